@@ -1,0 +1,1 @@
+"""Engines: what answers a request. `base` is the seam; `scheduler` runs backends in batches."""

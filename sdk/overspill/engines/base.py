@@ -1,0 +1,98 @@
+"""The engine seam: what a local model, a worker process and an attested cloud have in common.
+
+An implementer writes ``_generate`` (and what is abstract below) and owes this:
+
+- yield :class:`~overspill.types.chat.Chunk` objects; the last one, and only it, has ``finish``;
+- text is valid UTF-8 at every boundary and is never repeated or dropped;
+- refuse (``UnsupportedOption``, ``ContextOverflow``) before the first chunk, or not at all;
+- stop working within one decode step when the generator is closed;
+- ``finish.model`` names the model that really answered.
+
+``generate`` guards the seam: foreign exceptions leave it as :class:`~overspill.errors.EngineError`
+and a stream without its end is an error, never a short answer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from overspill.errors import EngineError, OverspillError
+from overspill.types.card import ModelCard
+from overspill.types.chat import Chunk, Request
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """``ok`` means that the engine moved in the last seconds, not that something listens."""
+
+    ok: bool
+    detail: str = ""
+    active: int = 0
+    queued: int = 0
+
+
+class Engine(ABC):
+    """Anything that answers a :class:`Request` with a stream of :class:`Chunk`."""
+
+    @property
+    @abstractmethod
+    def card(self) -> ModelCard:
+        """Facts about the model that answers."""
+
+    @abstractmethod
+    def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
+        """Answer the request; see the module's docstring for what is owed."""
+
+    @abstractmethod
+    async def count_prompt_tokens(self, request: Request) -> int | None:
+        """Tokens of the rendered prompt by the model's own tokenizer; None where unknown."""
+
+    async def start(self) -> None:
+        """Load what is needed. Raises ``ModelNotFound``, ``ModelInvalid`` or ``DoesNotFit``."""
+
+    async def aclose(self) -> None:
+        """Stop all generations and free everything. May be called twice."""
+
+    async def health(self) -> EngineHealth:
+        """Whether the engine really moves."""
+        return EngineHealth(ok=True)
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk]:
+        """Yield the answer; closing the generator cancels the work.
+
+        Raises :class:`~overspill.errors.OverspillError` only.
+        """
+        finished = False
+        try:
+            async with aclosing(self._generate(request)) as chunks:
+                async for chunk in chunks:
+                    if finished:
+                        raise EngineError(f"{self.card.name} went on after its end.")
+                    finished = chunk.finish is not None
+                    yield chunk
+        except OverspillError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"{self.card.name} failed: {type(error).__name__}: {error}",
+                mend="Run `overspill doctor`, or try another model.",
+            ) from error
+        if not finished:
+            raise EngineError(f"{self.card.name} stopped without an end.")
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,59 @@
+"""The road to a node: what a transport owes. It moves bytes and knows nothing of their meaning.
+
+Errors are :class:`~overspill.errors.TransportError` ("the road is bad") and, for the three
+answers that a node may give before it can decrypt, ``KeyUnknown``, ``InvalidRequest`` and
+``BusyError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from overspill.types.evidence import EvidenceBundle
+
+
+@dataclass(frozen=True, slots=True)
+class SealedHead:
+    """All that travels in clear: which key, and the secret sealed to it."""
+
+    nkc_sha256: bytes
+    sealed_key: bytes
+
+
+class Transport(Protocol):
+    """One way to one node."""
+
+    @property
+    def address(self) -> str:
+        """Where the node is, e.g. ``host:port`` or ``unix:/path``."""
+
+    @property
+    def is_local(self) -> bool:
+        """True for loopback addresses and Unix sockets: the only places for dev evidence."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload bytes that went out so far."""
+
+    async def get_bundle(self) -> EvidenceBundle:
+        """Fetch the node's evidence bundle."""
+
+    async def challenge(self, nonce: bytes) -> EvidenceBundle:
+        """Fetch fresh evidence over a 32-byte nonce."""
+
+    async def get_cards(self) -> tuple[bytes, bytes]:
+        """Fetch (serialised cards, signature)."""
+
+    def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """Send sealed frames; yield the response nonce (32 bytes) first, then sealed frames."""
+
+    def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """As :meth:`chat`, for an enrolment."""
+
+    async def cancel(self, stream_id: bytes, mac: bytes) -> None:
+        """Tell the node to stop a stream."""
+
+    async def aclose(self) -> None:
+        """Close the connection and every call on it."""

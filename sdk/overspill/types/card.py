@@ -1,0 +1,31 @@
+"""A model card: what routing weighs about a model, without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Facts about one served model.
+
+    ``context`` is in tokens, ``size_bytes`` on disk. ``skill_accuracy`` maps a skill (or
+    ``skill/level``) to the share of right answers measured for this quantization; empty when
+    unmeasured. Prices are in currency units per million tokens, 0 when nobody pays.
+    """
+
+    name: str
+    context: int
+    runtime: str
+    quantization: str = "unknown"
+    parameters: int = 0
+    size_bytes: int = 0
+    sha256: str = ""
+    tools: bool = False
+    json_schema: bool = False
+    modalities: tuple[str, ...] = ("text",)
+    languages: tuple[str, ...] = ("en",)
+    skill_accuracy: Mapping[str, float] = field(default_factory=dict)
+    price_prompt_per_mtok: float = 0.0
+    price_completion_per_mtok: float = 0.0

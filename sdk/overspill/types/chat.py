@@ -1,0 +1,173 @@
+"""A chat request and what comes back from an engine.
+
+One frozen :class:`Request` goes down through session, engine and wire; a stream of
+:class:`Chunk` comes up. Names follow OpenAI's chat interface where it has one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from overspill.types.usage import Usage
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CANCELLED = "cancelled"
+
+
+class Privacy(StrEnum):
+    """The floor for a request: where it may run and what must be proven.
+
+    ``DEVICE`` never leaves; ``ATTESTED`` may go to a node whose hardware evidence verified
+    (or that a policy file names explicitly); ``ANY`` may also go to a third party, with a
+    grant for that one interaction.
+    """
+
+    DEVICE = "device"
+    ATTESTED = "attested"
+    ANY = "any"
+
+    @property
+    def strictness(self) -> int:
+        """2 for device, 1 for attested, 0 for any."""
+        return {"device": 2, "attested": 1, "any": 0}[self.value]
+
+    def tightened_by(self, other: Privacy) -> Privacy:
+        """The stricter of the two: a floor is only ever raised."""
+        return self if self.strictness >= other.strictness else other
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model wants made. ``arguments`` is JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; ``parameters`` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. ``tool_call_id`` names the call that a ``tool`` turn answers."""
+
+    role: Role
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. ``temperature`` 0 is greedy.
+
+    ``seed`` and the token's position key a counter-based generator, so the same seed gives the
+    same draw at the same position whatever else runs in the batch.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+ToolChoice = Literal["auto", "none", "required"]
+"""``auto``, ``none`` or ``required``; a named tool is given by :attr:`Request.tool_name`."""
+
+
+def new_request_id() -> str:
+    """128 random bits in hex."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation, complete and frozen: everything that any layer below needs.
+
+    ``max_tokens`` None means as many as the context leaves, at most the engine's default limit.
+    ``top_logprobs`` None asks for no log-probabilities; 0 for the chosen token's only.
+    ``deadline_s`` is seconds from the start until the last token; ``first_token_s`` until the
+    first. ``attempt`` counts continuations elsewhere of the same interaction. ``prefix`` is text
+    that the answer already begins with (a device's draft).
+    """
+
+    messages: tuple[Message, ...]
+    id: str = field(default_factory=new_request_id)
+    model: str | None = None
+    app: str = "default"
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    tool_name: str | None = None
+    json_schema: Mapping[str, Any] | None = None
+    top_logprobs: int | None = None
+    privacy: Privacy = Privacy.ATTESTED
+    deadline_s: float | None = None
+    first_token_s: float | None = None
+    attempt: int = 0
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of a chosen token under the model, before sampling filters."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+    """Alternatives as (token id, text, log-probability), best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a stream: always the last thing an engine yields."""
+
+    reason: FinishReason
+    usage: Usage
+    model: str
+    adapter: str | None = None
+    receipt: bytes | None = None
+    """The node's signed receipt; set by a remote engine once FINAL was verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer. Text is valid UTF-8 at every boundary.
+
+    ``token_ids`` are the tokens that this piece came from (may be empty when text was held back
+    for a possible stop string). ``finish`` is set on the last chunk only.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish: Finish | None = None

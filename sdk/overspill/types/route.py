@@ -1,0 +1,139 @@
+"""Where a request runs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Route(StrEnum):
+    """The places a request can end up."""
+
+    DEVICE = "device"
+    CLOUD = "cloud"
+    THIRD_PARTY = "third_party"
+    REFUSED = "refused"
+
+
+class RouteReason(StrEnum):
+    """The one reason that decided. **escalate** is quality, **spill** capacity, **fall back** failure."""
+
+    EASY_ENOUGH = "easy_enough"
+    ESCALATE = "escalate"
+    SPILL = "spill"
+    FALL_BACK = "fall_back"
+    PRIVACY = "privacy"
+    ONLY_ROUTE = "only_route"
+    PINNED = "pinned"
+    NO_ROUTE = "no_route"
+
+
+@dataclass(frozen=True, slots=True)
+class StageReason:
+    """One machine-readable reason, appended by the stage that narrowed (or kept) the routes.
+
+    ``stage`` is 0 to 5 as in the routing policy, ``code`` stable, ``removed`` the routes it took
+    away, ``numbers`` what was compared. Never any prompt text.
+    """
+
+    stage: int
+    code: str
+    removed: tuple[Route, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDecision:
+    """The outcome of ``routing.decide``: pure data, explainable to the last contribution.
+
+    ``alternatives`` are routes that were allowed but not chosen, best first: where a failure may
+    fall back to. ``contributions`` are the scorer's exact summands (it is linear).
+    """
+
+    route: Route
+    reason: RouteReason
+    stages: tuple[StageReason, ...]
+    alternatives: tuple[Route, ...] = ()
+    p_device_right: float | None = None
+    p_cloud_right: float | None = None
+    threshold: float | None = None
+    contributions: Mapping[str, float] = field(default_factory=dict)
+    policy_sha256: str = ""
+    decision_us: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTaken:
+    """What really happened, for the answer and the log: the decision plus how it ended.
+
+    ``bytes_sent`` counts everything that left the device for this request (0 when it stayed).
+    ``changes`` lists each escalation, spill or fall-back after the decision.
+    """
+
+    route: Route
+    reason: RouteReason
+    decision: RouteDecision
+    model: str
+    bytes_sent: int = 0
+    assurance: str = "NONE"
+    node: str = ""
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a request would run and what it would cost; nothing was generated.
+
+    ``would_leave`` says in words what would leave the device, ``bytes_leaving`` about how much.
+    """
+
+    decision: RouteDecision
+    model: str
+    prompt_tokens: int
+    would_leave: str
+    bytes_leaving: int
+    estimated_s: float | None
+    estimated_cost: float
+    assurance: str
+
+    @property
+    def route(self) -> Route:
+        """The decision's route."""
+        return self.decision.route
+
+    @property
+    def reason(self) -> RouteReason:
+        """The decision's reason."""
+        return self.decision.reason
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """This device, measured: what latency and capability stages weigh. None is unknown."""
+
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    memory_free_bytes: int | None = None
+    on_battery: bool | None = None
+    battery_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkState:
+    """The way to the cloud: None means never measured."""
+
+    online: bool = True
+    rtt_s: float | None = None
+    cloud_queue: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Consent to send one request to one provider, once, until ``expires_unix`` (seconds)."""
+
+    provider: str
+    request_id: str
+    expires_unix: int
+    signature: bytes = b""

@@ -1,0 +1,1 @@
+"""Generated from proto/overspill/wire/v1 by proto/generate.py; do not edit."""
