@@ -1,0 +1,120 @@
+"""Fixtures that every room shares, and the rule that nothing skips unseen.
+
+``OVERSPILL_SHARED`` names an optional folder of others' data (vectors, results, a story model);
+it defaults to ``shared`` beside the checkout. With ``OVERSPILL_CI_ALL=1`` a run fails when a test
+skips that ``tests/allowed_skips.txt`` does not name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ALLOWED_SKIPS = REPOSITORY / "tests" / "allowed_skips.txt"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Async tests run on asyncio: grpc.aio knows no other loop."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of others' data; skips, saying why, where there is none."""
+    folder = Path(os.environ.get("OVERSPILL_SHARED") or REPOSITORY.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"shared data folder not found at {folder}; set OVERSPILL_SHARED to it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def need_program() -> Callable[[str, str], str]:
+    """``need_program("swtpm", "swtpm")``: its path, or a skip that names the package to install."""
+
+    def find(program: str, package: str) -> str:
+        path = shutil.which(program)
+        if path is None:
+            pytest.skip(f"{program} is not installed; on Debian: apt-get install {package}")
+        return path
+
+    return find
+
+
+# --- nothing skips unseen ---------------------------------------------------------------------
+
+_Skip = tuple[str, str]
+_skips = pytest.StashKey[list[_Skip]]()
+
+
+def _allowed_patterns() -> list[_Skip]:
+    """(node id pattern, reason pattern) per line of the committed list."""
+    patterns = []
+    for line in ALLOWED_SKIPS.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            node, _, reason = line.partition(" | ")
+            patterns.append((node.strip(), reason.strip()))
+    return patterns
+
+
+def _unexpected(skips: list[_Skip]) -> list[_Skip]:
+    allowed = _allowed_patterns()
+
+    def is_allowed(node: str, reason: str) -> bool:
+        return any(
+            fnmatch.fnmatchcase(node, n) and fnmatch.fnmatchcase(reason, r) for n, r in allowed
+        )
+
+    return [skip for skip in skips if not is_allowed(*skip)]
+
+
+class _SkipWatch:
+    """Collects skips; in a full run those that no line allows fail it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.skips: list[_Skip] = []
+        config.stash[_skips] = self.skips
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        text = report.longrepr
+        reason = text[2] if isinstance(text, tuple) else str(text)
+        self.skips.append((report.nodeid, reason.removeprefix("Skipped: ")))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if _unexpected(self.skips) and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for node, reason in _unexpected(self.skips):
+            terminalreporter.write_line(
+                f"NOT ALLOWED TO SKIP: {node}: {reason} "
+                "(install what it needs, or name it in tests/allowed_skips.txt)",
+                red=True,
+            )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch for skips in full runs only; elsewhere pytest's own ``-ra`` lists them."""
+    if os.environ.get("OVERSPILL_CI_ALL") == "1":
+        config.pluginmanager.register(_SkipWatch(config), "overspill-skip-watch")
