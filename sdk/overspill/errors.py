@@ -39,7 +39,8 @@ Each error says in one line what is wrong (``message``) and how to mend it (``me
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 
 class OverspillError(Exception):
@@ -62,15 +63,21 @@ class OverspillError(Exception):
         """The JSON shape shared by the command line and the HTTP endpoints."""
         return {"code": self.code, "message": self.message, "mend": self.mend}
 
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Rebuild an error from :func:`vars` of another, across a process or a wire."""
+        error = cls.__new__(cls)
+        Exception.__init__(error, fields.get("message", ""))
+        error.message, error.mend, error.partial = "", "", ""
+        error.__dict__.update(fields)
+        return error
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.__dict__.copy()))
+        return (_rebuild, (type(self), vars(self).copy()))
 
 
-def _rebuild(cls: type[OverspillError], state: dict[str, Any]) -> OverspillError:
-    error = cls.__new__(cls)
-    Exception.__init__(error, state.get("message", ""))
-    error.__dict__.update(state)
-    return error
+def _rebuild(cls: type[OverspillError], fields: dict[str, Any]) -> OverspillError:
+    return cls.from_fields(fields)
 
 
 class UsageError(OverspillError):
@@ -84,6 +91,7 @@ class InvalidRequest(UsageError):
     """A message, option or schema that cannot be honoured."""
 
     code = "invalid_request"
+    param: str | None = None
 
     def __init__(
         self, message: str, *, param: str | None = None, mend: str = "", partial: str = ""
@@ -108,6 +116,7 @@ class MissingExtra(UsageError):
     """An optional dependency is not installed."""
 
     code = "missing_extra"
+    extra: str = ""
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(
@@ -166,6 +175,9 @@ class ContextOverflow(DoesNotFit):
     """Prompt plus answer exceed the context. Nothing is ever cut off."""
 
     code = "context_length_exceeded"
+    prompt_tokens: int = 0
+    max_tokens: int = 0
+    context: int = 0
 
     def __init__(self, prompt_tokens: int, max_tokens: int, context: int, model: str = "") -> None:
         where = f" of {model}" if model else ""
@@ -184,6 +196,7 @@ class BusyError(OverspillError):
 
     code = "busy"
     exit_code = 7
+    retry_after_s: float | None = None
 
     def __init__(
         self, message: str, *, mend: str = "", partial: str = "", retry_after_s: float | None = None
@@ -225,8 +238,14 @@ class EvidenceRejected(TrustError):
     """
 
     code = "evidence_rejected"
+    reason: str = ""
+    step: str = ""
+    expected: str = ""
+    actual: str = ""
 
-    def __init__(self, reason: str, step: str, *, expected: str, actual: str, mend: str = "") -> None:
+    def __init__(
+        self, reason: str, step: str, *, expected: str, actual: str, mend: str = ""
+    ) -> None:
         super().__init__(
             f"Evidence rejected at step {step} ({reason}): expected {expected}, found {actual}.",
             mend=mend,
@@ -247,8 +266,11 @@ class DeviceRejected(TrustError):
     """The node refused this device or its signature. ``reason`` says which check failed."""
 
     code = "device_rejected"
+    reason: str = ""
 
-    def __init__(self, message: str, *, reason: str = "", mend: str = "", partial: str = "") -> None:
+    def __init__(
+        self, message: str, *, reason: str = "", mend: str = "", partial: str = ""
+    ) -> None:
         super().__init__(message, mend=mend, partial=partial)
         self.reason = reason
 

@@ -52,10 +52,10 @@ class Engine(ABC):
     async def count_prompt_tokens(self, request: Request) -> int | None:
         """Tokens of the rendered prompt by the model's own tokenizer; None where unknown."""
 
-    async def start(self) -> None:
+    async def start(self) -> None:  # noqa: B027 - most engines load nothing
         """Load what is needed. Raises ``ModelNotFound``, ``ModelInvalid`` or ``DoesNotFit``."""
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - most engines hold nothing
         """Stop all generations and free everything. May be called twice."""
 
     async def health(self) -> EngineHealth:

@@ -17,7 +17,7 @@ class Route(StrEnum):
 
 
 class RouteReason(StrEnum):
-    """The one reason that decided. **escalate** is quality, **spill** capacity, **fall back** failure."""
+    """What decided. **escalate** is quality, **spill** is capacity, **fall back** is failure."""
 
     EASY_ENOUGH = "easy_enough"
     ESCALATE = "escalate"

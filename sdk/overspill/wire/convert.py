@@ -1,0 +1,377 @@
+"""Between overspill's types and the wire's messages; the only translation there is.
+
+Decoding checks what protobuf cannot: unknown words and malformed JSON raise
+:class:`~overspill.errors.InvalidRequest`. Unknown fields and events are ignored, as version 1
+promises.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, cast, get_args
+
+from overspill import errors
+from overspill.types.card import ModelCard
+from overspill.types.chat import (
+    Chunk,
+    Finish,
+    FinishReason,
+    Message,
+    Privacy,
+    Request,
+    Role,
+    Sampling,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from overspill.types.evidence import Evidence, EvidenceBundle
+from overspill.types.usage import Usage
+from overspill.wire.v1 import chat_pb2, trust_pb2
+
+# Requests -------------------------------------------------------------------------------------
+
+
+def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatRequest:
+    """Encode a request. Only ``local`` ones name the app and the privacy floor."""
+    out = chat_pb2.ChatRequest(
+        id=request.id,
+        model=request.model,
+        messages=[_message_to_proto(m) for m in request.messages],
+        max_tokens=request.max_tokens,
+        sampling=_sampling_to_proto(request.sampling),
+        stop=request.stop,
+        tools=[
+            chat_pb2.Tool(
+                name=t.name, description=t.description, parameters_json=_dump(t.parameters)
+            )
+            for t in request.tools
+        ],
+        tool_choice=request.tool_choice,
+        tool_name=request.tool_name,
+        json_schema=None if request.json_schema is None else _dump(request.json_schema),
+        top_logprobs=request.top_logprobs,
+        deadline_s=request.deadline_s,
+        first_token_s=request.first_token_s,
+        attempt=request.attempt,
+        prefix=request.prefix,
+    )
+    if local:
+        out.app = request.app
+        out.privacy = request.privacy.value
+    return out
+
+
+def request_from_proto(message: chat_pb2.ChatRequest) -> Request:
+    """Decode a request; raises ``InvalidRequest`` on words or JSON that mean nothing."""
+    return Request(
+        id=message.id,
+        model=message.model if message.HasField("model") else None,
+        app=message.app or "default",
+        messages=tuple(_message_from_proto(m) for m in message.messages),
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        sampling=_sampling_from_proto(message),
+        stop=tuple(message.stop),
+        tools=tuple(
+            Tool(t.name, t.description, _load_object(t.parameters_json, "tools"))
+            for t in message.tools
+        ),
+        tool_choice=cast(
+            ToolChoice, _word(message.tool_choice or "auto", get_args(ToolChoice), "tool_choice")
+        ),
+        tool_name=message.tool_name if message.HasField("tool_name") else None,
+        json_schema=_load_object(message.json_schema, "json_schema")
+        if message.HasField("json_schema")
+        else None,
+        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
+        privacy=Privacy(
+            _word(message.privacy or Privacy.ATTESTED.value, tuple(Privacy), "privacy")
+        ),
+        deadline_s=message.deadline_s if message.HasField("deadline_s") else None,
+        first_token_s=message.first_token_s if message.HasField("first_token_s") else None,
+        attempt=message.attempt,
+        prefix=message.prefix,
+    )
+
+
+def _message_to_proto(message: Message) -> chat_pb2.Message:
+    return chat_pb2.Message(
+        role=message.role,
+        content=message.content,
+        tool_calls=[_tool_call_to_proto(c) for c in message.tool_calls],
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+    )
+
+
+def _message_from_proto(message: chat_pb2.Message) -> Message:
+    return Message(
+        role=cast(Role, _word(message.role, get_args(Role), "role")),
+        content=message.content,
+        tool_calls=_tool_calls(message.tool_calls),
+        tool_call_id=message.tool_call_id if message.HasField("tool_call_id") else None,
+        name=message.name if message.HasField("name") else None,
+    )
+
+
+def _sampling_to_proto(sampling: Sampling) -> chat_pb2.Sampling:
+    return chat_pb2.Sampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repeat_penalty=sampling.repeat_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        seed=sampling.seed,
+    )
+
+
+def _sampling_from_proto(request: chat_pb2.ChatRequest) -> Sampling:
+    if not request.HasField("sampling"):
+        return Sampling()
+    message = request.sampling
+    return Sampling(
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repeat_penalty=message.repeat_penalty,
+        logit_bias=dict(message.logit_bias),
+        seed=message.seed if message.HasField("seed") else None,
+    )
+
+
+# Answers --------------------------------------------------------------------------------------
+
+
+def chunk_to_delta(chunk: Chunk) -> chat_pb2.Delta | None:
+    """The chunk's content as an event; None when it carries only the end."""
+    if not (chunk.text or chunk.token_ids or chunk.logprobs or chunk.tool_calls):
+        return None
+    return chat_pb2.Delta(
+        text=chunk.text,
+        token_ids=chunk.token_ids,
+        logprobs=[_logprob_to_proto(p) for p in chunk.logprobs],
+        tool_calls=[_tool_call_to_proto(c) for c in chunk.tool_calls],
+    )
+
+
+def delta_to_chunk(delta: chat_pb2.Delta) -> Chunk:
+    """Inverse of :func:`chunk_to_delta`."""
+    return Chunk(
+        text=delta.text,
+        token_ids=tuple(delta.token_ids),
+        logprobs=tuple(_logprob_from_proto(p) for p in delta.logprobs),
+        tool_calls=_tool_calls(delta.tool_calls),
+    )
+
+
+def finish_to_final(finish: Finish) -> chat_pb2.Final:
+    """The end of a stream; transcript hash and receipt are added by who seals it."""
+    usage = finish.usage
+    return chat_pb2.Final(
+        finish_reason=finish.reason.value,
+        model=finish.model,
+        adapter=finish.adapter,
+        usage=chat_pb2.Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            queue_s=usage.queue_s,
+            prefill_s=usage.prefill_s,
+            decode_s=usage.decode_s,
+        ),
+    )
+
+
+def final_to_finish(final: chat_pb2.Final) -> Finish:
+    """Inverse of :func:`finish_to_final`."""
+    usage = final.usage
+    return Finish(
+        reason=FinishReason(_word(final.finish_reason, tuple(FinishReason), "finish_reason")),
+        model=final.model,
+        adapter=final.adapter if final.HasField("adapter") else None,
+        receipt=final.receipt or None,
+        usage=Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            queue_s=usage.queue_s,
+            prefill_s=usage.prefill_s,
+            decode_s=usage.decode_s,
+        ),
+    )
+
+
+def _logprob_to_proto(logprob: TokenLogprob) -> chat_pb2.TokenLogprob:
+    return chat_pb2.TokenLogprob(
+        token_id=logprob.token_id,
+        token=logprob.token,
+        logprob=logprob.logprob,
+        top=[chat_pb2.Alternative(token_id=i, token=t, logprob=p) for i, t, p in logprob.top],
+    )
+
+
+def _logprob_from_proto(message: chat_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(
+        token_id=message.token_id,
+        token=message.token,
+        logprob=message.logprob,
+        top=tuple((a.token_id, a.token, a.logprob) for a in message.top),
+    )
+
+
+def _tool_call_to_proto(call: ToolCall) -> chat_pb2.ToolCall:
+    return chat_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
+
+
+def _tool_calls(messages: Iterable[chat_pb2.ToolCall]) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(m.id, m.name, m.arguments) for m in messages)
+
+
+# Errors ---------------------------------------------------------------------------------------
+
+
+def error_to_proto(error: errors.OverspillError) -> chat_pb2.ErrorEvent:
+    """An error as an event: its code, its line and the plain values its class carries."""
+    detail = {
+        name: value
+        for name, value in vars(error).items()
+        if name not in ("message", "mend", "partial")
+        and isinstance(value, str | int | float | None)
+    }
+    return chat_pb2.ErrorEvent(
+        code=error.code, message=error.message, mend=error.mend, detail_json=_dump(detail)
+    )
+
+
+def error_from_proto(event: chat_pb2.ErrorEvent) -> errors.OverspillError:
+    """The typed error again; a code from a newer version becomes an ``EngineError``."""
+    fields = _load_object(event.detail_json, "error")
+    fields |= {"message": event.message, "mend": event.mend}
+    return _ERRORS.get(event.code, errors.EngineError).from_fields(fields)
+
+
+def _all_errors(root: type[errors.OverspillError]) -> dict[str, type[errors.OverspillError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _all_errors(child)
+    return found
+
+
+_ERRORS = _all_errors(errors.OverspillError)
+
+
+# Cards and evidence ---------------------------------------------------------------------------
+
+
+def card_to_proto(card: ModelCard) -> chat_pb2.ModelCard:
+    """Encode a model card."""
+    return chat_pb2.ModelCard(
+        name=card.name,
+        context=card.context,
+        runtime=card.runtime,
+        quantization=card.quantization,
+        parameters=card.parameters,
+        size_bytes=card.size_bytes,
+        sha256=card.sha256,
+        tools=card.tools,
+        json_schema=card.json_schema,
+        modalities=card.modalities,
+        languages=card.languages,
+        skill_accuracy=dict(card.skill_accuracy),
+        price_prompt_per_mtok=card.price_prompt_per_mtok,
+        price_completion_per_mtok=card.price_completion_per_mtok,
+    )
+
+
+def card_from_proto(message: chat_pb2.ModelCard) -> ModelCard:
+    """Decode a model card."""
+    return ModelCard(
+        name=message.name,
+        context=message.context,
+        runtime=message.runtime,
+        quantization=message.quantization,
+        parameters=message.parameters,
+        size_bytes=message.size_bytes,
+        sha256=message.sha256,
+        tools=message.tools,
+        json_schema=message.json_schema,
+        modalities=tuple(message.modalities),
+        languages=tuple(message.languages),
+        skill_accuracy=dict(message.skill_accuracy),
+        price_prompt_per_mtok=message.price_prompt_per_mtok,
+        price_completion_per_mtok=message.price_completion_per_mtok,
+    )
+
+
+def cards_to_bytes(cards: Iterable[ModelCard]) -> bytes:
+    """A serialised list of cards: the bytes that the node signs."""
+    return trust_pb2.CardList(cards=[card_to_proto(c) for c in cards]).SerializeToString(
+        deterministic=True
+    )
+
+
+def cards_from_bytes(data: bytes) -> tuple[ModelCard, ...]:
+    """Inverse of :func:`cards_to_bytes`."""
+    return tuple(card_from_proto(m) for m in trust_pb2.CardList.FromString(data).cards)
+
+
+def bundle_to_proto(bundle: EvidenceBundle) -> trust_pb2.EvidenceBundle:
+    """Encode an evidence bundle."""
+    return trust_pb2.EvidenceBundle(
+        node_key_config=bundle.node_key_config,
+        evidence=[
+            trust_pb2.Evidence(type=e.type, data=e.data, collateral=dict(e.collateral))
+            for e in bundle.evidence
+        ],
+        release=bundle.release,
+        release_proof=bundle.release_proof,
+        measured_log=bundle.measured_log,
+        gpu_claims_digest=bundle.gpu_claims_digest,
+        freshness_anchor=bundle.freshness_anchor,
+    )
+
+
+def bundle_from_proto(message: trust_pb2.EvidenceBundle) -> EvidenceBundle:
+    """Decode an evidence bundle; nothing in it is believed yet."""
+    return EvidenceBundle(
+        node_key_config=message.node_key_config,
+        evidence=tuple(Evidence(e.type, e.data, dict(e.collateral)) for e in message.evidence),
+        release=message.release,
+        release_proof=message.release_proof,
+        measured_log=tuple(message.measured_log),
+        gpu_claims_digest=message.gpu_claims_digest,
+        freshness_anchor=message.freshness_anchor,
+    )
+
+
+# JSON and words -------------------------------------------------------------------------------
+
+
+def _dump(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _load_object(text: str, param: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise errors.InvalidRequest(f"'{param}' is not valid JSON.", param=param) from error
+    if not isinstance(value, dict):
+        raise errors.InvalidRequest(f"'{param}' must be a JSON object.", param=param)
+    return value
+
+
+def _word(value: str, known: tuple[str, ...], param: str) -> str:
+    if value not in known:
+        raise errors.InvalidRequest(
+            f"'{param}' is {value!r}.", param=param, mend=f"Use one of: {', '.join(known)}."
+        )
+    return value
