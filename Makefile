@@ -1,0 +1,46 @@
+# make demo | test | check | format | bench | soak        ARGS="..." goes to the command behind
+#
+# Needs Python 3.11 or newer and a C/C++ compiler, nothing else: each target makes the environment
+# it needs in .venv and installs into it again only when pyproject.toml has changed.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell sh scripts/find_python.sh)
+ARGS ?=
+
+.PHONY: demo test check format bench soak clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.demo
+	@$(BIN)/overspill demo $(ARGS)
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test
+	@mkdir -p build/bench
+	@$(BIN)/overspill bench $(ARGS)
+
+soak: $(VENV)/.test
+	@mkdir -p build
+	@$(BIN)/overspill soak $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist
+
+# .venv/.demo and .venv/.test: newer than pyproject.toml where the environment is current.
+$(VENV)/.%: pyproject.toml scripts/setup_env.py
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH; install one, or name it: make $* PYTHON=/path/to/python3" >&2; exit 2; }
+	@"$(PYTHON)" scripts/setup_env.py $(VENV) $*
+	@touch $@
