@@ -1,0 +1,1 @@
+"""What the client remembers between runs; SQLite files in the state folder."""

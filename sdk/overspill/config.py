@@ -1,0 +1,186 @@
+"""Settings, from a TOML file and the environment, and the places where files go.
+
+The only reader of ``os.environ`` in the project. The environment may choose a model, a cloud and
+a stricter privacy floor; it can never name a trust policy or lower what must be proven.
+
+``config.toml`` in the configuration folder::
+
+    model = "brook"                 # device model: a name, a .gguf file or an MLX folder
+    privacy = "attested"            # floor: device, attested or any
+    routing_policy = "routing.toml" # optional; relative to this file
+
+    [cloud]
+    address = "node.example:8443"   # or unix:/path
+    trust_policy = "trust.toml"     # optional; without it the strictest default holds
+    ca = "ca.pem"                   # optional: the TLS authority to accept
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from overspill.errors import ConfigurationError
+from overspill.types.chat import Privacy
+
+ENVIRONMENT = ("OVERSPILL_HOME", "OVERSPILL_MODEL", "OVERSPILL_CLOUD", "OVERSPILL_PRIVACY")
+"""Every variable that is read. `OVERSPILL_HOME` puts all places under one folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Folders for settings, data, state (receipts, keys), caches and sockets."""
+
+    config: Path
+    data: Path
+    state: Path
+    cache: Path
+    runtime: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CloudSettings:
+    """Where the overflow goes; ``trust_policy`` None means the strictest default."""
+
+    address: str
+    trust_policy: Path | None = None
+    ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that a client needs to know. ``isolate`` runs the device's engine in a worker process."""
+
+    places: Places
+    model: str = "brook"
+    privacy: Privacy = Privacy.ATTESTED
+    cloud: CloudSettings | None = None
+    routing_policy: Path | None = None
+    isolate: bool = True
+    max_context_tokens: int | None = None
+    device_slots: int = 4
+    private_terms: tuple[str, ...] = field(default=())
+
+    def with_cloud(
+        self, address: str, *, trust_policy: Path | None = None, ca: Path | None = None
+    ) -> Settings:
+        """The same settings with another cloud."""
+        return replace(self, cloud=CloudSettings(address, trust_policy, ca))
+
+
+def default_places(environ: Mapping[str, str] | None = None) -> Places:
+    """The user's own folders, or everything under ``OVERSPILL_HOME``."""
+    env = os.environ if environ is None else environ
+    home = env.get("OVERSPILL_HOME")
+    if home:
+        root = Path(home).expanduser()
+        return Places(*(root / n for n in ("config", "data", "state", "cache", "run")))
+    from platformdirs import PlatformDirs
+
+    dirs = PlatformDirs("overspill", appauthor=False)
+    runtime = env.get("XDG_RUNTIME_DIR")
+    return Places(
+        config=dirs.user_config_path,
+        data=dirs.user_data_path,
+        state=dirs.user_state_path,
+        cache=dirs.user_cache_path,
+        # Without a login session's own folder: never a shared /tmp.
+        runtime=Path(runtime) / "overspill" if runtime else dirs.user_state_path / "run",
+    )
+
+
+def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from ``path`` (default: ``config.toml`` in the configuration folder), then the
+    environment. Raises ``ConfigurationError`` naming file, key and mend."""
+    env = os.environ if environ is None else environ
+    places = default_places(env)
+    file = path or places.config / "config.toml"
+    if path is not None and not path.exists():
+        raise ConfigurationError(f"No settings file at {path}.", mend="Create it or leave it out.")
+    settings = _from_file(file, places) if file.exists() else Settings(places=places)
+    return _from_environment(settings, env)
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment for a child process, with ``extra`` on top."""
+    return {**os.environ, **(extra or {})}
+
+
+_KEYS: dict[str, type] = {
+    "model": str,
+    "privacy": str,
+    "routing_policy": str,
+    "isolate": bool,
+    "max_context_tokens": int,
+    "device_slots": int,
+    "private_terms": list,
+    "cloud": dict,
+}
+_CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str}
+
+
+def _from_file(file: Path, places: Places) -> Settings:
+    try:
+        raw = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{file} cannot be read: {error}.", mend="Mend the file."
+        ) from None
+    _check_keys(raw, _KEYS, file, "")
+    cloud = raw.pop("cloud", None)
+    if cloud is not None:
+        _check_keys(cloud, _CLOUD_KEYS, file, "cloud.")
+        if "address" not in cloud:
+            raise ConfigurationError(f"{file}: [cloud] has no address.", mend="Add one.")
+        raw["cloud"] = CloudSettings(
+            cloud["address"],
+            _beside(file, cloud.get("trust_policy")),
+            _beside(file, cloud.get("ca")),
+        )
+    if "privacy" in raw:
+        raw["privacy"] = _privacy(raw["privacy"], str(file))
+    if "routing_policy" in raw:
+        raw["routing_policy"] = _beside(file, raw["routing_policy"])
+    if "private_terms" in raw:
+        raw["private_terms"] = tuple(str(term) for term in raw["private_terms"])
+    return Settings(places=places, **raw)
+
+
+def _check_keys(raw: Mapping[str, Any], known: Mapping[str, type], file: Path, where: str) -> None:
+    for key, value in raw.items():
+        if key not in known:
+            raise ConfigurationError(
+                f"{file}: unknown key '{where}{key}'.", mend=f"Known: {', '.join(known)}."
+            )
+        if not isinstance(value, known[key]) or (known[key] is int and isinstance(value, bool)):
+            raise ConfigurationError(
+                f"{file}: '{where}{key}' is {value!r}.", mend=f"Give a {known[key].__name__}."
+            )
+
+
+def _beside(file: Path, name: str | None) -> Path | None:
+    return None if name is None else file.parent / Path(name).expanduser()
+
+
+def _from_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
+    if model := env.get("OVERSPILL_MODEL"):
+        settings = replace(settings, model=model)
+    if address := env.get("OVERSPILL_CLOUD"):
+        old = settings.cloud or CloudSettings(address)
+        settings = replace(settings, cloud=replace(old, address=address))
+    if privacy := env.get("OVERSPILL_PRIVACY"):
+        floor = _privacy(privacy, "OVERSPILL_PRIVACY")
+        settings = replace(settings, privacy=settings.privacy.tightened_by(floor))
+    return settings
+
+
+def _privacy(value: str, where: str) -> Privacy:
+    if value not in tuple(Privacy):
+        raise ConfigurationError(
+            f"{where}: privacy is {value!r}.", mend="Use device, attested or any."
+        )
+    return Privacy(value)

@@ -1,0 +1,74 @@
+"""Settings: strict files, an environment that may only choose and tighten."""
+
+import pytest
+
+from overspill.config import ENVIRONMENT, load_settings
+from overspill.errors import ConfigurationError
+from overspill.types.chat import Privacy
+
+
+def load(tmp_path, text: str, **environ: str):
+    home = tmp_path / "home"
+    (home / "config").mkdir(parents=True, exist_ok=True)
+    (home / "config" / "config.toml").write_text(text)
+    return load_settings(environ={"OVERSPILL_HOME": str(home), **environ})
+
+
+def test_a_full_file_is_read_and_paths_lie_beside_it(tmp_path):
+    settings = load(
+        tmp_path,
+        'model = "echo"\nprivacy = "any"\nrouting_policy = "r.toml"\nprivate_terms = ["Ada"]\n'
+        '[cloud]\naddress = "h:1"\ntrust_policy = "t.toml"\n',
+    )
+    config = tmp_path / "home" / "config"
+    assert settings.model == "echo"
+    assert settings.privacy is Privacy.ANY
+    assert settings.routing_policy == config / "r.toml"
+    assert settings.cloud is not None
+    assert settings.cloud.trust_policy == config / "t.toml"
+    assert settings.private_terms == ("Ada",)
+    assert settings.places.state == tmp_path / "home" / "state"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("modell = 1", "modell"),
+        ("model = 1", "model"),
+        ('privacy = "none"', "privacy"),
+        ("isolate = 1", "isolate"),
+        ("max_context_tokens = true", "max_context_tokens"),
+        ("[cloud]\n", "address"),
+        ('[cloud]\naddress = "a"\ntrust = 1', "cloud.trust"),
+        ("model = ", "config.toml"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path, text, named):
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, text)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_may_only_tighten_the_floor(tmp_path):
+    assert load(tmp_path, "", OVERSPILL_PRIVACY="device").privacy is Privacy.DEVICE
+    assert load(tmp_path, 'privacy = "device"', OVERSPILL_PRIVACY="any").privacy is Privacy.DEVICE
+
+
+def test_the_environment_cannot_name_a_trust_policy(tmp_path):
+    settings = load(
+        tmp_path,
+        "",
+        OVERSPILL_CLOUD="h:1",
+        OVERSPILL_TRUST_POLICY="lax.toml",
+        OVERSPILL_CLOUD_TRUST_POLICY="lax.toml",
+        OVERSPILL_DEV_UNSAFE="1",
+    )
+    assert settings.cloud is not None
+    assert settings.cloud.trust_policy is None
+    assert not any("TRUST" in name or "DEV" in name for name in ENVIRONMENT)
+
+
+def test_a_settings_file_that_was_named_must_exist(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"missing\.toml"):
+        load_settings(tmp_path / "missing.toml", environ={})
