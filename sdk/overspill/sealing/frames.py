@@ -1,0 +1,231 @@
+"""Sealed frames: one direction of one request, in order, to its end.
+
+A frame on the wire is ``type (1) || final (1) || ChaCha20-Poly1305(padded plaintext)``. Frame i of
+a direction is sealed under ``nonce XOR i`` with ``aad = "ovs1" || direction || u64(i) || type ||
+final``: the index is never sent, so a dropped, repeated, swapped or reflected frame does not open.
+The padded plaintext is ``u32 length || content || zeros`` up to a multiple of 64 bytes, and the
+padding is checked: there is one encoding of a frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, NoReturn
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from overspill.errors import DoesNotFit, StreamCorrupt, StreamTruncated, UsageError
+from overspill.sealing.schedule import FrameKeys
+
+CLIENT: Final = b"C"
+SERVER: Final = b"S"
+
+BUCKET_BYTES: Final = 64
+MAX_FRAME_BYTES: Final = 1 << 20
+MAX_REQUEST_BYTES: Final = 16 << 20
+MAX_FRAMES: Final = 1 << 32
+
+_HEADER_BYTES: Final = 2
+_TAG_BYTES: Final = 16
+_LENGTH_BYTES: Final = 4
+_MAX_PADDED_BYTES: Final = (MAX_FRAME_BYTES - _HEADER_BYTES - _TAG_BYTES) // 64 * 64
+MAX_CONTENT_BYTES: Final = _MAX_PADDED_BYTES - _LENGTH_BYTES
+"""The longest content of one frame; a longer body goes in several frames (``seal_body``)."""
+
+
+class FrameType(IntEnum):
+    """What a frame carries. The client sends AUTH and BODY, the node BODY, EVENT, FINAL, ERROR."""
+
+    AUTH = 1
+    BODY = 2
+    EVENT = 3
+    FINAL = 4
+    ERROR = 5
+
+
+_ENDS: Final = frozenset({FrameType.FINAL, FrameType.ERROR})
+_MAY_END: Final = _ENDS | {FrameType.BODY}
+_SENDS: Final = {
+    CLIENT: frozenset({FrameType.AUTH, FrameType.BODY}),
+    SERVER: frozenset({FrameType.BODY, FrameType.EVENT, FrameType.FINAL, FrameType.ERROR}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An opened frame: authentic, complete and in its place."""
+
+    type: FrameType
+    plaintext: bytes
+    final: bool
+
+
+class _Direction:
+    """What sealing and opening share: the counter, the nonce, the limits, the transcript."""
+
+    def __init__(self, keys: FrameKeys, direction: bytes) -> None:
+        if direction not in _SENDS:
+            raise UsageError(f"{direction!r} is no direction.", mend="Use CLIENT or SERVER.")
+        self._aead = ChaCha20Poly1305(keys.key)
+        self._nonce = int.from_bytes(keys.nonce, "big")
+        self._direction = direction
+        self._index = 0
+        self._bytes = 0
+        self._transcript = hashlib.sha256()
+        self._ended = False
+
+    @property
+    def transcript_sha256(self) -> bytes:
+        """SHA-256 over ``type || u32 length || plaintext`` of every frame so far but FINAL."""
+        return self._transcript.digest()
+
+    @property
+    def ended(self) -> bool:
+        """True once a final frame went by."""
+        return self._ended
+
+    def _nonce_and_aad(self, kind: int, final: int) -> tuple[bytes, bytes]:
+        nonce = (self._nonce ^ self._index).to_bytes(12, "big")
+        return nonce, b"ovs1" + self._direction + struct.pack(">QBB", self._index, kind, final)
+
+    def _advance(self, kind: FrameType, content: bytes, size: int, *, final: bool) -> None:
+        self._index += 1
+        self._bytes += size
+        self._ended = final
+        if kind is not FrameType.FINAL:
+            self._transcript.update(struct.pack(">BI", kind, len(content)) + content)
+
+    def _excess(self, size: int) -> str:
+        """Why a frame of ``size`` sealed bytes would break a limit, or an empty string."""
+        if size > MAX_FRAME_BYTES:
+            return f"A frame of {size} bytes exceeds the limit of {MAX_FRAME_BYTES}."
+        if self._direction == CLIENT and self._bytes + size > MAX_REQUEST_BYTES:
+            return f"The request exceeds the limit of {MAX_REQUEST_BYTES} bytes."
+        if self._index >= MAX_FRAMES:
+            return f"The stream exceeds the limit of {MAX_FRAMES} frames."
+        return ""
+
+    def __reduce__(self) -> NoReturn:
+        # A copy would seal one index twice with different content: a reused nonce.
+        raise UsageError("A sealed stream's state is never copied or serialised.")
+
+
+class FrameSealer(_Direction):
+    """Seals one direction's frames in order. An index is never sealed twice."""
+
+    def seal(self, kind: FrameType, plaintext: bytes, *, final: bool = False) -> bytes:
+        """One frame as it travels. FINAL and ERROR are always final; only BODY has a choice.
+
+        Raises ``DoesNotFit`` beyond 1 MiB a frame, 16 MiB a request or 2^32 frames, and
+        ``UsageError`` after a final frame or for a type that this direction does not send.
+        """
+        final = final or kind in _ENDS
+        self._check_order(kind, final)
+        padded = _pad(plaintext)
+        size = _HEADER_BYTES + len(padded) + _TAG_BYTES
+        if excess := self._excess(size):
+            raise DoesNotFit(excess, mend="Send less in one request.")
+        nonce, aad = self._nonce_and_aad(kind, final)
+        sealed = self._aead.encrypt(nonce, padded, aad)
+        self._advance(kind, plaintext, size, final=final)
+        return bytes((kind, final)) + sealed
+
+    def seal_body(self, content: bytes) -> list[bytes]:
+        """``content`` as BODY frames of at most 1 MiB, the last one final."""
+        starts = range(0, max(len(content), 1), MAX_CONTENT_BYTES)
+        pieces = [content[start : start + MAX_CONTENT_BYTES] for start in starts]
+        last = len(pieces) - 1
+        return [
+            self.seal(FrameType.BODY, piece, final=number == last)
+            for number, piece in enumerate(pieces)
+        ]
+
+    def _check_order(self, kind: FrameType, final: bool) -> None:
+        if self._ended:
+            raise UsageError("The stream has ended: nothing is sealed after its final frame.")
+        if kind not in _SENDS[self._direction]:
+            raise UsageError(f"{kind.name} frames do not go in direction {self._direction!r}.")
+        if final and kind not in _MAY_END:
+            raise UsageError(f"{kind.name} frames do not end a stream.")
+
+
+class FrameOpener(_Direction):
+    """Opens one direction's frames in order; the first failure is for good."""
+
+    def __init__(self, keys: FrameKeys, direction: bytes) -> None:
+        super().__init__(keys, direction)
+        self._broken = False
+
+    def open(self, frame: bytes) -> Frame:
+        """The frame's content. Raises ``StreamCorrupt`` for everything but the exact next frame."""
+        if self._broken:
+            raise StreamCorrupt("The stream was corrupt before this frame.")
+        try:
+            return self._open(frame)
+        except StreamCorrupt:
+            self._broken = True
+            raise
+
+    def finish(self) -> None:
+        """Call when the stream closed. Raises ``StreamTruncated`` unless a final frame came."""
+        if self._broken:
+            raise StreamCorrupt("The stream was corrupt before it closed.")
+        if not self._ended:
+            raise StreamTruncated(
+                f"The stream ended after {self._index} frames without its final frame.",
+                mend="Treat the text as unconfirmed and ask again.",
+            )
+
+    def check_transcript(self, claimed_sha256: bytes) -> None:
+        """Raises ``StreamCorrupt`` unless FINAL's digest is the one of the frames that came."""
+        if claimed_sha256 != self.transcript_sha256:
+            self._broken = True
+            raise StreamCorrupt("FINAL's digest is not that of the frames before it.")
+
+    def _open(self, frame: bytes) -> Frame:
+        if self._ended:
+            raise StreamCorrupt("A frame came after the final one.")
+        if excess := self._excess(len(frame)):
+            raise StreamCorrupt(excess)
+        kind, final = self._header(frame)
+        nonce, aad = self._nonce_and_aad(kind, final)
+        try:
+            padded = self._aead.decrypt(nonce, frame[_HEADER_BYTES:], aad)
+        except InvalidTag as error:
+            raise StreamCorrupt(
+                f"Frame {self._index} was altered or is not the next one of this stream."
+            ) from error
+        content = _unpad(padded)
+        self._advance(kind, content, len(frame), final=final)
+        return Frame(kind, content, final)
+
+    def _header(self, frame: bytes) -> tuple[FrameType, bool]:
+        if len(frame) < _HEADER_BYTES + BUCKET_BYTES + _TAG_BYTES or frame[1] > 1:
+            raise StreamCorrupt(f"Frame {self._index} has no valid header.")
+        try:
+            kind = FrameType(frame[0])
+        except ValueError as error:
+            raise StreamCorrupt(f"Frame {self._index} has the unknown type {frame[0]}.") from error
+        final = bool(frame[1])
+        if kind not in _SENDS[self._direction] or (final and kind not in _MAY_END):
+            raise StreamCorrupt(f"Frame {self._index} of type {kind.name} has no place here.")
+        if kind in _ENDS and not final:
+            raise StreamCorrupt(f"Frame {self._index} of type {kind.name} is not marked final.")
+        return kind, final
+
+
+def _pad(content: bytes) -> bytes:
+    body = len(content).to_bytes(_LENGTH_BYTES, "big") + content
+    return body + bytes(-len(body) % BUCKET_BYTES)
+
+
+def _unpad(padded: bytes) -> bytes:
+    size = int.from_bytes(padded[:_LENGTH_BYTES], "big")
+    content = padded[_LENGTH_BYTES : _LENGTH_BYTES + size]
+    if len(content) != size or _pad(content) != padded:
+        raise StreamCorrupt("A frame's padding is not the canonical one.")
+    return content
