@@ -60,6 +60,7 @@ requests = st.builds(
     deadline_s=st.none() | unit,
     first_token_s=st.none() | unit,
     attempt=int32,
+    lane=st.sampled_from(["interactive", "batch"]),
     prefix=text,
     app=text.filter(bool),
     privacy=st.sampled_from(list(Privacy)),

@@ -100,6 +100,10 @@ ToolChoice = Literal["auto", "none", "required"]
 """``auto``, ``none`` or ``required``; a named tool is given by :attr:`Request.tool_name`."""
 
 
+Lane = Literal["interactive", "batch"]
+"""``interactive`` goes first; ``batch`` runs when nothing else waits, or once it has aged."""
+
+
 def new_request_id() -> str:
     """128 random bits in hex."""
     return uuid.uuid4().hex
@@ -133,6 +137,7 @@ class Request:
     first_token_s: float | None = None
     attempt: int = 0
     prefix: str = ""
+    lane: Lane = "interactive"
 
 
 @dataclass(frozen=True, slots=True)

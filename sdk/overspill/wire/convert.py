@@ -17,6 +17,7 @@ from overspill.types.chat import (
     Chunk,
     Finish,
     FinishReason,
+    Lane,
     Message,
     Privacy,
     Request,
@@ -57,6 +58,7 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
         first_token_s=request.first_token_s,
         attempt=request.attempt,
         prefix=request.prefix,
+        lane=request.lane,
     )
     if local:
         out.app = request.app
@@ -93,6 +95,7 @@ def request_from_proto(message: chat_pb2.ChatRequest) -> Request:
         first_token_s=message.first_token_s if message.HasField("first_token_s") else None,
         attempt=message.attempt,
         prefix=message.prefix,
+        lane=cast(Lane, _word(message.lane or "interactive", get_args(Lane), "lane")),
     )
 
 
