@@ -8,7 +8,7 @@ verifier accepted.
 
 from __future__ import annotations
 
-import os
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -74,7 +74,7 @@ def seal_secret(result: AttestationResult) -> SealedSecret:
             f"HPKE suite kdf {result.kdf_id:#06x}, aead {result.aead_id:#06x} is not supported.",
             mend="Use HKDF-SHA256 with ChaCha20-Poly1305.",
         )
-    secret = os.urandom(SECRET_BYTES)
+    secret = secrets.token_bytes(SECRET_BYTES)
     public_key = _public_key(result.kem_id, result.hpke_public_key)
     info = _INFO_LABEL + result.nkc_sha256
     sealed_key = _suite(result.kem_id).encrypt(secret, public_key, info=info)
