@@ -1,0 +1,101 @@
+"""Who runs next: two lanes, ageing, and KV tokens reserved instead of requests counted."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from overspill.types.chat import Lane
+
+
+class Waiting(Protocol):
+    """What the queue needs to know about a request."""
+
+    @property
+    def lane(self) -> Lane:
+        """``interactive`` goes first, ``batch`` when nothing else waits or it has aged."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Prompt and answer together: reserved until the request ends."""
+
+    @property
+    def submitted_s(self) -> float:
+        """When it was queued, on the scheduler's clock."""
+
+
+T = TypeVar("T", bound=Waiting)
+
+
+@dataclass(slots=True)
+class KvReservations:
+    """KV tokens and sequence slots that running requests hold."""
+
+    kv_tokens: int
+    slots: int
+    reserved: int = 0
+    free_slots: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free_slots = list(range(self.slots))
+
+    def fits(self, kv_tokens: int) -> bool:
+        """Whether a request of that size can start now."""
+        return bool(self.free_slots) and self.reserved + kv_tokens <= self.kv_tokens
+
+    def take(self, kv_tokens: int) -> int:
+        """Reserve, and return the sequence slot."""
+        self.reserved += kv_tokens
+        return self.free_slots.pop()
+
+    def give_back(self, slot: int, kv_tokens: int) -> None:
+        """Free what ``take`` reserved."""
+        self.reserved -= kv_tokens
+        self.free_slots.append(slot)
+
+
+class AdmissionQueue(Generic[T]):
+    """First come, first served within a lane; nobody overtakes the head for being smaller.
+
+    The batch lane goes first once its head has waited ``ageing_s``, so it never starves.
+    """
+
+    def __init__(self, *, ageing_s: float) -> None:
+        self._ageing_s = ageing_s
+        self._lanes: dict[Lane, deque[T]] = {"interactive": deque(), "batch": deque()}
+
+    def __len__(self) -> int:
+        return sum(len(lane) for lane in self._lanes.values())
+
+    def push(self, item: T) -> None:
+        """Queue behind the others of its lane."""
+        self._lanes[item.lane].append(item)
+
+    def remove(self, item: T) -> bool:
+        """Take out a request that no longer waits; False when it wasn't queued."""
+        try:
+            self._lanes[item.lane].remove(item)
+        except ValueError:
+            return False
+        return True
+
+    def head(self, now_s: float) -> T | None:
+        """The next to be admitted, still queued."""
+        lane = self._next_lane(now_s)
+        return None if lane is None else self._lanes[lane][0]
+
+    def items(self) -> list[T]:
+        """All that wait, interactive lane first."""
+        return [*self._lanes["interactive"], *self._lanes["batch"]]
+
+    def position(self, item: T) -> int | None:
+        """How many are ahead of it, ageing left aside; None when it isn't queued."""
+        waiting = self.items()
+        return waiting.index(item) if item in waiting else None
+
+    def _next_lane(self, now_s: float) -> Lane | None:
+        batch, interactive = self._lanes["batch"], self._lanes["interactive"]
+        if batch and (not interactive or now_s - batch[0].submitted_s >= self._ageing_s):
+            return "batch"
+        return "interactive" if interactive else None

@@ -1,0 +1,90 @@
+"""The bridge from the scheduler's thread to the event loop that waits for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable
+from typing import TypeAlias
+
+from overspill.errors import OverspillError
+from overspill.types.chat import Chunk
+
+Item: TypeAlias = "Chunk | OverspillError"
+
+
+class AnswerStream:
+    """Chunks of one answer; lives on one event loop.
+
+    A slow reader gets everything that gathered meanwhile as one chunk, so what is held grows
+    with the answer's length and never with the number of steps.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._pending: list[Item] = []
+        self._arrived = asyncio.Event()
+
+    def deliver(self, item: Item) -> None:
+        """Add an item; on the event loop only."""
+        self._pending.append(item)
+        self._arrived.set()
+
+    async def chunks(self) -> AsyncGenerator[Chunk]:
+        """The answer up to its end; raises the error that ended it, after all text before it."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            items, self._pending = self._pending, []
+            chunks = [item for item in items if isinstance(item, Chunk)]
+            if chunks:
+                merged = merge(chunks)
+                yield merged
+                if merged.finish is not None:
+                    return
+            for item in items:
+                if isinstance(item, OverspillError):
+                    raise item
+
+
+class Outbox:
+    """What one step has for the waiting streams: sent with one wake-up for each event loop."""
+
+    def __init__(self) -> None:
+        self._items: dict[asyncio.AbstractEventLoop, list[tuple[AnswerStream, Item]]] = defaultdict(
+            list
+        )
+
+    def put(self, stream: AnswerStream, item: Item) -> None:
+        """Keep an item until ``flush``."""
+        self._items[stream.loop].append((stream, item))
+
+    def flush(self) -> list[AnswerStream]:
+        """Send everything; returns the streams whose event loop is gone."""
+        lost: list[AnswerStream] = []
+        for loop, items in self._items.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, items)
+            except RuntimeError:
+                lost += [stream for stream, _ in items]
+        self._items.clear()
+        return lost
+
+
+def merge(chunks: Iterable[Chunk]) -> Chunk:
+    """Neighbouring chunks as one."""
+    chunks = list(chunks)
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+        tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
+        finish=chunks[-1].finish,
+    )
+
+
+def _deliver(items: list[tuple[AnswerStream, Item]]) -> None:
+    for stream, item in items:
+        stream.deliver(item)

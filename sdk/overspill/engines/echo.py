@@ -1,0 +1,222 @@
+"""`echo`: a backend without weights, so that every feature can be tried in seconds.
+
+It is a language model over bytes whose most likely answer is ``echo: `` and the last user
+message, spelled byte by byte. It says what it is in every answer. With tools offered, the
+message ``call NAME {"argument": ...}`` is answered by that tool call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from overspill.engines.backend import BatchRow, Interrupted, Vocabulary
+from overspill.errors import EngineError, InvalidRequest
+from overspill.types.card import ModelCard
+
+if TYPE_CHECKING:
+    from overspill.engines.backend import Logits
+
+START = 256
+END = 257
+VOCABULARY_SIZE = 258
+DEFAULT_CONTEXT_TOKENS = 8192
+PEAK = 16.0
+"""Logit of the next byte of the answer; the others lie in [0, 1)."""
+
+_MARKS = {"<|im_start|>": START, "<|im_end|>": END}
+_MARK_PATTERN = re.compile("(" + "|".join(re.escape(mark) for mark in _MARKS) + ")")
+_CALL_PATTERN = re.compile(r"call (\w+) (\{.*\})", re.DOTALL)
+
+TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools><|im_end|>
+{% endif -%}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}\
+{%- for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>\
+{%- endfor %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}"""
+
+
+@dataclass(frozen=True, slots=True)
+class EchoOptions:
+    """``token_delay_s`` is waited once in each step, as a model's time would be."""
+
+    name: str = "echo"
+    context_tokens: int = DEFAULT_CONTEXT_TOKENS
+    max_sequences: int = 16
+    batch_tokens: int = 2048
+    token_delay_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """A cache: its tokens, where the assistant's turn begins, and what it is to say there."""
+
+    tokens: list[int] = field(default_factory=list)
+    begin: int = 0
+    answer: bytes | None = None
+
+    def append(self, tokens: Sequence[int]) -> None:
+        self.tokens.extend(tokens)
+        if START in tokens:
+            self.answer = None
+
+    def cut(self, position: int) -> None:
+        del self.tokens[position:]
+        self.answer = None
+
+    def next_token(self) -> int:
+        if self.answer is None:
+            prompt, self.begin = _last_turn(self.tokens)
+            self.answer = _answer(prompt)
+        said = len(self.tokens) - self.begin
+        return self.answer[said] if said < len(self.answer) else END
+
+
+class EchoBackend:
+    """See the module's docstring; everything it knows of a prompt it reads from its cache."""
+
+    def __init__(self, options: EchoOptions | None = None) -> None:
+        self._options = options or EchoOptions()
+        if self._options.context_tokens < 1 or self._options.max_sequences < 1:
+            raise InvalidRequest("echo needs room for one sequence of one token at least.")
+        self._cache = [_Sequence() for _ in range(self._options.max_sequences)]
+        self._interrupted = threading.Event()
+        # Fixed, so that sampling has something to choose from and every run is the same.
+        self._noise = np.random.Generator(np.random.Philox(key=1)).random(
+            VOCABULARY_SIZE, dtype=np.float32
+        )
+
+    @property
+    def card(self) -> ModelCard:
+        """It names itself: nobody is to take its answers for a model's."""
+        return ModelCard(
+            name=self._options.name,
+            context=self._options.context_tokens,
+            runtime="echo",
+            quantization="none",
+            tools=True,
+        )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """256 bytes and two marks."""
+        return Vocabulary(VOCABULARY_SIZE, frozenset({END}), eos_text="<|im_end|>")
+
+    @property
+    def chat_template(self) -> str | None:
+        """ChatML, with tools."""
+        return TEMPLATE
+
+    @property
+    def max_sequences(self) -> int:
+        """As the options say."""
+        return self._options.max_sequences
+
+    @property
+    def context_per_sequence(self) -> int:
+        """As the options say."""
+        return self._options.context_tokens
+
+    @property
+    def kv_tokens(self) -> int:
+        """Every sequence may fill its context."""
+        return self._options.context_tokens * self._options.max_sequences
+
+    @property
+    def batch_tokens(self) -> int:
+        """As the options say."""
+        return self._options.batch_tokens
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """UTF-8 bytes; ChatML's marks are one token each."""
+        if not special:
+            return list(text.encode())
+        tokens: list[int] = []
+        for part in _MARK_PATTERN.split(text):
+            tokens += [_MARKS[part]] if part in _MARKS else part.encode()
+        return tokens
+
+    def token_bytes(self, token: int) -> bytes:
+        """The byte itself; marks show nothing."""
+        return bytes([token]) if token < START else b""
+
+    def run(self, rows: Sequence[BatchRow]) -> Logits:
+        """Append, wait the delay, and point at the next byte of each answer."""
+        self._interrupted.clear()
+        for row in rows:
+            cache = self._cache[row.sequence]
+            if len(cache.tokens) != row.position:
+                raise EngineError(
+                    f"echo: sequence {row.sequence} holds {len(cache.tokens)} tokens, "
+                    f"not {row.position}."
+                )
+            cache.append(row.tokens)
+        if self._options.token_delay_s and self._interrupted.wait(self._options.token_delay_s):
+            raise Interrupted
+        wanted = [self._logits(self._cache[row.sequence]) for row in rows if row.wants_logits]
+        return np.array(wanted, np.float32).reshape(len(wanted), VOCABULARY_SIZE)
+
+    def forget(self, sequence: int, position: int) -> None:
+        """Cut the sequence's cache."""
+        self._cache[sequence].cut(position)
+
+    def copy_prefix(self, source: int, target: int, tokens: int) -> None:
+        """Copy the tokens."""
+        self._cache[target].cut(0)
+        self._cache[target].append(self._cache[source].tokens[:tokens])
+
+    def set_threads(self, threads: int) -> None:
+        """It computes nothing."""
+
+    def interrupt(self) -> None:
+        """End a running delay."""
+        self._interrupted.set()
+
+    def close(self) -> None:
+        """Forget everything."""
+        for cache in self._cache:
+            cache.cut(0)
+
+    def _logits(self, cache: _Sequence) -> Logits:
+        logits = np.roll(self._noise, len(cache.tokens))
+        logits[cache.next_token()] = PEAK
+        return logits
+
+
+def _last_turn(tokens: list[int]) -> tuple[list[int], int]:
+    """The prompt before the assistant's turn, and where that turn's text begins."""
+    for at in range(len(tokens) - 1, -1, -1):
+        if tokens[at] == START:
+            return tokens[:at], at + 1 + len(b"assistant\n")
+    return tokens, len(tokens)
+
+
+def _answer(prompt: list[int]) -> bytes:
+    """``echo: `` and the last user or tool turn; or the tool call that it asks for."""
+    turns = bytes(token if token < START else 0 for token in prompt).split(b"\0")
+    spoken = [turn for turn in turns if turn.startswith((b"user\n", b"tool\n"))]
+    last = spoken[-1].partition(b"\n")[2] if spoken else b""
+    return _tool_call(turns, last) or b"echo: " + last
+
+
+def _tool_call(turns: list[bytes], message: bytes) -> bytes | None:
+    found = _CALL_PATTERN.fullmatch(message.decode("utf-8", "replace").strip())
+    if found is None or not any(turn.startswith(b"system\n<tools>") for turn in turns):
+        return None
+    name, arguments = found.groups()
+    try:
+        call = {"name": name, "arguments": json.loads(arguments)}
+    except json.JSONDecodeError:
+        return None
+    return f"<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>".encode()

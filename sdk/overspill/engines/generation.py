@@ -1,0 +1,112 @@
+"""One request inside the scheduler: its prompt, its answer so far, its deadlines and its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from overspill.engines.answer_stream import AnswerStream
+from overspill.engines.answer_text import AnswerText
+from overspill.engines.backend import Backend
+from overspill.engines.sampling import Choice, TokenSampler
+from overspill.types.chat import Chunk, Finish, FinishReason, Lane, Request, TokenLogprob
+from overspill.types.usage import Usage
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """State of one request; the scheduler's thread alone changes it, but for ``cancelled``."""
+
+    request: Request
+    prompt: list[int]
+    max_tokens: int
+    sampler: TokenSampler
+    text: AnswerText
+    stream: AnswerStream
+    submitted_s: float
+    slot: int = -1
+    prefilled: int = 0
+    tokens: list[int] = field(default_factory=list)
+    cancelled: bool = False
+    ended: bool = False
+    admitted_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+
+    @property
+    def lane(self) -> Lane:
+        """The request's lane."""
+        return self.request.lane
+
+    @property
+    def kv_tokens(self) -> int:
+        """What it reserves of the KV cache."""
+        return len(self.prompt) + self.max_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether the prompt is computed."""
+        return self.prefilled == len(self.prompt)
+
+    @property
+    def next_position(self) -> int:
+        """Where in the sequence the next sampled token will stand."""
+        return len(self.prompt) + len(self.tokens)
+
+    def is_late(self, now_s: float) -> bool:
+        """Whether a deadline has passed."""
+        waited = now_s - self.submitted_s
+        whole, first = self.request.deadline_s, self.request.first_token_s
+        if whole is not None and waited > whole:
+            return True
+        return first is not None and not self.tokens and waited > first
+
+    def accept(self, choice: Choice, backend: Backend, now_s: float) -> Chunk:
+        """Take a sampled token; returns what can be shown, with ``finish`` at the end."""
+        self.first_token_s = self.first_token_s or now_s
+        self.last_token_s = now_s
+        if choice.token in backend.vocabulary.end_ids:
+            return self._finish(FinishReason.STOP, Chunk(), backend)
+        self.tokens.append(choice.token)
+        self.sampler.observe(choice.token)
+        parsed = self.text.feed(backend.token_bytes(choice.token))
+        logprobs = () if choice.logprob is None else (_logprob(choice, backend),)
+        chunk = Chunk(parsed.text, (choice.token,), logprobs, parsed.calls)
+        if self.text.stopped:
+            return self._finish(FinishReason.STOP, chunk, backend)
+        if len(self.tokens) >= self.max_tokens:
+            return self._finish(FinishReason.LENGTH, chunk, backend)
+        return chunk
+
+    def _finish(self, reason: FinishReason, last: Chunk, backend: Backend) -> Chunk:
+        rest = self.text.flush()
+        if self.text.called_tools and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
+        self.ended = True
+        return Chunk(
+            last.text + rest.text,
+            last.token_ids,
+            last.logprobs,
+            last.tool_calls + rest.calls,
+            Finish(reason, self._usage(), backend.card.name),
+        )
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(self.tokens),
+            queue_s=self.admitted_s - self.submitted_s,
+            prefill_s=self.first_token_s - self.admitted_s,
+            decode_s=self.last_token_s - self.first_token_s,
+        )
+
+
+def _logprob(choice: Choice, backend: Backend) -> TokenLogprob:
+    def show(token: int) -> str:
+        return backend.token_bytes(token).decode("utf-8", "replace")
+
+    return TokenLogprob(
+        choice.token,
+        show(choice.token),
+        0.0 if choice.logprob is None else choice.logprob,
+        tuple((token, show(token), logprob) for token, logprob in choice.top),
+    )

@@ -1,0 +1,94 @@
+"""Opens an engine by what it is called: the one place that knows all backends.
+
+A new backend is one file, one entry in ``RUNTIMES`` and one row of the conformance suite.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from overspill.engines.backend import Backend
+from overspill.engines.scheduled import ScheduledEngine, ScheduledEngineOptions
+from overspill.errors import MissingExtra, ModelInvalid, ModelNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What every runtime understands; None leaves the choice to the model or the runtime.
+
+    ``context_tokens`` is per sequence. ``token_delay_s`` is for ``echo`` only.
+    """
+
+    context_tokens: int | None = None
+    max_sequences: int = 4
+    threads: int | None = None
+    token_delay_s: float = 0.0
+    scheduled: ScheduledEngineOptions = field(default_factory=ScheduledEngineOptions)
+
+
+def _open_echo(path: Path, name: str, options: EngineOptions) -> Backend:
+    from overspill.engines.echo import DEFAULT_CONTEXT_TOKENS, EchoBackend, EchoOptions
+
+    return EchoBackend(
+        EchoOptions(
+            name=name,
+            context_tokens=options.context_tokens or DEFAULT_CONTEXT_TOKENS,
+            max_sequences=options.max_sequences,
+            token_delay_s=options.token_delay_s,
+        )
+    )
+
+
+Opener = Callable[[Path, str, EngineOptions], Backend]
+
+RUNTIMES: dict[str, tuple[Opener, str, str]] = {
+    # runtime: (opener, extra that it needs, module that shows whether it is installed)
+    "echo": (_open_echo, "local", "numpy"),
+}
+
+
+def runtime_of(spec: str) -> tuple[str, Path]:
+    """Which runtime a spec needs, and the file or folder.
+
+    Raises :class:`ModelNotFound` for what isn't there, :class:`ModelInvalid` for what is neither
+    a GGUF file nor a folder in the MLX layout.
+    """
+    if spec == "echo":
+        return "echo", Path()
+    path = Path(spec)
+    if not path.exists():
+        raise ModelNotFound(f"There is no model at {spec}.", mend="Check the path.")
+    raise ModelInvalid(
+        f"{spec} is neither a .gguf file nor a folder with config.json and safetensors.",
+        mend="Give one of these, or 'echo'.",
+    )
+
+
+def open_engine(
+    spec: str, *, name: str | None = None, options: EngineOptions | None = None
+) -> ScheduledEngine:
+    """An engine for ``echo``, a ``.gguf`` file or an MLX folder; ``start`` loads it.
+
+    Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`.
+    """
+    options = options or EngineOptions()
+    runtime, path = runtime_of(spec)
+    opener, extra, module = RUNTIMES[runtime]
+    if not _is_installed(module):
+        raise MissingExtra(f"The {runtime} runtime", extra)
+    name = name or (spec if runtime == "echo" else path.stem)
+    return ScheduledEngine(
+        functools.partial(opener, path, name, options),
+        name=name,
+        runtime=runtime,
+        options=options.scheduled,
+    )
+
+
+def _is_installed(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None

@@ -1,0 +1,206 @@
+"""Choosing tokens from logits: numpy over the vocabulary, never a Python loop over it.
+
+Order: penalties and bias, temperature, top-k, top-p, min-p, draw. The draw at a position comes
+from Philox with the seed as key and the position as counter (Salmon et al., SC 2011), so it is
+the same whatever runs beside it, and a continuation elsewhere is a legal continuation.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from overspill.errors import EngineError, InvalidRequest
+from overspill.types.chat import Sampling
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Row: TypeAlias = npt.NDArray[np.float32]
+    Ids: TypeAlias = npt.NDArray[np.intp]
+
+MAX_TOP_LOGPROBS = 20
+_UINT64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token; ``logprob`` and ``top`` (id, log-probability) only where asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
+    """Raise :class:`InvalidRequest` for values that mean nothing."""
+    ranges = (
+        ("temperature", sampling.temperature, 0.0, 100.0),
+        ("top_p", sampling.top_p, 1e-9, 1.0),
+        ("min_p", sampling.min_p, 0.0, 1.0),
+        ("top_k", sampling.top_k, 0, math.inf),
+        ("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
+        ("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
+        ("repeat_penalty", sampling.repeat_penalty, 1e-3, 1e3),
+    )
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise InvalidRequest(
+                f"{name} is {value}; it must be between {low:g} and {high:g}.", param=name
+            )
+    for token, bias in sampling.logit_bias.items():
+        if not 0 <= token < vocabulary_size or not math.isfinite(bias):
+            raise InvalidRequest(
+                f"logit_bias names token {token} with {bias}; tokens go from 0 to "
+                f"{vocabulary_size - 1} and a bias is a finite number.",
+                param="logit_bias",
+            )
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that only the seed and the position decide."""
+    counter = np.array([position, 0, 0, 0], np.uint64)
+    key = np.array([seed & _UINT64, 0], np.uint64)
+    raw = int(np.random.Philox(counter=counter, key=key).random_raw())
+    return (raw >> 11) * 2.0**-53
+
+
+def log_softmax(logits: Row) -> npt.NDArray[np.float64]:
+    """Natural-log probabilities, in float64."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    result: npt.NDArray[np.float64] = shifted - math.log(float(np.exp(shifted).sum()))
+    return result
+
+
+def top_tokens(values: npt.NDArray[np.floating], count: int) -> Ids:
+    """Ids of the ``count`` largest values, best first; of equals the lower id first."""
+    count = min(count, values.size)
+    found = np.argpartition(values, values.size - count)[values.size - count :]
+    return found[np.lexsort((found, -values[found]))]
+
+
+def margin(top: Sequence[tuple[int, float]]) -> float:
+    """How far the best token leads the second, in log-probability; infinite with one candidate."""
+    return top[0][1] - top[1][1] if len(top) > 1 else math.inf
+
+
+def filter_candidates(logits: Row, sampling: Sampling) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """Ids and probabilities (sum 1, best first) that top-k, top-p and min-p leave; never none."""
+    ids = top_tokens(logits, sampling.top_k or logits.size)
+    scaled = (logits[ids].astype(np.float64) - float(logits[ids[0]])) / sampling.temperature
+    weights = np.exp(scaled)
+    weights /= weights.sum()
+    if sampling.top_p < 1.0:
+        # The smallest set whose mass reaches top_p: keep a token while those before it fall short.
+        before = np.cumsum(weights) - weights
+        keep = max(1, int(np.count_nonzero(before < sampling.top_p)))
+        ids, weights = ids[:keep], weights[:keep]
+    if sampling.min_p > 0.0:
+        keep = max(1, int(np.count_nonzero(weights >= sampling.min_p * weights[0])))
+        ids, weights = ids[:keep], weights[:keep]
+    return ids, weights / weights.sum()
+
+
+class TokenSampler:
+    """One request's sampler: its options, its seed and the tokens it has seen."""
+
+    def __init__(
+        self, sampling: Sampling, *, vocabulary_size: int, top_logprobs: int | None = None
+    ) -> None:
+        check_sampling(sampling, vocabulary_size)
+        self._sampling = sampling
+        self._top_logprobs = top_logprobs
+        self._seen: Counter[int] = Counter()
+        self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.intp)
+        self._biases = np.fromiter(sampling.logit_bias.values(), np.float32)
+        self._penalised = (
+            sampling.presence_penalty != 0
+            or sampling.frequency_penalty != 0
+            or sampling.repeat_penalty != 1
+        )
+
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the choice is the largest raw logit and nothing else is asked."""
+        return (
+            self._sampling.temperature == 0
+            and not self._penalised
+            and not self._biases.size
+            and self._top_logprobs is None
+        )
+
+    def observe(self, token: int) -> None:
+        """Count a token of the answer for the penalties."""
+        if self._penalised:
+            self._seen[token] += 1
+
+    def choose(self, logits: Row, position: int) -> Choice:
+        """The token for ``position``, with log-probabilities where asked for."""
+        token = self._draw(self._adjusted(logits), position)
+        if self._top_logprobs is None:
+            return Choice(token)
+        logprobs = log_softmax(logits)
+        best = top_tokens(logprobs, self._top_logprobs) if self._top_logprobs else ()
+        top = tuple((int(i), float(logprobs[i])) for i in best)
+        return Choice(token, float(logprobs[token]), top)
+
+    def _adjusted(self, logits: Row) -> Row:
+        if not self._seen and not self._biases.size:
+            return logits
+        adjusted = logits.copy()
+        if self._seen:
+            self._penalise(adjusted)
+        if self._biases.size:
+            adjusted[self._bias_ids] += self._biases
+        return adjusted
+
+    def _penalise(self, logits: Row) -> None:
+        ids = np.fromiter(self._seen.keys(), np.intp)
+        counts = np.fromiter(self._seen.values(), np.float32)
+        values = logits[ids]
+        repeat = self._sampling.repeat_penalty
+        values = np.where(values > 0, values / repeat, values * repeat)
+        values -= counts * self._sampling.frequency_penalty + self._sampling.presence_penalty
+        logits[ids] = values
+
+    def _draw(self, logits: Row, position: int) -> int:
+        if self._sampling.temperature == 0:
+            return int(logits.argmax())
+        ids, weights = filter_candidates(logits, self._sampling)
+        cumulated = np.cumsum(weights)
+        point = uniform(self.seed, position) * cumulated[-1]
+        return int(ids[min(int(np.searchsorted(cumulated, point, "right")), ids.size - 1)])
+
+
+def choose_tokens(
+    samplers: Sequence[TokenSampler], logits: Row, positions: Sequence[int]
+) -> list[Choice]:
+    """One choice for each row of ``logits``; plain greedy rows are done together.
+
+    Raises :class:`EngineError` where a row holds no number to choose by.
+    """
+    plain = [i for i, sampler in enumerate(samplers) if sampler.is_argmax]
+    choices: dict[int, Choice] = {}
+    if plain:
+        rows = logits if len(plain) == len(samplers) else logits[plain]
+        choices = {
+            i: Choice(int(token)) for i, token in zip(plain, rows.argmax(axis=1), strict=True)
+        }
+    for i, sampler in enumerate(samplers):
+        # argmax and max both find a NaN where there is one.
+        best = logits[i, choices[i].token] if i in choices else logits[i].max()
+        if not math.isfinite(best):
+            raise EngineError(
+                "The model computed logits that are not numbers.",
+                mend="Its weights may be damaged: check the file, or try another quantization.",
+            )
+        if i not in choices:
+            choices[i] = sampler.choose(logits[i], positions[i])
+    return [choices[i] for i in range(len(samplers))]

@@ -1,0 +1,236 @@
+"""An engine made of a backend, a scheduler and the model's chat format."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from overspill.engines.answer_stream import AnswerStream
+from overspill.engines.answer_text import AnswerText
+from overspill.engines.backend import Backend
+from overspill.engines.base import Engine, EngineHealth
+from overspill.engines.chat_format import ChatTemplate
+from overspill.engines.generation import Generation
+from overspill.engines.sampling import MAX_TOP_LOGPROBS, TokenSampler, check_sampling
+from overspill.engines.scheduler import Scheduler, SchedulerOptions
+from overspill.errors import (
+    ContextOverflow,
+    InvalidRequest,
+    ModelInvalid,
+    OverspillError,
+    UnsupportedOption,
+)
+from overspill.types.card import ModelCard
+from overspill.types.chat import Chunk, Request
+
+MAX_STOPS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledEngineOptions:
+    """``default_max_tokens`` bounds an answer whose request names no ``max_tokens``."""
+
+    default_max_tokens: int = 1024
+    scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    scheduler: Scheduler
+    backend: Backend
+    template: ChatTemplate
+    card: ModelCard
+
+
+class ScheduledEngine(Engine):
+    """Opens its backend on ``start`` (or on the first request) and serves many streams at once.
+
+    ``open_backend`` runs on the scheduler's thread; ``name`` is what cards and answers say.
+    """
+
+    def __init__(
+        self,
+        open_backend: Callable[[], Backend],
+        *,
+        name: str,
+        runtime: str,
+        options: ScheduledEngineOptions | None = None,
+    ) -> None:
+        self._open_backend = open_backend
+        self._options = options or ScheduledEngineOptions()
+        self._card = ModelCard(name=name, context=0, runtime=runtime)
+        self._loading: asyncio.Future[_Loaded] | None = None
+        self._loaded: _Loaded | None = None
+        self._scheduler: Scheduler | None = None
+        self._generations: dict[str, Generation] = {}
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model; before ``start`` only its name and runtime, and context 0."""
+        return self._card
+
+    async def start(self) -> None:
+        """Load the model; concurrent calls share one loading."""
+        await self._ready()
+
+    async def aclose(self) -> None:
+        """End all streams and free the model."""
+        scheduler, self._scheduler = self._scheduler, None
+        self._loaded = self._loading = None
+        if scheduler is not None:
+            await asyncio.to_thread(scheduler.close)
+
+    async def health(self) -> EngineHealth:
+        """``ok`` when loaded and the scheduler's thread moved in the last seconds."""
+        if self._scheduler is None or self._loaded is None:
+            return EngineHealth(ok=False, detail="not loaded")
+        status = self._scheduler.status()
+        detail = "" if status.alive else "the scheduler's thread has ended"
+        if status.alive and self._scheduler.is_stuck():
+            detail = f"the scheduler's thread has not moved for {status.moved_s_ago:.0f} s"
+        return EngineHealth(not detail, detail, status.active, status.queued)
+
+    async def count_prompt_tokens(self, request: Request) -> int:
+        """Tokens of the prompt as the model's template and tokenizer make it."""
+        loaded = await self._ready()
+        return len(await asyncio.to_thread(_prompt_tokens, loaded, request))
+
+    def queue_position(self, request_id: str) -> int | None:
+        """How many requests wait ahead of this one; None when it isn't queued (any more)."""
+        generation = self._generations.get(request_id)
+        if generation is None or self._scheduler is None:
+            return None
+        return self._scheduler.queue_position(generation)
+
+    async def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
+        loaded = await self._ready()
+        stream = AnswerStream(asyncio.get_running_loop())
+        generation = await asyncio.to_thread(self._prepare, loaded, request, stream)
+        loaded.scheduler.submit(generation)
+        self._generations[request.id] = generation
+        try:
+            async with aclosing(stream.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            del self._generations[request.id]
+            loaded.scheduler.cancel(generation)
+
+    def _prepare(self, loaded: _Loaded, request: Request, stream: AnswerStream) -> Generation:
+        submitted_s = time.monotonic()
+        _check_options(request, loaded.backend.vocabulary.size)
+        prompt = _prompt_tokens(loaded, request)
+        return Generation(
+            request=request,
+            prompt=prompt,
+            max_tokens=self._answer_limit(loaded, request, len(prompt)),
+            sampler=TokenSampler(
+                request.sampling,
+                vocabulary_size=loaded.backend.vocabulary.size,
+                top_logprobs=request.top_logprobs,
+            ),
+            text=AnswerText(request),
+            stream=stream,
+            submitted_s=submitted_s,
+        )
+
+    def _answer_limit(self, loaded: _Loaded, request: Request, prompt_tokens: int) -> int:
+        context = loaded.backend.context_per_sequence
+        room = context - prompt_tokens
+        wanted = request.max_tokens
+        if room < (wanted or 1):
+            raise ContextOverflow(prompt_tokens, wanted or 1, context, loaded.card.name)
+        return wanted or min(room, self._options.default_max_tokens)
+
+    async def _ready(self) -> _Loaded:
+        if self._loaded is None:
+            if self._loading is None or self._loading.cancelled():
+                self._loading = asyncio.ensure_future(self._load())
+            loading = self._loading
+            try:
+                # Whoever leaves while it loads leaves alone: others may wait for it too.
+                self._loaded = await asyncio.shield(loading)
+            except Exception:
+                self._loading = None
+                raise
+            self._card = self._loaded.card
+        return self._loaded
+
+    async def _load(self) -> _Loaded:
+        scheduler = Scheduler(self._open_backend, self._options.scheduler)
+        self._scheduler = scheduler
+        try:
+            backend = await asyncio.wrap_future(scheduler.start())
+        except OverspillError:
+            raise
+        except Exception as error:
+            raise ModelInvalid(
+                f"{self._card.name} does not load: {type(error).__name__}: {error}",
+                mend="Check the file, or try another model.",
+            ) from error
+        vocabulary = backend.vocabulary
+        name = self._card.name
+        try:
+            template = ChatTemplate(
+                backend.chat_template,
+                model=name,
+                bos_text=vocabulary.bos_text,
+                eos_text=vocabulary.eos_text,
+            )
+        except Exception:
+            await asyncio.to_thread(scheduler.close)
+            raise
+        card = dataclasses.replace(backend.card, name=name, tools=template.supports_tools)
+        return _Loaded(scheduler, backend, template, card)
+
+
+def _prompt_tokens(loaded: _Loaded, request: Request) -> list[int]:
+    offered = () if request.tool_choice == "none" else request.tools
+    text = loaded.template.render(request.messages, offered) + request.prefix
+    tokens = loaded.backend.tokenize(text)
+    bos_id = loaded.backend.vocabulary.bos_id
+    if bos_id is not None and tokens[:1] != [bos_id]:
+        tokens.insert(0, bos_id)
+    if not tokens:
+        raise InvalidRequest("The prompt is empty.", param="messages", mend="Send some text.")
+    return tokens
+
+
+def _check_options(request: Request, vocabulary_size: int) -> None:
+    """Refuse, before any token, what can't be honoured."""
+    check_sampling(request.sampling, vocabulary_size)
+    if not request.messages:
+        raise InvalidRequest("There are no messages.", param="messages", mend="Send at least one.")
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise InvalidRequest(
+            f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens"
+        )
+    if len(request.stop) > MAX_STOPS or "" in request.stop:
+        raise InvalidRequest(
+            f"stop takes up to {MAX_STOPS} strings, none of them empty.", param="stop"
+        )
+    if request.top_logprobs is not None and not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest(
+            f"top_logprobs is {request.top_logprobs}; it goes from 0 to {MAX_TOP_LOGPROBS}.",
+            param="top_logprobs",
+        )
+    _check_constraints(request)
+
+
+def _check_constraints(request: Request) -> None:
+    if request.json_schema is not None:
+        raise UnsupportedOption(
+            "This engine cannot hold an answer to a JSON schema.",
+            param="json_schema",
+            mend="Ask for JSON in the prompt and check the answer.",
+        )
+    if request.tool_choice == "required" or request.tool_name is not None:
+        raise UnsupportedOption(
+            "This engine cannot force a tool call.",
+            param="tool_choice",
+            mend="Use tool_choice 'auto'.",
+        )
