@@ -1,0 +1,1 @@
+"""Skills of the model family: each module makes prompts with their right answers."""
