@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from overspill.types.card import ModelCard
-from overspill.types.chat import Privacy
-
 
 class Route(StrEnum):
     """The places a request can end up."""
@@ -140,29 +137,3 @@ class Grant:
     request_id: str
     expires_unix: int
     signature: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """Everything besides the request that a decision weighs; gathered by the session.
-
-    ``device`` and ``cloud`` are None where there is no such model. ``prompt_tokens`` is by the
-    device's tokenizer (None without one). ``attested`` says that the cloud's verified evidence
-    satisfies the floor of that name; ``cloud_problem`` is the code of the error that kept the
-    cloud from being reached or verified, empty when it was. ``tainted`` marks a conversation in
-    which private data was found before; ``last_route`` is where its last turn ran.
-    """
-
-    device: ModelCard | None
-    cloud: ModelCard | None
-    prompt_tokens: int | None = None
-    floor: Privacy = Privacy.ATTESTED
-    attested: bool = False
-    assurance: str = "NONE"
-    cloud_problem: str = ""
-    third_party_granted: bool = False
-    profile: DeviceProfile = DeviceProfile()
-    network: NetworkState = NetworkState()
-    tainted: bool = False
-    last_route: Route | None = None
-    pinned: Route | None = None
