@@ -1,0 +1,251 @@
+"""Builds the daemon and runs it: the only place where its parts are constructed.
+
+In order: the sockets (so that a second daemon or a taken port is told before a model loads),
+the client with its engines, the ASGI app around it, uvicorn on the sockets. The first SIGTERM
+or Ctrl-C stops accepting and lets running answers end; a second one, or the end of the drain's
+time, ends them with an error that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from overspill.client import AsyncOverspill
+from overspill.config import Settings
+from overspill.types.chat import Privacy
+from overspill_edge.access import LOOPBACK_HOSTS, AccessGuard, AccessPolicy
+from overspill_edge.access_log import AccessLog
+from overspill_edge.http import Answerer, Service, routes
+from overspill_edge.listen import (
+    SOCKET_NAME,
+    Listeners,
+    TcpAddress,
+    listening,
+    make_private_folder,
+)
+from overspill_edge.peers import PeerProtocol
+from overspill_edge.problems import ErrorBoundary
+from overspill_edge.tokens import FILE_NAME, TokenStore
+from overspill_edge.work import HttpLimits, WorkRegistry
+
+logger = logging.getLogger(__name__)
+
+APP_NAME = "daemon"
+_BACKSTOP_S = 5
+"""Seconds that uvicorn waits beyond the drain for what did not end when it was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How to serve. ``socket_path`` None takes the runtime folder's; ``drain_s`` in seconds."""
+
+    settings: Settings
+    socket_path: Path | None = None
+    tcp: TcpAddress | None = None
+    origins: tuple[str, ...] = ()
+    drain_s: int = 30
+    limits: HttpLimits = field(default_factory=HttpLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a daemon that accepts requests can be reached."""
+
+    socket: str | None
+    tcp: str | None
+    pid: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document that ``overspill serve --json`` prints first."""
+        return {"socket": self.socket, "tcp": self.tcp, "pid": self.pid}
+
+
+def token_store(settings: Settings) -> TokenStore:
+    """The user's tokens: the command line and the daemon open the same file."""
+    return TokenStore(settings.places.state / FILE_NAME)
+
+
+def build_app(
+    answerer: Answerer,
+    *,
+    tokens: TokenStore,
+    registry: WorkRegistry,
+    floor: Privacy,
+    policy: AccessPolicy | None = None,
+    limits: HttpLimits | None = None,
+) -> ASGIApp:
+    """The ASGI app: errors become answers, the guard decides who comes in, routes translate.
+
+    The inner boundary answers below the guard, so that a listed web origin can read errors too.
+    """
+    service = Service(
+        answerer=answerer,
+        floor=floor,
+        registry=registry,
+        limits=limits or HttpLimits(),
+        started_unix=int(time.time()),
+    )
+    inside = ErrorBoundary(routes(service))
+    guard = AccessGuard(inside, policy=policy or AccessPolicy(), tokens=tokens)
+    return AccessLog(ErrorBoundary(guard))
+
+
+async def serve(
+    options: ServeOptions,
+    on_ready: Callable[[Ready], None],
+    *,
+    client: AbstractAsyncContextManager[Answerer] | None = None,
+) -> int:
+    """Serve until a signal; returns the signal's number.
+
+    ``client`` replaces the :class:`AsyncOverspill` that the settings describe. Raises what
+    :func:`overspill_edge.listen.listening` and the client raise when they cannot start.
+    """
+    with listening(_socket_path(options), options.tcp) as listeners:
+        registry = WorkRegistry()
+        with _signals() as stop:
+            starting = client or AsyncOverspill(APP_NAME, settings=options.settings)
+            try:
+                async with starting as answerer:
+                    app = _app_for(options, answerer, registry)
+                    return await _run(app, listeners, registry, options.drain_s, stop, on_ready)
+            except asyncio.CancelledError:
+                if not stop.received:
+                    raise
+                return stop.received
+
+
+def _socket_path(options: ServeOptions) -> Path | None:
+    if not hasattr(socket, "AF_UNIX"):
+        return None
+    if options.socket_path is not None:
+        return options.socket_path.expanduser().absolute()
+    folder = options.settings.places.runtime
+    make_private_folder(folder)
+    return folder / SOCKET_NAME
+
+
+def _app_for(options: ServeOptions, answerer: Answerer, registry: WorkRegistry) -> ASGIApp:
+    tokens = token_store(options.settings)
+    if options.tcp is not None and not tokens.records():
+        logger.warning("no token yet: nobody can use the TCP address (overspill token new)")
+    return build_app(
+        answerer,
+        tokens=tokens,
+        registry=registry,
+        floor=options.settings.privacy,
+        policy=AccessPolicy(hosts=LOOPBACK_HOSTS, origins=options.origins),
+        limits=options.limits,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn on sockets that are bound, with our signals, telling when it accepts."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would end the process by the signal, and not with exit code 0."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets)
+        self._on_started()
+
+
+def _server(app: ASGIApp, drain_s: int, on_started: Callable[[], None]) -> _Server:
+    config = uvicorn.Config(
+        app,
+        http=PeerProtocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        # uvicorn's own lines hold URLs, and at its trace level headers.
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        workers=1,
+        timeout_graceful_shutdown=drain_s + _BACKSTOP_S,
+    )
+    return _Server(config, on_started)
+
+
+async def _run(
+    app: ASGIApp,
+    listeners: Listeners,
+    registry: WorkRegistry,
+    drain_s: int,
+    stop: _Stop,
+    on_ready: Callable[[Ready], None],
+) -> int:
+    tcp = None if listeners.tcp is None else str(listeners.tcp)
+    path = None if listeners.socket_path is None else str(listeners.socket_path)
+    server = _server(app, drain_s, lambda: on_ready(Ready(path, tcp, os.getpid())))
+    stop.watch(server, registry, drain_s)
+    await server.serve(sockets=list(listeners.sockets))
+    return stop.received
+
+
+class _Stop:
+    """What a signal does: it ends a start; it drains a server; the second one cuts answers off."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._starting = asyncio.current_task()
+        self._server: uvicorn.Server | None = None
+        self._registry: WorkRegistry | None = None
+        self._drain_s = 0
+
+    def watch(self, server: uvicorn.Server, registry: WorkRegistry, drain_s: int) -> None:
+        """From here on a signal drains this server."""
+        self._server, self._registry, self._drain_s = server, registry, drain_s
+
+    def on_signal(self, number: int) -> None:
+        """A signal has come."""
+        again = bool(self.received)
+        self.received = self.received or number
+        if self._server is None or self._registry is None:
+            if self._starting is not None:
+                self._starting.cancel()
+            return
+        self._server.should_exit = True
+        if again:
+            self._registry.stop_all()
+        else:
+            asyncio.get_running_loop().call_later(self._drain_s, self._registry.stop_all)
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    """SIGTERM and SIGINT go to a :class:`_Stop`; a start that they end returns like a drain."""
+    stop, loop = _Stop(), asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        # Not loop.add_signal_handler, which Windows lacks.
+        signal.signal(number, lambda n, _: loop.call_soon_threadsafe(stop.on_signal, n))
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,162 @@
+"""Verbs that the daemon adds to ``overspill``: ``serve`` and ``token``.
+
+The daemon's libraries are imported when a verb runs: the command starts fast without them, and
+where they are missing it says which extra brings them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from overspill.cli.common import (
+    CloudAddress,
+    Model,
+    PrivacyFloor,
+    TrustPolicyFile,
+    print_json,
+    settings_for,
+)
+from overspill.config import load_settings
+from overspill.errors import Cancelled, MissingExtra
+
+if TYPE_CHECKING:
+    from overspill_edge.app import Ready
+    from overspill_edge.tokens import TokenStore
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+token_app = typer.Typer(help="Tokens for programs that use the daemon.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``serve`` and ``token``; named by the entry point group ``overspill.commands``."""
+    app.command("serve")(serve)
+    app.add_typer(token_app, name="token")
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("overspill", "overspill_edge"):
+            raise
+        raise MissingExtra("The daemon", "edge") from None
+
+
+def serve(
+    socket: Annotated[
+        Path | None, typer.Option("--socket", help="Unix socket; default: the runtime folder's.")
+    ] = None,
+    tcp: Annotated[
+        str | None, typer.Option("--tcp", help="Also HOST:PORT on loopback; needs a token.")
+    ] = None,
+    model: Model = None,
+    cloud: CloudAddress = None,
+    trust_policy: TrustPolicyFile = None,
+    privacy: PrivacyFloor = None,
+    origin: Annotated[
+        list[str] | None, typer.Option("--origin", help="A web origin to allow; repeatable.")
+    ] = None,
+    drain_s: Annotated[
+        int, typer.Option("--drain-s", min=0, help="Seconds for running answers at the end.")
+    ] = 30,
+    as_json: Annotated[
+        bool, typer.Option("--json", help='First line: {"socket", "tcp", "pid"}.')
+    ] = False,
+) -> None:
+    """Serve the model to other programs until SIGTERM or Ctrl-C."""
+    with _extra():
+        from overspill_edge.app import ServeOptions
+        from overspill_edge.app import serve as run_daemon
+        from overspill_edge.listen import parse_tcp
+    _log_to_stderr()
+    options = ServeOptions(
+        settings=settings_for(model, cloud, trust_policy, privacy),
+        socket_path=socket,
+        tcp=None if tcp is None else parse_tcp(tcp),
+        origins=tuple(origin or ()),
+        drain_s=drain_s,
+    )
+    received = asyncio.run(run_daemon(options, _announce_json if as_json else _announce))
+    if received == signal.SIGINT:
+        raise Cancelled("The daemon was stopped from the keyboard.")
+
+
+def _log_to_stderr() -> None:
+    """Our own lines from INFO on; other libraries' from WARNING on, for theirs may hold content."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("overspill_edge").setLevel(logging.INFO)
+
+
+def _announce_json(ready: Ready) -> None:
+    typer.echo(json.dumps(ready.as_dict()))
+
+
+def _announce(ready: Ready) -> None:
+    where = [f"unix:{ready.socket}"] if ready.socket else []
+    where += [f"http://{ready.tcp}"] if ready.tcp else []
+    typer.echo(f"Serving on {' and '.join(where)} (pid {ready.pid}).")
+
+
+@token_app.command("new")
+def new_token(
+    app: Annotated[str, typer.Option("--app", help="The program that will use it.")],
+    scope: Annotated[str, typer.Option("--scope", help="infer, models, admin; by comma.")],
+    ttl: Annotated[str | None, typer.Option("--ttl", help="For how long, as 12h or 30d.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Issue a token. It is shown this once; a running daemon accepts it at once."""
+    store = _store()
+    from overspill_edge.tokens import parse_scopes, parse_ttl_s
+
+    ttl_s = None if ttl is None else parse_ttl_s(ttl)
+    token, record = store.issue(app, parse_scopes(scope), ttl_s)
+    document = record.as_dict()
+    if as_json:
+        print_json({"id": document.pop("id"), "token": token, **document})
+        return
+    typer.echo(token)
+    expires = document["expires"] or "never"
+    typer.echo(f"{record.id} for {app}: {', '.join(record.scopes)}; expires {expires}", err=True)
+
+
+@token_app.command("list")
+def list_tokens(as_json: Json = False) -> None:
+    """List the tokens by id, app, scopes and expiry."""
+    documents: list[dict[str, Any]] = [record.as_dict() for record in _store().records()]
+    if as_json:
+        print_json({"tokens": documents})
+        return
+    for document in documents:
+        scopes, expires = ",".join(document["scopes"]), document["expires"] or "never"
+        typer.echo(f"{document['id']}\t{document['app']}\t{scopes}\texpires {expires}")
+
+
+@token_app.command("revoke")
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="As `token list` shows it.")],
+    as_json: Json = False,
+) -> None:
+    """Revoke a token; a running daemon refuses it at once."""
+    record = _store().revoke(token_id)
+    if as_json:
+        print_json({"id": record.id, "app": record.app, "revoked": True})
+        return
+    typer.echo(f"Revoked {record.id} of {record.app}.")
+
+
+def _store() -> TokenStore:
+    with _extra():
+        from overspill_edge.app import token_store
+    return token_store(load_settings())

@@ -1,0 +1,191 @@
+"""Our answers in the shapes of OpenAI's chat completions: whole, in chunks, and as models.
+
+Bodies stay in the dialect. What is ours is told in headers; an ``overspill`` object rides on the
+usage chunk of a stream, and on a whole answer whose request carried one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from overspill._version import __version__
+from overspill.errors import EngineError
+from overspill.types.card import ModelCard
+from overspill.types.chat import Finish, FinishReason, Request, TokenLogprob, ToolCall
+from overspill.types.reply import ReplyChunk
+from overspill.types.route import Route, RouteTaken
+from overspill.types.usage import Usage
+from overspill_edge.openai_dialect import AUTO_MODEL
+
+_UNDECODABLE = "\ufffd"
+
+
+def route_headers(request: Request, route: RouteTaken) -> dict[str, str]:
+    """The route, why, and the id under which a receipt will be kept (``none``: nothing left)."""
+    left = route.route is not Route.DEVICE
+    return {
+        "X-Overspill-Route": route.route.value,
+        "X-Overspill-Reason": route.reason.value,
+        "X-Overspill-Receipt": request.id if left else "none",
+    }
+
+
+def overspill_object(request: Request, last: ReplyChunk) -> dict[str, Any]:
+    """How the answer came about; ``receipt`` is the node's signed bytes in base64."""
+    route, receipt = last.route, last.receipt
+    return {
+        "request_id": request.id,
+        "route": route.route.value,
+        "reason": route.reason.value,
+        "model": route.model,
+        "bytes_sent": route.bytes_sent,
+        "assurance": route.assurance,
+        "node": route.node,
+        "changes": list(route.changes),
+        "receipt": None if receipt is None else base64.b64encode(receipt.data).decode(),
+    }
+
+
+class CompletionShape:
+    """What all chunks of one answer, or the whole of it, have in common."""
+
+    def __init__(self, request: Request, model: str, *, with_usage: bool = False) -> None:
+        self._request = request
+        self._with_usage = with_usage
+        self._calls = 0
+        self._common = {
+            "id": f"chatcmpl-{request.id}",
+            "created": int(time.time()),
+            "model": model,
+            "service_tier": "default",
+            "system_fingerprint": system_fingerprint(model),
+        }
+
+    def role_chunk(self) -> dict[str, Any]:
+        """The first chunk: who speaks."""
+        return self._chunk({"role": "assistant", "content": "", "refusal": None})
+
+    def piece_chunks(self, piece: ReplyChunk) -> list[dict[str, Any]]:
+        """One piece's text, log-probabilities and calls: no chunk, one or two."""
+        chunks: list[dict[str, Any]] = []
+        if piece.text or piece.logprobs:
+            chunks.append(self._chunk({"content": piece.text}, logprobs=self._logprobs(piece)))
+        if piece.tool_calls:
+            calls = [self._call_delta(call) for call in piece.tool_calls]
+            chunks.append(self._chunk({"tool_calls": calls}))
+        return chunks
+
+    def finish_chunk(self, finish: Finish) -> dict[str, Any]:
+        """The last chunk with a choice: why it ended."""
+        return self._chunk({}, finish_reason=_finish_reason(finish.reason))
+
+    def usage_chunk(self, last: ReplyChunk, usage: Usage) -> dict[str, Any]:
+        """The chunk without choices that ends a stream asked for with ``include_usage``."""
+        return {
+            **self._common,
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": usage_object(usage),
+            "overspill": overspill_object(self._request, last),
+        }
+
+    def whole(self, pieces: Sequence[ReplyChunk], finish: Finish) -> dict[str, Any]:
+        """The whole answer from all of its pieces."""
+        text = "".join(piece.text for piece in pieces)
+        calls = [call for piece in pieces for call in piece.tool_calls]
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text or (None if calls else ""),
+            "refusal": None,
+            "annotations": [],
+        }
+        if calls:
+            message["tool_calls"] = [_call(call) for call in calls]
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": self._logprobs(*pieces),
+            "finish_reason": _finish_reason(finish.reason),
+        }
+        common = {**self._common, "object": "chat.completion", "choices": [choice]}
+        return {**common, "usage": usage_object(finish.usage)}
+
+    def _chunk(
+        self,
+        delta: Mapping[str, Any],
+        *,
+        logprobs: Mapping[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        chunk = {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**chunk, "usage": None} if self._with_usage else chunk
+
+    def _call_delta(self, call: ToolCall) -> dict[str, Any]:
+        self._calls += 1
+        return {"index": self._calls - 1, **_call(call)}
+
+    def _logprobs(self, *pieces: ReplyChunk) -> dict[str, Any] | None:
+        if self._request.top_logprobs is None:
+            return None
+        content = [_token(token) for piece in pieces for token in piece.logprobs]
+        return {"content": content, "refusal": None}
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Token counts with their details."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": 0,
+            "audio_tokens": 0,
+            "reasoning_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def system_fingerprint(model: str) -> str:
+    """The same while release and model are: seeds repeat under one fingerprint."""
+    return "fp_" + hashlib.sha256(f"{__version__}\0{model}".encode()).hexdigest()[:10]
+
+
+def model_list(cards: Iterable[ModelCard], created: int) -> dict[str, Any]:
+    """All models, and ``auto``, which leaves the choice to the policy."""
+    names = [AUTO_MODEL, *dict.fromkeys(card.name for card in cards)]
+    return {"object": "list", "data": [model_object(name, created) for name in names]}
+
+
+def model_object(name: str, created: int) -> dict[str, Any]:
+    """One model. ``created`` is when this daemon began to offer it, in Unix seconds."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "overspill"}
+
+
+def _finish_reason(reason: FinishReason) -> str:
+    if reason is FinishReason.CANCELLED:
+        raise EngineError("The answer was cancelled by the engine.")
+    return reason.value
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    top = [_alternative(text, logprob) for _, text, logprob in token.top]
+    return {**_alternative(token.token, token.logprob), "top_logprobs": top}
+
+
+def _alternative(text: str, logprob: float) -> dict[str, Any]:
+    """``bytes`` is null where a token is a part of a character, which its text cannot show."""
+    raw = None if _UNDECODABLE in text else list(text.encode())
+    # JSON has no infinity; the dialect's word for "never" is -9999.
+    return {"token": text, "bytes": raw, "logprob": max(logprob, -9999.0)}

@@ -1,0 +1,97 @@
+"""Who is at the other end of a connection, as the kernel says, and not as the peer does.
+
+A Unix socket's peer is a process of a user: its uid must be ours. The check happens when the
+connection is made, before a byte of it is parsed. ``SO_PEERCRED`` is Linux (unix(7)),
+``LOCAL_PEERCRED`` and ``LOCAL_PEERPID`` are macOS and the BSDs (unix(4)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil  # type: ignore[import-untyped]  # it ships no types
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+logger = logging.getLogger(__name__)
+
+SCOPE_KEY = "overspill.peer"
+
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 0x001, 0x002
+_XUCRED = struct.Struct("=II")  # struct xucred begins: cr_version, cr_uid
+_XUCRED_BYTES = 76
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One connection's other end. ``uid`` and ``pid`` are None where the kernel does not say."""
+
+    transport: Literal["unix", "tcp"]
+    uid: int | None = None
+    pid: int | None = None
+
+    @property
+    def program(self) -> str:
+        """The peer's program name for the log and for ``app``; ``unknown`` once it has gone."""
+        if self.pid is None:
+            return "unknown"
+        try:
+            return str(psutil.Process(self.pid).name())
+        except psutil.Error:
+            return "unknown"
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Ask the kernel. Raises ``OSError`` where a Unix socket's credentials cannot be had."""
+    if connection.family != getattr(socket, "AF_UNIX", None):
+        return Peer("tcp")
+    if sys.platform == "linux":
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, uid, _gid = _UCRED.unpack(raw)
+        return Peer("unix", uid=uid, pid=pid or None)
+    raw = connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_BYTES)
+    _version, uid = _XUCRED.unpack_from(raw)
+    pid = connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID)
+    return Peer("unix", uid=uid, pid=pid or None)
+
+
+def is_own_user(peer: Peer) -> bool:
+    """True for TCP (a token decides there) and for a Unix peer with this process's user id."""
+    return peer.transport == "tcp" or peer.uid == os.geteuid()
+
+
+class PeerProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 protocol that asks for the peer first and hands it to the app.
+
+    uvicorn keeps the socket out of the ASGI scope, so the app of each connection is wrapped.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
+        """Drop another user's connection unread; otherwise put the peer into every scope."""
+        try:
+            peer = peer_of(transport.get_extra_info("socket"))
+        except OSError:
+            peer = None
+        if peer is None or not is_own_user(peer):
+            logger.warning("refused a connection of another user (uid %s)", peer and peer.uid)
+            self.transport = transport
+            transport.abort()
+            return
+        super().connection_made(transport)
+        self.app = _with_peer(self.app, peer)
+
+
+def _with_peer(app: Any, peer: Peer) -> ASGIApp:
+    async def app_of_this_connection(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY] = peer
+        await app(scope, receive, send)
+
+    return app_of_this_connection

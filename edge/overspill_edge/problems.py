@@ -1,0 +1,185 @@
+"""What goes wrong, as HTTP says it: one JSON shape, a status, and nothing of the inside.
+
+The shape is OpenAI's (``error.message``, ``type``, ``param``, ``code``) with our ``mend`` beside
+it. Our typed errors are written for users and are passed on; the text of an engine's or of an
+unforeseen failure may hold a path or a prompt and is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from overspill import errors
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RETRY_AFTER_S = 1.0
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+}
+
+
+@dataclass(eq=False)
+class HttpProblem(Exception):
+    """A request that is answered with an error. ``extra`` joins the error object."""
+
+    status: int
+    code: str
+    message: str
+    mend: str = ""
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """The document: ``{"error": {...}}``."""
+        return {
+            "error": {
+                "message": f"{self.message} {self.mend}".strip(),
+                "type": _TYPES.get(self.status, "server_error"),
+                "param": self.param,
+                "code": self.code,
+                "mend": self.mend,
+                **self.extra,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        """The same as a response. ``x-should-retry`` keeps OpenAI's clients from repeating what
+        would fail again, a trust error above all; only a busy answer invites them."""
+        retry = {"x-should-retry": "true" if self.status == 503 else "false"}
+        return JSONResponse(self.body(), self.status, headers={**retry, **self.headers})
+
+
+_STATUS: tuple[tuple[type[errors.OverspillError], int], ...] = (
+    (errors.InvalidRequest, 400),
+    (errors.ContextOverflow, 400),
+    (errors.ModelNotFound, 404),
+    (errors.PolicyRefusal, 403),
+    (errors.DeadlineExceeded, 504),
+    (errors.BusyError, 503),
+    (errors.TrustError, 502),
+    (errors.TransportError, 502),
+    (errors.Cancelled, 503),
+)
+"""The first that fits; what is not here is 500 with a message of ours."""
+
+_INSIDE = "The daemon could not answer: %s. Its log has more."
+
+
+def problem_of(error: BaseException) -> HttpProblem:
+    """Any failure of a request as what its client is told. Never raises."""
+    if isinstance(error, HttpProblem):
+        return error
+    if isinstance(error, HTTPException):
+        return _problem_of_http(error)
+    if isinstance(error, errors.OverspillError):
+        return _problem_of_ours(error)
+    return HttpProblem(500, "internal_error", _INSIDE % "something failed inside")
+
+
+def _problem_of_ours(error: errors.OverspillError) -> HttpProblem:
+    partial = {"partial": error.partial} if error.partial else {}
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), None)
+    if status is None:
+        return HttpProblem(500, error.code, _INSIDE % _summary(error), extra=partial)
+    return HttpProblem(
+        status,
+        error.code,
+        error.message,
+        error.mend,
+        param=_param(error),
+        headers=_headers(error),
+        extra={**_numbers(error), **partial},
+    )
+
+
+def _problem_of_http(error: HTTPException) -> HttpProblem:
+    known = {404: ("not_found", "There is nothing at this path."), 405: ("method_not_allowed", "")}
+    code, message = known.get(error.status_code, ("http_error", ""))
+    return HttpProblem(
+        error.status_code, code, message or error.detail, headers=dict(error.headers or {})
+    )
+
+
+def _summary(error: errors.OverspillError) -> str:
+    """The class's docstring is its one-line meaning; the instance's text may name files."""
+    return (type(error).__doc__ or "an error").splitlines()[0].rstrip(".").lower()
+
+
+def _param(error: errors.OverspillError) -> str | None:
+    if isinstance(error, errors.InvalidRequest):
+        return error.param
+    if isinstance(error, errors.ContextOverflow):
+        return "messages"
+    return "model" if isinstance(error, errors.ModelNotFound) else None
+
+
+def _numbers(error: errors.OverspillError) -> dict[str, Any]:
+    if not isinstance(error, errors.ContextOverflow):
+        return {}
+    return {
+        "prompt_tokens": error.prompt_tokens,
+        "max_tokens": error.max_tokens,
+        "context": error.context,
+    }
+
+
+def _headers(error: errors.OverspillError) -> dict[str, str]:
+    if not isinstance(error, errors.BusyError) or isinstance(error, errors.DeadlineExceeded):
+        return {}
+    wait_s = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+    return {"Retry-After": str(max(1, math.ceil(wait_s)))}
+
+
+def log_failure(error: BaseException, where: str) -> None:
+    """Say what failed and where in the code; never the error's text, which may hold content."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    trail = " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno} {f.name}" for f in frames[::-1])
+    logger.error("%s failed: %s at %s", where, type(error).__name__, trail)
+
+
+class ErrorBoundary:
+    """The outermost app: every failure below becomes one JSON answer, or one log line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app below and answer for what it raised."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        # starlette's router raises its 404 and 405, rather than answering in plain text, when
+        # the scope names an app.
+        scope["app"] = self
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.status == 500:
+                log_failure(error, str(scope["method"]))
+            if started:
+                # Nothing can be added to a whole answer; without its end the server cuts it off.
+                return
+            await problem.response()(scope, receive, send)
