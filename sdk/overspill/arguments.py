@@ -1,0 +1,206 @@
+"""From what an app passes to one frozen :class:`~overspill.types.chat.Request`.
+
+Anything that has no meaning raises ``InvalidRequest`` and names the parameter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypedDict, Unpack, cast, get_args
+
+from overspill.errors import InvalidRequest, UnsupportedOption
+from overspill.types.chat import (
+    Message,
+    Privacy,
+    Request,
+    Role,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+
+Messages = str | Sequence[Message | Mapping[str, Any]]
+"""A prompt, or turns as :class:`Message` or as OpenAI's dictionaries."""
+
+
+class Options(TypedDict, total=False):
+    """What a call may set; each name as in :class:`Request` and :class:`Sampling`."""
+
+    model: str | None
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repeat_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: str | Sequence[str]
+    tools: Sequence[Tool | Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    output: Mapping[str, Any] | None
+    top_logprobs: int | None
+    privacy: Privacy | str
+    deadline_s: float | None
+    first_token_s: float | None
+
+
+_SAMPLING = frozenset(f.name for f in fields(Sampling))
+_PASSED_ON = frozenset({"model", "max_tokens", "top_logprobs", "deadline_s", "first_token_s"})
+
+
+def build_request(
+    messages: Messages, *, app: str, floor: Privacy, **options: Unpack[Options]
+) -> Request:
+    """One request. ``floor`` is the session's; an option may only raise it."""
+    given: dict[str, Any] = {k: v for k, v in options.items() if k in _PASSED_ON}
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        raise InvalidRequest(
+            f"Unknown option '{min(unknown)}'.",
+            param=min(unknown),
+            mend=f"Known: {', '.join(Options.__annotations__)}.",
+        )
+    tool_choice, tool_name = _tool_choice(options.get("tool_choice", "auto"))
+    stop = options.get("stop", ())
+    request = Request(
+        messages=_messages(messages),
+        app=app,
+        sampling=Sampling(**{k: v for k, v in options.items() if k in _SAMPLING}),  # type: ignore[arg-type]  # narrowed by _SAMPLING
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        tools=tuple(_tool(t) for t in options.get("tools", ())),
+        tool_choice=tool_choice,
+        tool_name=tool_name,
+        json_schema=options.get("output"),
+        privacy=floor.tightened_by(_privacy(options.get("privacy", floor))),
+        **given,
+    )
+    check_ranges(request)
+    return request
+
+
+def check_ranges(request: Request) -> None:
+    """Raise ``InvalidRequest`` for numbers that no engine could honour."""
+    s = request.sampling
+    checks: tuple[tuple[str, bool, str], ...] = (
+        ("temperature", 0 <= s.temperature <= 2, "between 0 and 2"),
+        ("top_p", 0 < s.top_p <= 1, "above 0 and at most 1"),
+        ("min_p", 0 <= s.min_p <= 1, "between 0 and 1"),
+        ("top_k", s.top_k >= 0, "0 or more"),
+        ("presence_penalty", -2 <= s.presence_penalty <= 2, "between -2 and 2"),
+        ("frequency_penalty", -2 <= s.frequency_penalty <= 2, "between -2 and 2"),
+        ("repeat_penalty", s.repeat_penalty > 0, "above 0"),
+        ("max_tokens", request.max_tokens is None or request.max_tokens >= 1, "1 or more"),
+        ("top_logprobs", request.top_logprobs is None or 0 <= request.top_logprobs <= 20, "0-20"),
+        ("deadline_s", request.deadline_s is None or request.deadline_s > 0, "above 0"),
+        ("first_token_s", request.first_token_s is None or request.first_token_s > 0, "above 0"),
+        ("stop", all(request.stop) and len(request.stop) <= 16, "up to 16 non-empty strings"),
+    )
+    for name, ok, allowed in checks:
+        if not ok:
+            raise InvalidRequest(f"'{name}' is out of range.", param=name, mend=f"Use {allowed}.")
+
+
+def _messages(messages: Messages) -> tuple[Message, ...]:
+    if isinstance(messages, str):
+        return (Message("user", messages),)
+    return tuple(m if isinstance(m, Message) else message_from_dict(m) for m in messages)
+
+
+def message_from_dict(raw: Mapping[str, Any]) -> Message:
+    """One turn from OpenAI's dictionary; text parts are joined, other parts are refused."""
+    role = raw.get("role")
+    if role == "developer":
+        role = "system"
+    if role not in get_args(Role):
+        raise InvalidRequest(
+            f"A message has the role {role!r}.",
+            param="messages",
+            mend=f"Use one of: {', '.join(get_args(Role))}.",
+        )
+    return Message(
+        role=cast(Role, role),
+        content=_content(raw.get("content")),
+        tool_calls=tuple(_tool_call(c) for c in raw.get("tool_calls") or ()),
+        tool_call_id=raw.get("tool_call_id"),
+        name=raw.get("name"),
+    )
+
+
+def _content(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Iterable):
+        raise InvalidRequest("A message's content is neither text nor parts.", param="messages")
+    return "".join(_part(part) for part in content)
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise UnsupportedOption(
+            f"A message has a part of the type {kind!r}.",
+            param="messages",
+            mend="Only text parts are supported.",
+        )
+    return str(part["text"])
+
+
+def _tool_call(raw: Mapping[str, Any]) -> ToolCall:
+    try:
+        function = raw["function"]
+        return ToolCall(str(raw.get("id", "")), str(function["name"]), str(function["arguments"]))
+    except (KeyError, TypeError) as error:
+        raise InvalidRequest(
+            f"A tool call lacks {error}.", param="messages", mend="Give id, name and arguments."
+        ) from None
+
+
+def _tool(raw: Tool | Mapping[str, Any]) -> Tool:
+    if isinstance(raw, Tool):
+        return raw
+    function = raw.get("function", raw)
+    if raw.get("type", "function") != "function" or not isinstance(function, Mapping):
+        raise UnsupportedOption("Only function tools are supported.", param="tools")
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidRequest("A tool has no name.", param="tools", mend="Name it.")
+    parameters = function.get("parameters") or {}
+    try:
+        json.dumps(parameters)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"The tool '{function['name']}' has parameters that are not JSON: {error}.",
+            param="tools",
+        ) from None
+    return Tool(function["name"], str(function.get("description") or ""), parameters)
+
+
+def _tool_choice(choice: str | Mapping[str, Any]) -> tuple[ToolChoice, str | None]:
+    if isinstance(choice, Mapping):
+        name = choice.get("function", choice).get("name")
+        if not isinstance(name, str):
+            raise InvalidRequest("'tool_choice' names no function.", param="tool_choice")
+        return "required", name
+    if choice not in get_args(ToolChoice):
+        raise InvalidRequest(
+            f"'tool_choice' is {choice!r}.",
+            param="tool_choice",
+            mend="Use auto, none, required or a named function.",
+        )
+    return cast(ToolChoice, choice), None
+
+
+def _privacy(value: Privacy | str) -> Privacy:
+    try:
+        return Privacy(value)
+    except ValueError:
+        raise InvalidRequest(
+            f"'privacy' is {value!r}.", param="privacy", mend="Use device, attested or any."
+        ) from None

@@ -1,0 +1,88 @@
+"""A budget that a chain of calls shares: seconds on the clock and money in a purse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+
+from overspill.errors import BudgetExhausted, InvalidRequest
+from overspill.types.card import ModelCard
+from overspill.types.chat import Finish, Request
+
+
+class Budget:
+    """What is left for a chain of calls. ``seconds`` run from construction."""
+
+    def __init__(self, *, seconds: float | None = None, cost: float | None = None) -> None:
+        for name, value in (("seconds", seconds), ("cost", cost)):
+            if value is not None and value <= 0:
+                raise InvalidRequest(f"'{name}' must be above 0.", param=name)
+        self._ends = None if seconds is None else time.monotonic() + seconds
+        self._purse = cost
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the deadline; None without one."""
+        return None if self._ends is None else self._ends - time.monotonic()
+
+    @property
+    def cost_left(self) -> float | None:
+        """Currency units left; None without a purse."""
+        return self._purse
+
+    def shape(self, request: Request) -> Request:
+        """The request with the chain's deadline, if that is nearer than its own.
+
+        Raises ``BudgetExhausted`` when time or money is used up.
+        """
+        if self._purse is not None and self._purse <= 0:
+            raise BudgetExhausted("The chain's purse is empty.", mend="Give the budget more cost.")
+        left = self.seconds_left
+        if left is None:
+            return request
+        if left <= 0:
+            raise BudgetExhausted(
+                "The chain's deadline has passed.", mend="Give the budget more seconds."
+            )
+        own = request.deadline_s
+        return replace(request, deadline_s=left if own is None else min(own, left))
+
+    def spend(self, finish: Finish, cards: Iterable[ModelCard]) -> None:
+        """Take what an answer cost out of the purse, by the price on its model's card."""
+        if self._purse is None:
+            return
+        for card in cards:
+            if card.name == finish.model:
+                self._purse -= cost_of(
+                    card, finish.usage.prompt_tokens, finish.usage.completion_tokens
+                )
+                return
+
+
+def cost_of(card: ModelCard, prompt_tokens: int, completion_tokens: int) -> float:
+    """The price of so many tokens, in the card's currency units."""
+    return (
+        prompt_tokens * card.price_prompt_per_mtok
+        + completion_tokens * card.price_completion_per_mtok
+    ) / 1e6
+
+
+_BUDGET: ContextVar[Budget | None] = ContextVar("overspill_budget", default=None)
+
+
+def current_budget() -> Budget | None:
+    """The innermost budget around the running code."""
+    return _BUDGET.get()
+
+
+@contextmanager
+def use_budget(budget: Budget) -> Iterator[Budget]:
+    """Make ``budget`` the one that calls inside the block share."""
+    token = _BUDGET.set(budget)
+    try:
+        yield budget
+    finally:
+        _BUDGET.reset(token)

@@ -1,0 +1,129 @@
+"""Verbs that ask a model: `run` answers a prompt, `plan` only says where it would run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from overspill.cli.common import (
+    CloudAddress,
+    Json,
+    Model,
+    PrivacyFloor,
+    TrustPolicyFile,
+    print_json,
+    settings_for,
+)
+from overspill.errors import InvalidRequest
+from overspill.sync import Overspill
+from overspill.types.reply import ReplyChunk
+from overspill.types.route import Plan, RouteDecision
+
+Prompt = Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    app.command("run")(run)
+    app.command("plan")(plan)
+    app.command("models")(models)
+
+
+def run(
+    prompt: Prompt,
+    model: Model = None,
+    cloud: CloudAddress = None,
+    trust_policy: TrustPolicyFile = None,
+    privacy: PrivacyFloor = None,
+    max_tokens: Annotated[int | None, typer.Option(help="At most so many tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    why: Annotated[bool, typer.Option("--why", help="Explain the route.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt; the last line says who answered and what left the device."""
+    settings = settings_for(model, cloud, trust_policy, privacy)
+    text, started, first = [], time.perf_counter(), None
+    last: ReplyChunk | None = None
+    with Overspill(app="cli", settings=settings) as ai:
+        for last in ai.stream(
+            _read(prompt), max_tokens=max_tokens, seed=seed, temperature=temperature
+        ):
+            if last.text and first is None:
+                first = time.perf_counter() - started
+            text.append(last.text)
+            if not as_json:
+                print(last.text, end="", flush=True)
+    assert last is not None
+    if as_json:
+        print_json(
+            {"text": "".join(text), "ttft_s": first, "route": last.route, "end": last.finish}
+        )
+        return
+    print()
+    ttft = f"{first:.2f} s to the first token" if first is not None else "no text"
+    left = f"{last.route.bytes_sent} bytes left this device"
+    print(f"[{last.route.route.value}: {last.route.model}, {ttft}, {left}]", file=sys.stderr)
+    if why:
+        _explain(last.route.decision)
+
+
+def plan(
+    prompt: Prompt,
+    model: Model = None,
+    cloud: CloudAddress = None,
+    trust_policy: TrustPolicyFile = None,
+    privacy: PrivacyFloor = None,
+    as_json: Json = False,
+) -> None:
+    """Say where a prompt would run, why, and what would leave; nothing is generated."""
+    with Overspill(app="cli", settings=settings_for(model, cloud, trust_policy, privacy)) as ai:
+        result = ai.plan(_read(prompt))
+    if as_json:
+        print_json(result)
+        return
+    _print_plan(result)
+    _explain(result.decision)
+
+
+def models(
+    model: Model = None,
+    cloud: CloudAddress = None,
+    trust_policy: TrustPolicyFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the models that can answer now."""
+    with Overspill(app="cli", settings=settings_for(model, cloud, trust_policy)) as ai:
+        cards, state = ai.models(), ai.availability()
+    if as_json:
+        print_json({"models": cards, "availability": state})
+        return
+    for card in cards:
+        print(f"{card.name}\t{card.runtime}\t{card.quantization}\tcontext {card.context} tokens")
+    print(f"device: {state.device.value} ({state.device_reason})")
+    print(f"cloud:  {state.cloud.value} ({state.cloud_reason})")
+
+
+def _read(prompt: str) -> str:
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise InvalidRequest("The prompt is empty.", param="prompt", mend="Give some text.")
+    return text
+
+
+def _print_plan(plan: Plan) -> None:
+    print(f"route:   {plan.route.value} ({plan.reason.value})")
+    print(f"model:   {plan.model or '-'}")
+    print(f"prompt:  {plan.prompt_tokens} tokens")
+    print(f"leaves:  {plan.would_leave}")
+
+
+def _explain(decision: RouteDecision) -> None:
+    for stage in decision.stages:
+        numbers = ", ".join(f"{k}={v:g}" for k, v in stage.numbers.items())
+        removed = " removes " + ", ".join(stage.removed) if stage.removed else ""
+        detail = f" ({stage.detail})" if stage.detail else ""
+        print(f"  stage {stage.stage}: {stage.code}{removed} {numbers}{detail}", file=sys.stderr)

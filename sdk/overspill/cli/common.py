@@ -1,0 +1,72 @@
+"""What several verbs share: options that choose settings, and printing JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from overspill.config import Settings, load_settings
+from overspill.errors import UsageError
+from overspill.types.chat import Privacy
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Device model: a name, a .gguf or an MLX folder.")
+]
+CloudAddress = Annotated[str | None, typer.Option("--cloud", help="HOST:PORT or unix:/path.")]
+TrustPolicyFile = Annotated[
+    Path | None, typer.Option("--trust-policy", help="Appraisal policy (TOML).")
+]
+PrivacyFloor = Annotated[
+    str | None, typer.Option("--privacy", help="Floor: device, attested or any.")
+]
+
+
+def settings_for(
+    model: str | None = None,
+    cloud: str | None = None,
+    trust_policy: Path | None = None,
+    privacy: str | None = None,
+) -> Settings:
+    """The user's settings with the command's options on top."""
+    settings = load_settings()
+    if model:
+        settings = dataclasses.replace(settings, model=model)
+    if privacy:
+        if privacy not in tuple(Privacy):
+            raise UsageError(f"--privacy is '{privacy}'.", mend="Use device, attested or any.")
+        settings = dataclasses.replace(settings, privacy=Privacy(privacy))
+    if trust_policy and not (cloud or settings.cloud):
+        raise UsageError("--trust-policy without a cloud.", mend="Add --cloud HOST:PORT.")
+    if cloud or (trust_policy and settings.cloud):
+        old = settings.cloud
+        settings = settings.with_cloud(
+            cloud or (old.address if old else ""),
+            trust_policy=trust_policy or (old.trust_policy if old else None),
+            ca=old.ca if old else None,
+        )
+    return settings
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; bytes in hex, enums by value."""
+    print(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name if isinstance(value.value, int) else value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

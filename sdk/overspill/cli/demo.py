@@ -1,0 +1,176 @@
+"""`overspill demo`: the main job on loopback, measured as it runs.
+
+It starts a node with a larger model, verifies its evidence, enrols this device, sends held-back
+prompts of every skill and level through the policy, then sends the same prompts to the device
+alone and to the cloud alone, so that the sum at the end compares what was measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from overspill.arguments import build_request
+from overspill.cli.demo_table import print_evidence, print_summary, print_table
+from overspill.cli.node_process import NodeProcess, enrolment_code, running_node
+from overspill.client import AsyncOverspill
+from overspill.config import Settings, load_settings
+from overspill.errors import ModelNotFound, OverspillError, ReceiptInvalid
+from overspill.evals.grade import grade
+from overspill.receipts import verify_receipt
+from overspill.types.chat import Privacy, Request
+from overspill.types.reply import Reply
+from overspill.types.route import Route
+
+PROMPTS = Path(__file__).with_name("demo_prompts.json")
+RIVER = Path("examples/family/models/river-q8_0.gguf")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb of this file."""
+    app.command("demo")(demo)
+
+
+def demo(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write what was measured to this file.")
+    ] = None,
+    device_model: Annotated[str, typer.Option(help="The device's model.")] = "brook",
+    cloud_model: Annotated[Path, typer.Option(help="The cloud's model file.")] = RIVER,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+) -> None:
+    """Run the main job on this machine: device, proven cloud, and why each prompt went where."""
+    if not cloud_model.exists():
+        raise ModelNotFound(
+            f"The cloud's model is not at {cloud_model}.",
+            mend="Run the demo in a checkout, or give --cloud-model FILE.",
+        )
+    prompts = load_prompts()[:limit]
+    with tempfile.TemporaryDirectory(prefix="overspill-demo-") as folder:
+        state = Path(folder) / "node"
+        state.mkdir()
+        with running_node(f"{cloud_model.stem.split('-')[0]}={cloud_model}", state) as node:
+            settings = demo_settings(Path(folder), node, device_model)
+            result = asyncio.run(play(settings, node, prompts))
+    print_table(result["requests"])
+    print_summary(result["summary"])
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def load_prompts() -> list[dict[str, Any]]:
+    """The held-back prompts that ship with the package."""
+    prompts: list[dict[str, Any]] = json.loads(PROMPTS.read_text("utf-8"))
+    return prompts
+
+
+async def play(
+    settings: Settings, node: NodeProcess, prompts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Send every prompt by policy, then to each side alone; return the demo's JSON."""
+    async with AsyncOverspill(app="demo", settings=settings) as ai:
+        await ai.enroll(enrolment_code(node.state))
+        state = await ai.cloud_state()
+        if state.problem is not None:
+            raise state.problem
+        print_evidence(node.listen, state.result)
+        device, cloud = [card.name for card in await ai.models()]
+        requests = [await _row(ai, prompt) for prompt in prompts]
+        all_device = [await _row(ai, prompt, device) for prompt in prompts]
+        all_cloud = [await _row(ai, prompt, cloud) for prompt in prompts]
+    kept = sum(row["route"] == Route.DEVICE for row in requests)
+    return {
+        "requests": requests,
+        "summary": {
+            "right": _right(requests),
+            "right_all_device": _right(all_device),
+            "right_all_cloud": _right(all_cloud),
+            "prompts": len(requests),
+            "device_share": round(kept / len(requests), 4),
+            "assurance": state.result.assurance.name if state.result else "NONE",
+        },
+    }
+
+
+async def _row(
+    ai: AsyncOverspill, prompt: dict[str, Any], model: str | None = None
+) -> dict[str, Any]:
+    """One prompt by policy, or by the named model; a refusal is a row too, never a stop."""
+    request = _request(ai, prompt, model)
+    row: dict[str, Any] = {
+        "prompt": prompt["messages"][-1]["content"],
+        "skill": prompt["skill"],
+        "level": prompt["level"],
+        "expected": prompt["expected"],
+    }
+    try:
+        reply = await ai.collect(request)
+    except OverspillError as error:
+        return row | _refused(error)
+    answer = _answer(reply)
+    return row | {
+        "route": reply.route.route,
+        "reason": reply.route.reason,
+        "model": reply.model,
+        "ttft_s": reply.ttft_s,
+        "tokens_per_s": reply.usage.decode_tokens_per_s,
+        "bytes_sent": reply.route.bytes_sent,
+        "receipt_verified": _receipt_verified(reply),
+        "answer": answer,
+        "correct": grade(prompt["grade"], prompt["expected"], answer),
+    }
+
+
+def _request(ai: AsyncOverspill, prompt: dict[str, Any], model: str | None) -> Request:
+    return ai.build(
+        prompt["messages"],
+        model=model,
+        tools=prompt.get("tools", ()),
+        max_tokens=prompt["max_tokens"],
+        privacy=prompt.get("privacy", Privacy.ANY) if model is None else Privacy.ANY,
+    )
+
+
+def _answer(reply: Reply) -> str:
+    """The text, or the calls that the model wants made, as one text that can be graded."""
+    calls = [
+        f'<tool_call>{{"name": "{call.name}", "arguments": {call.arguments}}}</tool_call>'
+        for call in reply.tool_calls
+    ]
+    return "\n".join([reply.text, *calls]).strip()
+
+
+def _receipt_verified(reply: Reply) -> bool | None:
+    if reply.receipt is None:
+        return None
+    try:
+        verify_receipt(reply.receipt)
+    except ReceiptInvalid:
+        return False
+    return True
+
+
+def _refused(error: OverspillError) -> dict[str, Any]:
+    return {
+        "route": Route.REFUSED,
+        "reason": "no_route",
+        "model": "",
+        "ttft_s": None,
+        "tokens_per_s": None,
+        "bytes_sent": 0,
+        "receipt_verified": None,
+        "answer": f"{error.code}: {error}",
+        "correct": False,
+    }
+
+
+def _right(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(row["correct"] is True for row in rows)

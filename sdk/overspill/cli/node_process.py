@@ -1,0 +1,88 @@
+"""A cloud node of one's own on loopback, for the demo: a real process, spoken to as any other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overspill.config import child_environment
+from overspill.errors import ConnectFailed, MissingExtra
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProcess:
+    """A running node: where it listens, where its state is, and what it said at its start."""
+
+    listen: str
+    state: Path
+    started: dict[str, Any]
+
+
+@contextlib.contextmanager
+def running_node(model: str, state: Path) -> Iterator[NodeProcess]:
+    """Start ``overspill-cloud serve`` on a free loopback port; stop it at the end.
+
+    ``model`` is ``NAME=FILE``. Raises ``MissingExtra`` without the cloud package's needs and
+    ``ConnectFailed`` with the node's own last line when it does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((state / "node.log").open("w+", encoding="utf-8"))
+        process = subprocess.Popen(
+            [*_command(), "serve", "--model", model, "--listen", "127.0.0.1:0"]
+            + ["--state", str(state), "--attester", "dev", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=child_environment(),
+        )
+        stack.callback(_stop, process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("{") or "listen" not in (said := json.loads(line)):
+            process.wait(STOP_TIMEOUT_S)
+            log.seek(0)
+            raise _not_started(line, log.read())
+        yield NodeProcess(said["listen"], state, said)
+
+
+def enrolment_code(state: Path) -> str:
+    """A one-time code from the node's operator (here: ourselves)."""
+    done = subprocess.run(
+        [*_command(), "enroll-code", "--state", str(state), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=START_TIMEOUT_S,
+    )
+    if done.returncode:
+        raise _not_started(done.stdout, done.stderr)
+    return str(json.loads(done.stdout)["code"])
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-m", "overspill_cloud"]
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _not_started(said: str, log: str) -> Exception:
+    if "missing_extra" in said or "No module named" in log:
+        return MissingExtra("The demo's cloud node", "cloud")
+    lines = [line for line in (log + said).splitlines() if line.strip()]
+    return ConnectFailed(f"The cloud node did not start: {lines[-1] if lines else 'no word'}")

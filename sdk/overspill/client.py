@@ -1,0 +1,218 @@
+"""`AsyncOverspill`: what an app imports. It builds requests, opens engines and starts sessions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from types import TracebackType
+from typing import Self, Unpack
+
+from overspill.arguments import Messages, Options, build_request
+from overspill.budget import Budget, current_budget, use_budget
+from overspill.cloud_gate import CloudGate, CloudState
+from overspill.config import Settings, load_settings
+from overspill.conversations import Conversations
+from overspill.engines.base import Engine
+from overspill.errors import ConfigurationError, OverspillError
+from overspill.opening import open_cloud, open_device, open_routing_policy
+from overspill.remote import RemoteEngine
+from overspill.gathering import Routes
+from overspill.session import Session
+from overspill.state.receipts import ReceiptStore
+from overspill.types.card import ModelCard
+from overspill.types.chat import Request
+from overspill.types.reply import Availability, AvailabilityState, Reply, ReplyChunk
+from overspill.types.route import Plan
+
+
+class AsyncOverspill:
+    """A client for one app; use it in an ``async with`` block.
+
+    ``settings`` default to the user's own. ``device`` and ``cloud`` replace the engines that the
+    settings name; they are started and closed with the client.
+    """
+
+    def __init__(
+        self,
+        app: str = "default",
+        *,
+        settings: Settings | None = None,
+        device: Engine | None = None,
+        cloud: RemoteEngine | None = None,
+    ) -> None:
+        self.app = app
+        self.settings = settings or load_settings()
+        self._device, self._cloud = device, cloud
+        self._device_problem: OverspillError | None = None
+        self._routes: Routes | None = None
+
+    async def __aenter__(self) -> Self:
+        settings = self.settings
+        policy = open_routing_policy(settings)
+        if self._cloud is None and settings.cloud is not None:
+            self._cloud = open_cloud(settings)
+        try:
+            self._device = await self._start_device()
+            if self._cloud is not None:
+                await self._cloud.start()
+        except BaseException:
+            await self._close_engines()
+            raise
+        self._routes = Routes(
+            device=self._device,
+            cloud=CloudGate(self._cloud),
+            policy=policy,
+            floor=settings.privacy,
+            receipts=ReceiptStore(settings.places.state / "receipts.sqlite"),
+            conversations=Conversations(),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancel what runs and free the engines. May be called twice."""
+        self._routes = None
+        await self._close_engines()
+
+    async def chat(self, messages: Messages, **options: Unpack[Options]) -> Reply:
+        """A whole answer. Raises the typed error that ended it, with any text in ``partial``."""
+        return await self.collect(self.build(messages, **options))
+
+    async def collect(self, request: Request) -> Reply:
+        """As :meth:`chat`, for a request that is already built."""
+        started = time.perf_counter()
+        pieces: list[ReplyChunk] = []
+        ttft: float | None = None
+        async with aclosing(self.run_request(request)) as chunks:
+            async for chunk in chunks:
+                if chunk.text and ttft is None:
+                    ttft = time.perf_counter() - started
+                pieces.append(chunk)
+        last = pieces[-1]
+        assert last.finish is not None  # an engine's stream without an end is an error
+        return Reply(
+            text="".join(piece.text for piece in pieces),
+            route=last.route,
+            usage=last.finish.usage,
+            finish_reason=last.finish.reason,
+            model=last.finish.model,
+            request_id=request.id,
+            tool_calls=tuple(call for piece in pieces for call in piece.tool_calls),
+            logprobs=tuple(p for piece in pieces for p in piece.logprobs),
+            receipt=last.receipt,
+            ttft_s=ttft,
+            total_s=time.perf_counter() - started,
+        )
+
+    async def stream(
+        self, messages: Messages, **options: Unpack[Options]
+    ) -> AsyncGenerator[ReplyChunk]:
+        """The answer in pieces, the route on each; closing the generator cancels the work."""
+        async with aclosing(self.run_request(self.build(messages, **options))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def run_request(self, request: Request) -> AsyncGenerator[ReplyChunk]:
+        """As :meth:`stream`, for a request that is already built (a daemon's, say)."""
+        budget = current_budget()
+        request = budget.shape(request) if budget else request
+        async with aclosing(self._session(request).run()) as chunks:
+            async for chunk in chunks:
+                if chunk.finish is not None and budget:
+                    budget.spend(chunk.finish, await self.models())
+                yield chunk
+
+    async def plan(self, messages: Messages, **options: Unpack[Options]) -> Plan:
+        """Where a request would run, why, what would leave and cost; nothing is generated."""
+        return await self.plan_request(self.build(messages, **options))
+
+    async def plan_request(self, request: Request) -> Plan:
+        """As :meth:`plan`, for a request that is already built."""
+        return await self._session(request).plan()
+
+    def build(self, messages: Messages, **options: Unpack[Options]) -> Request:
+        """The frozen request that the options mean; raises ``InvalidRequest`` by parameter."""
+        return build_request(messages, app=self.app, floor=self.settings.privacy, **options)
+
+    async def models(self) -> tuple[ModelCard, ...]:
+        """The models that can answer now: the device's, and a verified cloud's."""
+        routes = self._open
+        device = (routes.device.card,) if routes.device else ()
+        return (*device, *(await routes.cloud.state()).cards)
+
+    async def availability(self) -> Availability:
+        """Whether device and cloud can answer, each with a reason in words."""
+        routes = self._open
+        device, why = AvailabilityState.UNAVAILABLE, str(self._device_problem or "No model.")
+        if routes.device is not None:
+            health = await routes.device.health()
+            why = health.detail or f"{routes.device.card.name} is loaded."
+            device = AvailabilityState.AVAILABLE if health.ok else AvailabilityState.UNAVAILABLE
+        state = await routes.cloud.state()
+        if state.result is not None:
+            cloud, cloud_why = (
+                AvailabilityState.AVAILABLE,
+                f"Proven: {state.result.assurance.name}.",
+            )
+        else:
+            cloud, cloud_why = AvailabilityState.UNAVAILABLE, str(state.problem or "None is set.")
+        return Availability(device, why, cloud, cloud_why)
+
+    async def cloud_state(self) -> CloudState:
+        """The cloud's verified evidence and cards, or the problem that keeps it out."""
+        return await self._open.cloud.state()
+
+    async def enroll(self, code: str) -> int:
+        """Enrol this device's key with the cloud by a one-time code.
+
+        Sealed, and only after the node's evidence verified. Returns the Unix time until which
+        the node accepts the key. Raises ``DeviceRejected`` for a code that is not good.
+        """
+        if self._cloud is None:
+            raise ConfigurationError("There is no cloud to enrol with.", mend="Set one first.")
+        return await self._cloud.enroll(code)
+
+    @contextmanager
+    def budget(self, *, seconds: float | None = None, cost: float | None = None) -> Iterator[None]:
+        """A chain of calls that shares one deadline (seconds from here) and one purse.
+
+        Inside, each call gets what is left; a call with nothing left raises ``BudgetExhausted``.
+        """
+        with use_budget(Budget(seconds=seconds, cost=cost)):
+            yield
+
+    # ----------------------------------------------------------------------------------------
+
+    @property
+    def _open(self) -> Routes:
+        if self._routes is None:
+            raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
+        return self._routes
+
+    def _session(self, request: Request) -> Session:
+        return Session(self._open, request)
+
+    async def _start_device(self) -> Engine | None:
+        """The device's engine; without one a cloud alone must do, without both it is an error."""
+        try:
+            engine = self._device or open_device(self.settings)
+            await engine.start()
+            return engine
+        except OverspillError as error:
+            if self._cloud is None:
+                raise
+            self._device_problem = error
+            return None
+
+    async def _close_engines(self) -> None:
+        for engine in (self._device, self._cloud):
+            if engine is not None:
+                await engine.aclose()

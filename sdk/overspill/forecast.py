@@ -1,0 +1,57 @@
+"""A plan's numbers: what would leave, how long it would take, what it would cost."""
+
+from __future__ import annotations
+
+from overspill.budget import cost_of
+from overspill.gathering import Gathered
+from overspill.types.chat import Request
+from overspill.types.route import Plan, Route, RouteDecision
+
+EXPECTED_ANSWER_TOKENS = 128
+"""Assumed where the request sets no limit."""
+SEAL_OVERHEAD_BYTES = 1_408
+"""Head, encapsulated key, request signature and frame headers around one request."""
+
+
+def forecast(request: Request, decision: RouteDecision, gathered: Gathered) -> Plan:
+    """The plan for a decision; nothing is generated and nothing is sent."""
+    card = gathered.cards.get(decision.route)
+    prompt_tokens = gathered.situation.tokens_for(decision.route) or 0
+    answer_tokens = request.max_tokens or EXPECTED_ANSWER_TOKENS
+    leaving = _payload_bytes(request) + SEAL_OVERHEAD_BYTES if decision.route is Route.CLOUD else 0
+    result = gathered.cloud.result
+    assurance = result.assurance.name if result and decision.route is Route.CLOUD else "NONE"
+    return Plan(
+        decision=decision,
+        model=card.name if card else "",
+        prompt_tokens=prompt_tokens,
+        would_leave=_would_leave(decision.route, assurance),
+        bytes_leaving=leaving,
+        estimated_s=_seconds(decision.route, prompt_tokens, answer_tokens, gathered),
+        estimated_cost=cost_of(card, prompt_tokens, answer_tokens) if card else 0.0,
+        assurance=assurance,
+    )
+
+
+def _payload_bytes(request: Request) -> int:
+    """UTF-8 bytes of what a model would see: turns, tools and schema."""
+    parts = [m.content for m in request.messages]
+    parts += [c.name + c.arguments for m in request.messages for c in m.tool_calls]
+    parts += [f"{t.name}{t.description}{dict(t.parameters)}" for t in request.tools]
+    return sum(len(part.encode()) for part in parts)
+
+
+def _would_leave(route: Route, assurance: str) -> str:
+    if route is Route.CLOUD:
+        return f"the conversation and its tools, sealed to a node proven as {assurance}"
+    return "nothing"
+
+
+def _seconds(
+    route: Route, prompt_tokens: int, answer_tokens: int, gathered: Gathered
+) -> float | None:
+    profile = gathered.situation.device
+    prefill, decode = profile.prefill_tokens_per_s, profile.decode_tokens_per_s
+    if route is not Route.DEVICE or not prefill or not decode:
+        return None
+    return prompt_tokens / prefill + answer_tokens / decode

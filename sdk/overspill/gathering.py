@@ -1,0 +1,101 @@
+"""What a session can choose from, and the situation that a decision weighs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from overspill.cloud_gate import CloudGate, CloudState
+from overspill.conversations import Conversations
+from overspill.engines.base import Engine
+from overspill.errors import ModelNotFound
+from overspill.routing.policy import RoutingPolicy
+from overspill.routing.situation import Situation
+from overspill.state.receipts import ReceiptStore
+from overspill.types.card import ModelCard
+from overspill.types.chat import Privacy, Request
+from overspill.types.route import DeviceProfile, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The engines, the rules and the memory that all sessions of one client share."""
+
+    device: Engine | None
+    cloud: CloudGate
+    policy: RoutingPolicy
+    floor: Privacy
+    receipts: ReceiptStore
+    conversations: Conversations
+    profile: DeviceProfile = DeviceProfile()
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A situation with the cards of the models that are candidates in it."""
+
+    situation: Situation
+    cards: Mapping[Route, ModelCard]
+    cloud: CloudState
+
+
+async def gather(routes: Routes, request: Request) -> Gathered:
+    """Look at device, cloud and conversation. Under the floor ``device`` nothing is contacted.
+
+    Raises ``ModelNotFound`` when the request names a model that is on no route.
+    """
+    cloud = CloudState() if _stays(routes, request) else await routes.cloud.state()
+    cards = _cards(routes, cloud, request.model)
+    tokens = await routes.device.count_prompt_tokens(request) if routes.device else None
+    situation = Situation(
+        device=routes.profile,
+        prompt_tokens={} if tokens is None else {Route.DEVICE: tokens},
+        attestation=cloud.result,
+        session_floor=routes.floor,
+        memory=routes.conversations.recall(request),
+        unavailable=_unavailable(cloud),
+        pinned=_pinned(request.model, cards, routes, cloud),
+        device_loaded=routes.device is not None,
+        now_unix=int(time.time()),
+    )
+    return Gathered(situation, cards, cloud)
+
+
+def _stays(routes: Routes, request: Request) -> bool:
+    floor = request.privacy.tightened_by(routes.floor).tightened_by(routes.policy.floor)
+    return floor is Privacy.DEVICE
+
+
+def _cards(routes: Routes, cloud: CloudState, model: str | None) -> dict[Route, ModelCard]:
+    cards = {}
+    if routes.device is not None:
+        cards[Route.DEVICE] = routes.device.card
+    if cloud.cards:
+        served = {card.name: card for card in cloud.cards}
+        cards[Route.CLOUD] = served.get(model or "", cloud.cards[0])
+    elif cloud.problem is not None and routes.cloud.engine is not None:
+        cards[Route.CLOUD] = routes.cloud.engine.card  # a candidate, taken away with the reason
+    return cards
+
+
+def _unavailable(cloud: CloudState) -> dict[Route, str]:
+    return {Route.CLOUD: cloud.problem.code} if cloud.problem is not None else {}
+
+
+def _pinned(
+    model: str | None, cards: Mapping[Route, ModelCard], routes: Routes, cloud: CloudState
+) -> Route | None:
+    """The route of the model that the request names; None when it names none."""
+    if model is None:
+        return None
+    for route, card in cards.items():
+        if card.name == model:
+            return route
+    if cloud.problem is not None:  # it may well serve the model: the reason is the problem
+        return Route.CLOUD
+    known = sorted({card.name for card in (*cards.values(), *cloud.cards)})
+    raise ModelNotFound(
+        f"There is no model '{model}'.",
+        mend=f"Use one of: {', '.join(known)}." if known else "No model is loaded.",
+    )

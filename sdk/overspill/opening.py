@@ -1,0 +1,67 @@
+"""From settings to engines and policies: which device model, which cloud, under which rules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from overspill.config import CloudSettings, Settings
+from overspill.engines.base import Engine
+from overspill.errors import ConfigurationError
+from overspill.remote import RemoteEngine
+from overspill.routing.policy import RoutingPolicy, load_policy
+
+
+def open_device(settings: Settings) -> Engine:
+    """The device's engine, not yet started; in a worker process unless settings say otherwise.
+
+    Raises ``ModelNotFound``, ``ModelInvalid`` or ``MissingExtra``.
+    """
+    from overspill.engines.registry import EngineOptions, open_engine
+
+    options = EngineOptions(
+        context_tokens=settings.max_context_tokens, max_sequences=settings.device_slots
+    )
+    if not settings.isolate:
+        return open_engine(settings.model, options=options)
+    from overspill.worker import WorkerEngine
+
+    return WorkerEngine(settings.model, options=options)
+
+
+def open_cloud(settings: Settings) -> RemoteEngine:
+    """The cloud as an engine; nothing is contacted yet.
+
+    Raises ``ConfigurationError`` for a trust policy or an authority that cannot be read.
+    """
+    from overspill.identity.select import device_key
+    from overspill.transport.grpc import GrpcOptions, GrpcTransport
+    from overspill.trust.policy import default_policy, load_policy
+
+    cloud = settings.cloud
+    if cloud is None:
+        raise ConfigurationError("No cloud is set.", mend="Set [cloud] address, or --cloud.")
+    policy = load_policy(cloud.trust_policy) if cloud.trust_policy else default_policy()
+    transport = GrpcTransport(cloud.address, GrpcOptions(ca_pem=_authority(cloud)))
+    return RemoteEngine(transport, policy, device_key(settings.places.state / "device-key"))
+
+
+def open_routing_policy(settings: Settings) -> RoutingPolicy:
+    """The user's routing policy, or the built-in one, with the user's private terms."""
+    policy = RoutingPolicy()
+    if settings.routing_policy is not None:
+        policy = load_policy(_text(settings.routing_policy), str(settings.routing_policy))
+    if settings.private_terms:
+        policy = replace(policy, listed_terms=(*policy.listed_terms, *settings.private_terms))
+    return policy
+
+
+def _authority(cloud: CloudSettings) -> bytes | None:
+    return None if cloud.ca is None else _text(cloud.ca).encode()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.", mend="Check it.") from None

@@ -1,0 +1,150 @@
+"""One request: gather, decide, run, fall back, record.
+
+A session asks ``routing.decide`` (pure) for a route, runs that route's engine and passes its
+chunks up. Only here does a request move to another engine: it **spills** when one is busy and
+**falls back** when one fails, and always before the first piece of text, so that the route an
+app was told is the route that answered. Nobody below retries across engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from overspill.engines.base import Engine
+from overspill.errors import BusyError, EngineError, OverspillError, TransportError, TrustError
+from overspill.forecast import forecast
+from overspill.gathering import Gathered, Routes, gather
+from overspill.routing.decide import decide, remember
+from overspill.routing.refusal import refusal
+from overspill.types.chat import Chunk, Request
+from overspill.types.reply import ReplyChunk
+from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken
+
+MOVABLE = (BusyError, EngineError, TransportError, TrustError)
+"""After these another route may answer; a usage error would fail everywhere. A trust error moves
+a request to the device only: the node that it names is never asked again for this request."""
+
+
+class Session:
+    """The life of one request over the routes of a client."""
+
+    def __init__(self, routes: Routes, request: Request) -> None:
+        self._routes = routes
+        self._request = replace(request, privacy=request.privacy.tightened_by(routes.floor))
+
+    async def plan(self) -> Plan:
+        """Where the request would run and what would leave; nothing is generated."""
+        gathered, decision = await self._decide()
+        return forecast(self._request, decision, gathered)
+
+    async def run(self) -> AsyncGenerator[ReplyChunk]:
+        """Yield the answer. Raises the refusal, or the last route's error with its partial text."""
+        gathered, decision = await self._decide()
+        self._remember(gathered, decision)
+        if decision.route is Route.REFUSED:
+            raise self._refusal(gathered, decision)
+        taken = self._take(decision, gathered)
+        for following in (*decision.alternatives, None):
+            started = False
+            try:
+                async with aclosing(self._on(taken)) as chunks:
+                    async for chunk in chunks:
+                        started = True
+                        yield chunk
+                return
+            except MOVABLE as error:
+                if taken.route is Route.CLOUD and not isinstance(error, BusyError):
+                    self._routes.cloud.remember(error)
+                if started or following is None:
+                    raise
+                taken = self._move(taken, following, error, gathered)
+
+    # In calling order -------------------------------------------------------------------------
+
+    async def _decide(self) -> tuple[Gathered, RouteDecision]:
+        gathered = await gather(self._routes, self._request)
+        decision = decide(self._request, gathered.situation, self._routes.policy, gathered.cards)
+        return gathered, decision
+
+    def _remember(self, gathered: Gathered, decision: RouteDecision) -> None:
+        memory = remember(gathered.situation.memory, decision, self._routes.policy)
+        self._routes.conversations.remember(self._request, memory)
+
+    def _refusal(self, gathered: Gathered, decision: RouteDecision) -> OverspillError:
+        """The cloud's own problem where nothing else keeps the request from it; else the rule."""
+        kept_out = {stage.code for stage in decision.stages if Route.CLOUD in stage.removed}
+        if gathered.cloud.problem is not None and kept_out == {"unavailable"}:
+            return gathered.cloud.problem
+        return refusal(decision, gathered.cards)
+
+    def _take(self, decision: RouteDecision, gathered: Gathered) -> RouteTaken:
+        return self._told(RouteTaken(decision.route, decision.reason, decision, ""), gathered)
+
+    def _move(
+        self, taken: RouteTaken, following: Route, error: OverspillError, gathered: Gathered
+    ) -> RouteTaken:
+        busy = isinstance(error, BusyError)
+        change = f"{taken.route.value} -> {following.value}: {error.code}"
+        moved = replace(
+            taken,
+            route=following,
+            reason=RouteReason.SPILL if busy else RouteReason.FALL_BACK,
+            changes=(*taken.changes, change),
+        )
+        return self._told(moved, gathered)
+
+    def _told(self, taken: RouteTaken, gathered: Gathered) -> RouteTaken:
+        """The route with the model and the assurance that an app is told before the first byte."""
+        result = gathered.cloud.result if taken.route is Route.CLOUD else None
+        return replace(
+            taken,
+            model=gathered.cards[taken.route].name,
+            assurance=result.assurance.name if result else "NONE",
+        )
+
+    async def _on(self, taken: RouteTaken) -> AsyncGenerator[ReplyChunk]:
+        """Run the route's engine; an error that leaves here carries the text that came before."""
+        text: list[str] = []
+        try:
+            async with aclosing(self._engine(taken.route).generate(self._request)) as chunks:
+                async for chunk in chunks:
+                    text.append(chunk.text)
+                    yield self._reply_chunk(chunk, taken)
+        except OverspillError as error:
+            error.partial = error.partial or "".join(text)
+            raise
+
+    def _engine(self, route: Route) -> Engine:
+        engine = self._routes.device if route is Route.DEVICE else self._routes.cloud.engine
+        if engine is None:
+            raise EngineError(f"There is no engine for the route '{route.value}'.")
+        return engine
+
+    def _reply_chunk(self, chunk: Chunk, taken: RouteTaken) -> ReplyChunk:
+        piece = ReplyChunk(
+            route=taken,
+            text=chunk.text,
+            token_ids=chunk.token_ids,
+            logprobs=chunk.logprobs,
+            tool_calls=chunk.tool_calls,
+            finish=chunk.finish,
+        )
+        return piece if chunk.finish is None else self._settle(piece, chunk.finish.model)
+
+    def _settle(self, piece: ReplyChunk, model: str) -> ReplyChunk:
+        """The end: remember where it ran, keep the receipt, tell what left the device."""
+        taken = replace(piece.route, model=model)
+        if taken.changes:
+            memory = self._routes.conversations.recall(self._request)
+            memory = replace(memory, route=taken.route, reason=taken.reason)
+            self._routes.conversations.remember(self._request, memory)
+        cloud = self._routes.cloud.engine
+        if cloud is not None:  # also after a fall-back: what left has left
+            taken = replace(taken, bytes_sent=cloud.bytes_sent(self._request.id))
+        if taken.route is not Route.CLOUD or cloud is None:
+            return replace(piece, route=taken)
+        receipt = cloud.record(self._request.id).receipt
+        self._routes.receipts.add(receipt)
+        return replace(piece, route=replace(taken, node=receipt.node), receipt=receipt)

@@ -1,0 +1,128 @@
+"""`Overspill`: a thin blocking face over :class:`~overspill.client.AsyncOverspill`.
+
+The async core runs on an event loop in a thread of its own; every method here only crosses over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from overspill.arguments import Messages, Options
+from overspill.client import AsyncOverspill
+from overspill.cloud_gate import CloudState
+from overspill.types.card import ModelCard
+from overspill.types.chat import Request
+from overspill.types.reply import Availability, Reply, ReplyChunk
+from overspill.types.route import Plan
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+
+class Overspill:
+    """The blocking client; use it in a ``with`` block. Arguments as `AsyncOverspill`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._core = AsyncOverspill(*args, **kwargs)
+        self._stack = ExitStack()
+        self._portal: BlockingPortal | None = None
+
+    def __enter__(self) -> Self:
+        from anyio.from_thread import start_blocking_portal
+
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal("asyncio"))
+            stack.enter_context(self._portal.wrap_async_context_manager(self._core))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+        self._portal = None
+
+    @property
+    def _open(self) -> BlockingPortal:
+        if self._portal is None:
+            raise RuntimeError("Overspill is not open. Use it in a with block.")
+        return self._portal
+
+    def chat(self, messages: Messages, **options: Unpack[Options]) -> Reply:
+        """A whole answer; see :meth:`AsyncOverspill.chat`."""
+        return self._open.call(lambda: self._core.chat(messages, **options))
+
+    def collect(self, request: Request) -> Reply:
+        """As :meth:`chat`, for a request that is already built."""
+        return self._open.call(self._core.collect, request)
+
+    def cloud_state(self) -> CloudState:
+        """The cloud's verified evidence and cards, or the problem that keeps it out."""
+        return self._open.call(self._core.cloud_state)
+
+    def stream(
+        self, messages: Messages, **options: Unpack[Options]
+    ) -> Generator[ReplyChunk, None, None]:
+        """The answer in pieces; closing the generator cancels the work."""
+        return self._iterate(self._core.build(messages, **options))
+
+    def run_request(self, request: Request) -> Generator[ReplyChunk, None, None]:
+        """As :meth:`stream`, for a request that is already built."""
+        return self._iterate(request)
+
+    def _iterate(self, request: Request) -> Generator[ReplyChunk, None, None]:
+        portal = self._open
+        chunks = self._core.run_request(request)
+        try:
+            while True:
+                try:
+                    yield portal.call(chunks.__anext__)
+                except StopAsyncIteration:
+                    return
+        finally:
+            portal.call(chunks.aclose)
+
+    def plan(self, messages: Messages, **options: Unpack[Options]) -> Plan:
+        """Where it would run, and why; see :meth:`AsyncOverspill.plan`."""
+        return self._open.call(lambda: self._core.plan(messages, **options))
+
+    def plan_request(self, request: Request) -> Plan:
+        """As :meth:`plan`, for a request that is already built."""
+        return self._open.call(self._core.plan_request, request)
+
+    def build(self, messages: Messages, **options: Unpack[Options]) -> Request:
+        """The frozen request that the options mean; see :meth:`AsyncOverspill.build`."""
+        return self._core.build(messages, **options)
+
+    def models(self) -> tuple[ModelCard, ...]:
+        """The models that can answer now."""
+        return self._open.call(self._core.models)
+
+    def availability(self) -> Availability:
+        """Whether device and cloud can answer, each with a reason."""
+        return self._open.call(self._core.availability)
+
+    def enroll(self, code: str) -> int:
+        """Enrol this device with the node; see :meth:`AsyncOverspill.enroll`."""
+        return self._open.call(self._core.enroll, code)
+
+    def budget(
+        self, *, seconds: float | None = None, cost: float | None = None
+    ) -> AbstractContextManager[None]:
+        """A chain of calls that shares one deadline and one purse."""
+        return self._budget(seconds, cost)
+
+    @contextmanager
+    def _budget(self, seconds: float | None, cost: float | None) -> Iterator[None]:
+        with self._core.budget(seconds=seconds, cost=cost):
+            yield
+
+    def close(self) -> None:
+        """Stop everything; the same as leaving the ``with`` block."""
+        self.__exit__(None, None, None)
