@@ -1,0 +1,141 @@
+"""Stage 3: how likely the device's and the cloud's model are right, and what leaving would gain.
+
+Two linear heads over the same features, so that the difference is linear too: each feature's
+contribution to the gain is exact, and the contributions sum to it. How far they may move it from
+the prior depends on how much of the prompt looks like what the heads were fitted on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Self
+
+from overspill.routing.features import Features
+from overspill.types.card import ModelCard
+from overspill.types.route import Route
+
+STAGE = 3
+_UNFITTED_CONFIDENCE = 0.5
+Pair = tuple[float, float]
+"""A value for the device's head and one for the cloud's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """``contributions`` sum to ``gain`` (which is not clipped); the probabilities are clipped.
+
+    ``confidence`` (0 to 1) is how far the features counted, ``fitted`` whether the heads were
+    fitted on results of this very pair of models.
+    """
+
+    p_device_right: float
+    p_cloud_right: float
+    gain: float
+    contributions: Mapping[str, float]
+    confidence: float
+    fitted: bool
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """The fitted heads: see ``examples/routing/fit_scorer.py`` for how they are made.
+
+    ``prior`` is the share of right answers of each model in the fit; weights are what a feature
+    adds to it. ``seen`` has one bit for each n-gram bucket that the fit met.
+    """
+
+    fitted_for: tuple[str, str]
+    prior: Pair
+    structure: Mapping[str, Pair]
+    ngrams: Mapping[int, Pair]
+    buckets: int
+    seen: bytes
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what the fitting script wrote. Raises ``ValueError`` or ``KeyError`` if it isn't."""
+        data: dict[str, Any] = json.loads(text)
+        return cls(
+            fitted_for=(data["fitted_for"]["device"], data["fitted_for"]["cloud"]),
+            prior=(data["prior"]["device"], data["prior"]["cloud"]),
+            structure={name: (w[0], w[1]) for name, w in data["structure"].items()},
+            ngrams={int(bucket): (w[0], w[1]) for bucket, w in data["ngrams"].items()},
+            buckets=data["buckets"],
+            seen=base64.b64decode(data["seen"]),
+        )
+
+    def score(self, features: Features, cards: Mapping[Route, ModelCard]) -> Score:
+        """Both probabilities and the gain, for the pair of models that ``cards`` names."""
+        fitted = self._is_fitted_for(cards)
+        confidence = self._coverage(features) * (1.0 if fitted else _UNFITTED_CONFIDENCE)
+        prior_device, prior_cloud = self.prior if fitted else self._measured_prior(features, cards)
+        device, cloud = prior_device, prior_cloud
+        contributions = {"prior": prior_cloud - prior_device}
+        for name, (to_device, to_cloud) in self._summands(features).items():
+            device += confidence * to_device
+            cloud += confidence * to_cloud
+            contributions[name] = confidence * (to_cloud - to_device)
+        return Score(
+            p_device_right=_clip(device),
+            p_cloud_right=_clip(cloud),
+            gain=sum(contributions.values()),
+            contributions=contributions,
+            confidence=confidence,
+            fitted=fitted,
+            domain=features.domain,
+        )
+
+    def _summands(self, features: Features) -> dict[str, Pair]:
+        """Weight times value; all n-grams in one sum, since a bucket's number could be undone."""
+        summands = {}
+        for name, value in features.structure.items():
+            if name in self.structure:
+                device, cloud = self.structure[name]
+                summands[name] = (device * value, cloud * value)
+        known = [
+            (self.ngrams[b], value) for b, value in features.ngrams.items() if b in self.ngrams
+        ]
+        summands["ngrams"] = (
+            sum(weights[0] * value for weights, value in known),
+            sum(weights[1] * value for weights, value in known),
+        )
+        return summands
+
+    def _coverage(self, features: Features) -> float:
+        """The share of the prompt's n-grams that the fit has met."""
+        if not features.ngrams:
+            return 0.0
+        met = sum(self.seen[bucket >> 3] >> (bucket & 7) & 1 for bucket in features.ngrams)
+        return met / len(features.ngrams)
+
+    def _is_fitted_for(self, cards: Mapping[Route, ModelCard]) -> bool:
+        names = tuple(
+            cards[route].name if route in cards else "" for route in (Route.DEVICE, Route.CLOUD)
+        )
+        return names == self.fitted_for
+
+    def _measured_prior(self, features: Features, cards: Mapping[Route, ModelCard]) -> Pair:
+        """What the cards of another pair say about themselves, where they say it."""
+
+        def measured(route: Route, otherwise: float) -> float:
+            accuracy = cards[route].skill_accuracy if route in cards else {}
+            return accuracy.get(features.domain, accuracy.get("all", otherwise))
+
+        return measured(Route.DEVICE, self.prior[0]), measured(Route.CLOUD, self.prior[1])
+
+
+def _clip(probability: float) -> float:
+    return min(1.0, max(0.0, probability))
+
+
+@cache
+def shipped_scorer() -> Scorer:
+    """The heads in the package, fitted on the project's own two models."""
+    text = files("overspill.routing").joinpath("scorer.json").read_text(encoding="utf-8")
+    return Scorer.from_json(text)

@@ -1,0 +1,214 @@
+"""The decision: a pure function from a request and its situation to a route with its reasons.
+
+====  ==================  =====================================================================
+ 0    ``normalise``       one canonical form, or a typed error
+ 1    ``capability``      takes away what cannot do it
+ 2    ``privacy``         takes away what may not do it
+ 3    ``complexity``      of what is left: the device, or is leaving worth it
+ 4    latency and cost    joins stage 3 as further terms of ``_prefer``'s gain and threshold
+ 5-6  monitor, checks     run on the answer, in ``session``, and move to ``alternatives`` only
+ 7    calibration         writes the policy file and the scorer that are arguments here
+====  ==================  =====================================================================
+
+Stages 1 and 2 return reasons; the only thing done with them is to take routes away, so no stage
+can give back what an earlier one took. Nothing leaves the device to decide, and no prompt text
+enters a decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from overspill.routing.capability import capability
+from overspill.routing.complexity import STAGE as COMPLEXITY
+from overspill.routing.complexity import Score, Scorer, shipped_scorer
+from overspill.routing.features import extract
+from overspill.routing.normalise import NormalForm, normalise
+from overspill.routing.policy import RoutingPolicy
+from overspill.routing.privacy import FOUND, privacy, taint
+from overspill.routing.session_memory import SessionMemory, replay, with_memory
+from overspill.routing.situation import Situation
+from overspill.types.card import ModelCard
+from overspill.types.chat import Privacy, Request
+from overspill.types.route import Route, RouteDecision, RouteReason, StageReason
+
+_ORDER = (Route.DEVICE, Route.CLOUD, Route.THIRD_PARTY)
+_REPLAYED_TURNS = 4
+# Of what stage 1 compares, these are about room; the rest is about what a model can do at all.
+_CAPACITY = frozenset({"context", "memory", "unavailable"})
+Routes = tuple[Route, ...]
+
+
+def decide(
+    request: Request,
+    situation: Situation,
+    policy: RoutingPolicy,
+    cards: Mapping[Route, ModelCard],
+    *,
+    scorer: Scorer | None = None,
+) -> RouteDecision:
+    """Choose a route among those that have a card; ``situation.unavailable`` says why others don't.
+
+    Raises :class:`~overspill.errors.InvalidRequest` only. With no route left the decision is
+    ``REFUSED`` and its stages say, with numbers, what took each one away.
+    """
+    form = normalise(request)
+    routes = tuple(r for r in _ORDER if r in cards or r in situation.unavailable)
+    reasons = [_shape(request, form), *_pinned(situation, routes)]
+    left = _narrow(routes, reasons)
+    reasons += capability(request, form, situation, cards, left)
+    left = _narrow(left, reasons)
+    reasons += privacy(request, situation, policy, left)
+    left = _narrow(left, reasons)
+    if not left:
+        return RouteDecision(
+            Route.REFUSED, RouteReason.NO_ROUTE, tuple(reasons), policy_sha256=policy.sha256
+        )
+    case = _Case(request, form, situation, policy, cards, scorer or shipped_scorer())
+    preference = _prefer(case, left, reasons)
+    return RouteDecision(
+        route=preference.route,
+        reason=preference.reason,
+        stages=(*reasons, preference.stage),
+        alternatives=tuple(route for route in left if route is not preference.route),
+        p_device_right=preference.score.p_device_right,
+        p_cloud_right=preference.score.p_cloud_right,
+        threshold=preference.threshold,
+        contributions=preference.score.contributions,
+        policy_sha256=policy.sha256,
+    )
+
+
+def remember(
+    memory: SessionMemory, decision: RouteDecision, policy: RoutingPolicy
+) -> SessionMemory:
+    """The session's memory after a decision. Findings taint it even where the answer was no."""
+    found = {
+        kind: count
+        for stage in decision.stages
+        if stage.code == FOUND
+        for kind, count in stage.numbers.items()
+    }
+    tainted = replace(memory, taint=memory.taint.tightened_by(taint(found, policy)))
+    if decision.route is Route.REFUSED:
+        return tainted
+    return replace(
+        tainted,
+        turns=memory.turns + 1,
+        route=decision.route,
+        reason=decision.reason,
+        held_gain=sum(decision.contributions.values()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What stage 3 weighs."""
+
+    request: Request
+    form: NormalForm
+    situation: Situation
+    policy: RoutingPolicy
+    cards: Mapping[Route, ModelCard]
+    scorer: Scorer
+
+    def score(self, form: NormalForm) -> Score:
+        return self.scorer.score(extract(form, self.request, self.scorer.buckets), self.cards)
+
+
+@dataclass(frozen=True, slots=True)
+class _Preference:
+    """Stage 3's outcome."""
+
+    route: Route
+    reason: RouteReason
+    stage: StageReason
+    score: Score
+    threshold: float
+
+
+def _narrow(routes: Routes, reasons: list[StageReason]) -> Routes:
+    removed = {route for reason in reasons for route in reason.removed}
+    return tuple(route for route in routes if route not in removed)
+
+
+def _shape(request: Request, form: NormalForm) -> StageReason:
+    numbers = {"messages": len(request.messages), "user_turns": len(form.user_turns)}
+    return StageReason(0, "normal_form", (), numbers, form.language)
+
+
+def _pinned(situation: Situation, routes: Routes) -> tuple[StageReason, ...]:
+    pin = situation.pinned
+    if pin is None:
+        return ()
+    return (StageReason(0, "pinned", tuple(r for r in routes if r is not pin), {}, pin),)
+
+
+def _prefer(case: _Case, left: Routes, reasons: list[StageReason]) -> _Preference:
+    """The device unless leaving gains more than the threshold; a tool chain stays."""
+    score = _with_session(case, case.score(case.form))
+    threshold = _threshold(case)
+    remote = next((route for route in left if route is not Route.DEVICE), None)
+    route, reason, code = left[0], _why_only(left[0], reasons, case), "only_route"
+    memory = case.situation.memory
+    if Route.DEVICE in left and remote is not None:
+        if case.form.in_tool_chain and memory.route in left and memory.reason is not None:
+            route, reason, code = memory.route, memory.reason, "tool_chain_stays"
+        elif case.policy.strict and not score.fitted:
+            route, reason, code = remote, RouteReason.ESCALATE, "unfitted_in_strict_mode"
+        elif score.gain > threshold:
+            route, reason, code = remote, RouteReason.ESCALATE, "gain_over_threshold"
+        else:
+            route, reason, code = Route.DEVICE, RouteReason.EASY_ENOUGH, "gain_within_threshold"
+    numbers = {
+        "p_device_right": score.p_device_right,
+        "p_cloud_right": score.p_cloud_right,
+        "gain": score.gain,
+        "threshold": threshold,
+        "confidence": score.confidence,
+        "fitted": float(score.fitted),
+    }
+    stage = StageReason(COMPLEXITY, code, (), numbers, score.domain)
+    return _Preference(route, reason, stage, score, threshold)
+
+
+def _threshold(case: _Case) -> float:
+    """The policy's, moved in favour of where the conversation's KV cache already is."""
+    price = case.policy.switching_price
+    where = case.situation.memory.route
+    if where is None:
+        return case.policy.threshold
+    return case.policy.threshold + (price if where is Route.DEVICE else -price)
+
+
+def _with_session(case: _Case, score: Score) -> Score:
+    """The score with what earlier turns hold against it, as one more contribution."""
+    release = case.policy.release
+    memory = case.situation.memory
+    held = memory.held_gain if memory.turns else _replayed(case)
+    extra = with_memory(score.gain, held, release) - score.gain
+    if extra <= 0:
+        return score
+    contributions = {**score.contributions, "session_memory": extra}
+    return replace(score, gain=sum(contributions.values()), contributions=contributions)
+
+
+def _replayed(case: _Case) -> float:
+    """What the conversation's earlier turns would have left behind, had we been asked."""
+    turns = case.form.user_turns
+    earlier = range(max(1, len(turns) - _REPLAYED_TURNS), len(turns))
+    gains = [case.score(replace(case.form, user_turns=turns[:n])).gain for n in earlier]
+    return replay(gains, case.policy.release)
+
+
+def _why_only(route: Route, reasons: list[StageReason], case: _Case) -> RouteReason:
+    """The reason where no choice was left: pinned, privacy, room, or simply nothing else there."""
+    if case.situation.pinned is not None:
+        return RouteReason.PINNED
+    if any(r.stage == 2 and (r.removed or r.detail == Privacy.DEVICE) for r in reasons):
+        return RouteReason.PRIVACY
+    lost_device = {r.code for r in reasons if Route.DEVICE in r.removed}
+    if route is not Route.DEVICE and lost_device and lost_device <= _CAPACITY:
+        return RouteReason.SPILL
+    return RouteReason.ONLY_ROUTE

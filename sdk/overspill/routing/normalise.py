@@ -1,0 +1,197 @@
+"""Stage 0: a request in one canonical form, or a typed error.
+
+What reaches the model is never changed here: the form is what the later stages look at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from overspill.errors import InvalidRequest
+from overspill.routing.language import guess_language
+from overspill.types.chat import Message, Request
+
+_ROLES = ("system", "user", "assistant", "tool")
+_MAX_TOP_LOGPROBS = 20
+_SPACE = re.compile(r"\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class NormalForm:
+    """What the stages look at: the user's turns in one spacing, and the conversation's shape.
+
+    ``language`` is an ISO 639-1 code or ``unknown``. ``in_tool_chain`` is true while the model
+    is owed an answer to a tool's result. ``history_chars`` counts all turns but the last.
+    """
+
+    user_turns: tuple[str, ...]
+    language: str
+    in_tool_chain: bool
+    has_system: bool
+    history_chars: int
+
+    @property
+    def last_user(self) -> str:
+        """The user's latest turn."""
+        return self.user_turns[-1]
+
+
+def normalise(request: Request) -> NormalForm:
+    """Check the request and bring it into its normal form.
+
+    Raises :class:`~overspill.errors.InvalidRequest`, naming the part in ``param``.
+    """
+    _check_messages(request.messages)
+    _check_tool_turns(request.messages)
+    _check_tools(request)
+    _check_options(request)
+    turns = tuple(_SPACE.sub(" ", m.content).strip() for m in request.messages if m.role == "user")
+    return NormalForm(
+        user_turns=turns,
+        language=guess_language(turns[-1]),
+        in_tool_chain=request.messages[-1].role == "tool",
+        has_system=request.messages[0].role == "system",
+        history_chars=sum(len(m.content) for m in request.messages[:-1]),
+    )
+
+
+def outgoing_text(request: Request) -> Iterator[str]:
+    """Every piece of the request that would be sent if it left the device."""
+    for message in request.messages:
+        yield message.content
+        yield message.name or ""
+        for call in message.tool_calls:
+            yield call.name
+            yield call.arguments
+    for tool in request.tools:
+        yield tool.name
+        yield tool.description
+        yield from _strings(tool.parameters)
+    yield from _strings(request.json_schema)
+    yield from request.stop
+    yield request.prefix
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _check_messages(messages: tuple[Message, ...]) -> None:
+    if not messages:
+        raise InvalidRequest("There are no messages.", param="messages", mend="Send at least one.")
+    for index, message in enumerate(messages):
+        _check_message(message, f"messages[{index}]")
+    if not any(m.role == "user" and m.content.strip() for m in messages):
+        raise InvalidRequest(
+            "No message of the user has any text.", param="messages", mend="Add one to answer."
+        )
+    if messages[-1].role == "assistant":
+        raise InvalidRequest(
+            "The last message is the assistant's own: there is nothing to answer.",
+            param=f"messages[{len(messages) - 1}]",
+            mend="To have an answer continued, pass its beginning as `prefix`.",
+        )
+
+
+def _check_message(message: Message, where: str) -> None:
+    if message.role not in _ROLES:
+        raise InvalidRequest(
+            f"{where} has the unknown role {message.role!r}.",
+            param=f"{where}.role",
+            mend=f"Use one of {', '.join(_ROLES)}.",
+        )
+    if not isinstance(message.content, str):
+        raise InvalidRequest(
+            f"{where} has content of type {type(message.content).__name__}.",
+            param=f"{where}.content",
+            mend="Only text is supported.",
+        )
+    try:
+        message.content.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            f"{where} holds a lone surrogate, which is no text.", param=f"{where}.content"
+        ) from None
+    if message.tool_calls and message.role != "assistant":
+        raise InvalidRequest(
+            f"{where} has tool calls, but only an assistant makes them.",
+            param=f"{where}.tool_calls",
+        )
+
+
+def _check_tool_turns(messages: tuple[Message, ...]) -> None:
+    """Each result answers one open call, and no call is left open when another turn begins."""
+    open_calls: set[str] = set()
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if message.role == "tool":
+            if message.tool_call_id not in open_calls:
+                raise InvalidRequest(
+                    f"{where} answers the tool call {message.tool_call_id!r}, which nobody made.",
+                    param=f"{where}.tool_call_id",
+                    mend="A tool message follows the assistant message with its call.",
+                )
+            open_calls.discard(message.tool_call_id)
+        elif open_calls:
+            break
+        else:
+            open_calls = {call.id for call in message.tool_calls}
+    if open_calls:
+        raise InvalidRequest(
+            f"The tool call {min(open_calls)!r} has no result.",
+            param="messages",
+            mend="Add a tool message for each call before the next turn.",
+        )
+
+
+def _check_tools(request: Request) -> None:
+    names = Counter(tool.name for tool in request.tools)
+    for name, count in names.items():
+        if not name or count > 1:
+            problem = f"is named {count} times" if name else "has no name"
+            raise InvalidRequest(f"The tool {name!r} {problem}.", param="tools")
+    if request.tool_name is not None and request.tool_name not in names:
+        raise InvalidRequest(
+            f"tool_choice names {request.tool_name!r}, which is not among the tools.",
+            param="tool_choice",
+        )
+    if request.tool_choice == "required" and not names:
+        raise InvalidRequest(
+            "tool_choice is 'required', but there are no tools.", param="tool_choice"
+        )
+
+
+def _check_options(request: Request) -> None:
+    sampling = request.sampling
+    ranges: tuple[tuple[str, float | None, float, float], ...] = (
+        ("max_tokens", request.max_tokens, 1, float("inf")),
+        ("top_logprobs", request.top_logprobs, 0, _MAX_TOP_LOGPROBS),
+        ("deadline_s", request.deadline_s, 0, float("inf")),
+        ("first_token_s", request.first_token_s, 0, float("inf")),
+        ("temperature", sampling.temperature, 0, 10),
+        ("top_p", sampling.top_p, 0, 1),
+        ("min_p", sampling.min_p, 0, 1),
+        ("top_k", sampling.top_k, 0, float("inf")),
+        ("presence_penalty", sampling.presence_penalty, -2, 2),
+        ("frequency_penalty", sampling.frequency_penalty, -2, 2),
+        ("repeat_penalty", sampling.repeat_penalty, 0, float("inf")),
+    )
+    for name, value, low, high in ranges:
+        # Written so that NaN, which compares false to everything, is refused as well.
+        if value is not None and not low <= value <= high:
+            raise InvalidRequest(
+                f"{name} is {value}; it must be from {low:g} to {high:g}.", param=name
+            )
+    if any(not stop for stop in request.stop):
+        raise InvalidRequest("A stop string is empty.", param="stop", mend="Leave it out.")

@@ -1,0 +1,171 @@
+"""The routing policy: a frozen, versioned, hashed value, and the strict reading of its file.
+
+A policy file is TOML; only ``version`` is required::
+
+    version = "2026-11-21"
+    floor = "any"               # device, attested or any; requests and sessions can only raise it
+    threshold = 0.12            # least expected gain in P(right) that is worth leaving for
+    switching_price = 0.05      # added to, or taken from, the threshold to stay where the cache is
+    release = 0.5               # how slowly a hard conversation becomes an easy one, 0 to 1
+    strict = false              # true: an unfitted scorer may not keep a request on the device
+    listed_terms = ["Project Heron"]
+
+    [detectors]                 # kind = the floor that a finding raises to; "off" turns it off
+    email = "attested"
+    card = "device"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from overspill.errors import ConfigurationError
+from overspill.routing.detectors import KINDS
+from overspill.types.chat import Privacy
+
+DEFAULT_DETECTORS: Mapping[str, Privacy] = {
+    "email": Privacy.ATTESTED,
+    "phone": Privacy.ATTESTED,
+    "card": Privacy.DEVICE,
+    "iban": Privacy.DEVICE,
+    "api_key": Privacy.DEVICE,
+    "listed": Privacy.DEVICE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingPolicy:
+    """What decides between routes that can do it and may do it.
+
+    ``detectors`` maps a kind to the floor that a finding raises the request to; kinds that are
+    not in it are off. ``threshold`` and ``switching_price`` are differences of probabilities.
+    ``sha256`` is over all other fields and goes into every decision.
+    """
+
+    version: str = "built-in-1"
+    floor: Privacy = Privacy.ANY
+    threshold: float = 0.12
+    switching_price: float = 0.05
+    release: float = 0.5
+    strict: bool = False
+    detectors: Mapping[str, Privacy] = field(default_factory=lambda: dict(DEFAULT_DETECTORS))
+    listed_terms: tuple[str, ...] = ()
+    sha256: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        _check(self)
+        fields = {
+            "version": self.version,
+            "floor": self.floor,
+            "threshold": self.threshold,
+            "switching_price": self.switching_price,
+            "release": self.release,
+            "strict": self.strict,
+            "detectors": dict(self.detectors),
+            "listed_terms": self.listed_terms,
+        }
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        object.__setattr__(self, "sha256", digest)
+
+
+def parse_policy(text: str, source: str = "routing policy") -> RoutingPolicy:
+    """Read a policy file's text. ``source`` names it in errors.
+
+    Raises :class:`~overspill.errors.ConfigurationError` for anything unknown, missing or out of
+    range: a misspelt key must never be a looser policy.
+    """
+    try:
+        table = tomllib.loads(text)
+        return RoutingPolicy(**_fields(table))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source} is not valid TOML: {error}.") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error.message}", mend=error.mend) from error
+
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "version": str,
+    "floor": str,
+    "threshold": (int, float),
+    "switching_price": (int, float),
+    "release": (int, float),
+    "strict": bool,
+    "listed_terms": list,
+    "detectors": dict,
+}
+
+
+def _fields(table: dict[str, Any]) -> dict[str, Any]:
+    if "version" not in table:
+        raise ConfigurationError(
+            "there is no 'version'.", mend="A policy is versioned, and an empty one is an error."
+        )
+    for key, value in table.items():
+        _check_type(key, value)
+    fields = dict(table)
+    if "floor" in fields:
+        fields["floor"] = _floor("floor", fields["floor"])
+    if "listed_terms" in fields:
+        fields["listed_terms"] = _terms(fields["listed_terms"])
+    if "detectors" in fields:
+        fields["detectors"] = _detectors(fields["detectors"])
+    return fields
+
+
+def _check_type(key: str, value: object) -> None:
+    wanted = _TYPES.get(key)
+    if wanted is None:
+        raise ConfigurationError(f"unknown key {key!r}.", mend=f"Known: {', '.join(_TYPES)}.")
+    # bool is an int to Python, and `threshold = true` is a mistake.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise ConfigurationError(f"{key!r} has the wrong type, {type(value).__name__}.")
+
+
+def _floor(key: str, value: Any) -> Privacy:
+    try:
+        return Privacy(value)
+    except ValueError:
+        raise ConfigurationError(
+            f"{key!r} is {value!r}.", mend=f"Use one of {', '.join(Privacy)}."
+        ) from None
+
+
+def _terms(values: list[object]) -> tuple[str, ...]:
+    terms = tuple(value for value in values if isinstance(value, str) and value.strip())
+    if len(terms) != len(values):
+        raise ConfigurationError("'listed_terms' holds something that is not a word.")
+    return terms
+
+
+def _detectors(table: dict[str, Any]) -> dict[str, Privacy]:
+    """The defaults with the file's changes: what a file does not name stays on."""
+    floors = dict(DEFAULT_DETECTORS)
+    for kind, value in table.items():
+        if value == "off":
+            floors.pop(kind, None)
+        else:
+            floors[kind] = _floor(f"detectors.{kind}", value)
+        if kind not in KINDS:
+            raise ConfigurationError(
+                f"unknown detector {kind!r}.", mend=f"Known: {', '.join(KINDS)}."
+            )
+    return floors
+
+
+def _check(policy: RoutingPolicy) -> None:
+    ranges = (("threshold", -1.0), ("switching_price", 0.0), ("release", 0.0))
+    for name, low in ranges:
+        value = getattr(policy, name)
+        if not low <= value <= 1.0:
+            raise ConfigurationError(f"{name!r} is {value}; it must be from {low:g} to 1.")
+    unknown = set(policy.detectors) - set(KINDS)
+    if unknown:
+        raise ConfigurationError(f"unknown detector {min(unknown)!r}.")
+    if not policy.version:
+        raise ConfigurationError("'version' is empty.")

@@ -1,0 +1,97 @@
+"""Stage 2: routes that may not do it are taken away, before anything leaves the device.
+
+The floor is the strictest of policy, session, request, what the detectors found and what they
+found earlier in the session. ``device`` leaves one route, or none: it never falls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+from overspill.routing.detectors import detect
+from overspill.routing.normalise import outgoing_text
+from overspill.routing.policy import RoutingPolicy
+from overspill.routing.situation import Situation
+from overspill.types.chat import Privacy, Request
+from overspill.types.route import Route, StageReason
+
+STAGE = 2
+FOUND = "personal_data"
+
+
+def privacy(
+    request: Request, situation: Situation, policy: RoutingPolicy, routes: tuple[Route, ...]
+) -> tuple[StageReason, ...]:
+    """What was found, the floor that follows, and which routes it and the evidence take away."""
+    found = detect("\n".join(outgoing_text(request)), policy.detectors, policy.listed_terms)
+    floors = _floors(request, situation, policy, found)
+    floor = reduce(Privacy.tightened_by, floors.values())
+    reasons = [StageReason(STAGE, FOUND, (), found, f"floor {floors['found']}")] if found else []
+    reasons.append(
+        StageReason(
+            STAGE,
+            "floor",
+            tuple(route for route in routes if floor is Privacy.DEVICE and route != Route.DEVICE),
+            {name: value.strictness for name, value in floors.items()},
+            floor,
+        )
+    )
+    if floor is not Privacy.DEVICE:
+        reasons += _evidence(floor, situation, routes)
+        reasons += _consent(floor, request, situation, routes)
+    return tuple(reasons)
+
+
+def taint(found: Mapping[str, float], policy: RoutingPolicy) -> Privacy:
+    """The floor that findings (counts by kind) raise a request, and its session, to."""
+    floors = (policy.detectors.get(kind, Privacy.ANY) for kind in found)
+    return reduce(Privacy.tightened_by, floors, Privacy.ANY)
+
+
+def _floors(
+    request: Request, situation: Situation, policy: RoutingPolicy, found: Mapping[str, float]
+) -> dict[str, Privacy]:
+    return {
+        "policy": policy.floor,
+        "session": situation.session_floor,
+        "request": request.privacy,
+        "found": taint(found, policy),
+        "taint": situation.memory.taint,
+    }
+
+
+def _evidence(
+    floor: Privacy, situation: Situation, routes: tuple[Route, ...]
+) -> tuple[StageReason, ...]:
+    """The cloud's verified evidence against the floor."""
+    if Route.CLOUD not in routes:
+        return ()
+    result = situation.attestation
+    if result is None:
+        return (StageReason(STAGE, "not_verified", (Route.CLOUD,)),)
+    numbers = {"assurance": int(result.assurance)}
+    if result.accepted_until <= situation.now_unix:
+        age = {"accepted_until_unix": result.accepted_until, "now_unix": situation.now_unix}
+        return (StageReason(STAGE, "verification_expired", (Route.CLOUD,), numbers | age),)
+    if floor is Privacy.ATTESTED and not result.satisfies_attested:
+        return (StageReason(STAGE, "assurance", (Route.CLOUD,), numbers, result.assurance.name),)
+    return (StageReason(STAGE, "evidence_accepted", (), numbers, result.assurance.name),)
+
+
+def _consent(
+    floor: Privacy, request: Request, situation: Situation, routes: tuple[Route, ...]
+) -> tuple[StageReason, ...]:
+    """A third party needs the floor ``any`` and a grant for this one request."""
+    if Route.THIRD_PARTY not in routes:
+        return ()
+    away = (Route.THIRD_PARTY,)
+    if floor is not Privacy.ANY:
+        return (StageReason(STAGE, "third_party_floor", away, {}, floor),)
+    grant = situation.grant
+    if grant is None or grant.request_id != request.id:
+        return (StageReason(STAGE, "consent_required", away),)
+    if grant.expires_unix <= situation.now_unix:
+        numbers = {"expires_unix": grant.expires_unix, "now_unix": situation.now_unix}
+        return (StageReason(STAGE, "consent_expired", away, numbers),)
+    return (StageReason(STAGE, "consent_given", (), {}, grant.provider),)
