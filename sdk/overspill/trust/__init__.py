@@ -1,4 +1,4 @@
-"""Does this node deserve a prompt? Verifier and relying party of RFC 9334. Pure: no network, no clock.
+"""Does this node deserve a prompt? The verifier of RFC 9334. Pure: no network, no clock.
 
 Context (who, when, which nonce), materials (the bundle) and policy are three arguments of
 :func:`overspill.trust.verifier.verify`; it raises, or returns the one object that requests can be

@@ -13,7 +13,7 @@ The models manifest is ``"OVSM" | u8 version | u16 count`` and per model, sorted
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -25,7 +25,7 @@ _MANIFEST_HEAD: Final = b"OVSM\x01"
 _MAX_NAME_BYTES: Final = 256
 _MAX_CONTENT_BYTES: Final = 128 << 10
 _MAX_ENTRIES: Final = 64
-_STEP: Final = "6"
+_STEP: Final = "5"
 _SINGLE_MODEL: Final = b"overspill/v1/model\x00"
 _ALL_MODELS: Final = b"overspill/v1/models\x00"
 
@@ -69,7 +69,10 @@ class MeasuredEntry:
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One served model: digests of its file, tokenizer and template, and of each adapter by name."""
+    """One served model: digests of file, tokenizer and template, and of each adapter by name.
+
+    A file that carries its tokenizer and template inside gives its own digest for all three.
+    """
 
     name: str
     file_sha256: bytes
@@ -113,8 +116,7 @@ class ModelsManifest:
         count = reader.uint(2, "the number of models")
         manifest = cls(tuple(_model(reader) for _ in range(count)))
         reader.end("the manifest")
-        names = [model.name for model in manifest.models]
-        if len(set(names)) != len(names) or manifest.encode() != data:
+        if not _has_unique_names(manifest) or manifest.encode() != data:
             raise _bad_manifest("it is not in its one canonical encoding")
         return manifest
 
@@ -172,7 +174,7 @@ def _entry(data: bytes) -> MeasuredEntry:
         raise _extra(f"an entry of kind {number}")
     entry = MeasuredEntry(
         kind=Measured(number),
-        name=reader.text(2, "the name", max_bytes=_MAX_NAME_BYTES),
+        name=_read_name(reader, _bad_log),
         sha256=reader.take(32, "the digest"),
         content=reader.prefixed(4, "the content", max_bytes=_MAX_CONTENT_BYTES),
     )
@@ -186,7 +188,7 @@ def _entry(data: bytes) -> MeasuredEntry:
 
 def _model(reader: ByteReader) -> ModelEntry:
     return ModelEntry(
-        name=reader.text(2, "a model's name", max_bytes=_MAX_NAME_BYTES),
+        name=_read_name(reader, _bad_manifest),
         file_sha256=reader.take(32, "a model's digest"),
         tokenizer_sha256=reader.take(32, "a tokenizer's digest"),
         template_sha256=reader.take(32, "a template's digest"),
@@ -195,8 +197,21 @@ def _model(reader: ByteReader) -> ModelEntry:
 
 
 def _adapter(reader: ByteReader) -> tuple[str, bytes]:
-    name = reader.text(2, "an adapter's name", max_bytes=_MAX_NAME_BYTES)
+    name = _read_name(reader, _bad_manifest)
     return name, reader.take(32, "an adapter's digest")
+
+
+def _read_name(reader: ByteReader, fail: Callable[[str], EvidenceRejected]) -> str:
+    name = reader.text(2, "a name", max_bytes=_MAX_NAME_BYTES)
+    if not name:
+        raise fail("an empty name")
+    return name
+
+
+def _has_unique_names(manifest: ModelsManifest) -> bool:
+    lists = [[model.name for model in manifest.models]]
+    lists += [[name for name, _ in model.adapters] for model in manifest.models]
+    return all(len(set(names)) == len(names) for names in lists)
 
 
 def _by_name(model: ModelEntry) -> bytes:

@@ -66,9 +66,7 @@ class NodeKeyConfig:
         return b"".join(
             (
                 MAGIC,
-                struct.pack(
-                    ">BBHHH", VERSION, self.mode, self.kem_id, self.kdf_id, self.aead_id
-                ),
+                struct.pack(">BBHHH", VERSION, self.mode, self.kem_id, self.kdf_id, self.aead_id),
                 prefixed(2, self.hpke_public_key),
                 prefixed(2, self.receipt_public_key),
                 struct.pack(">QQ", self.not_before, self.not_after),
@@ -80,7 +78,7 @@ class NodeKeyConfig:
 
     @classmethod
     def decode(cls, data: bytes) -> NodeKeyConfig:
-        """Strict decoding. Raises ``EvidenceRejected``: ``nkc_malformed`` or ``nkc_not_canonical``."""
+        """Strict decoding. Raises ``EvidenceRejected``: nkc_malformed or nkc_not_canonical."""
         config = _decode(ByteReader(data, _malformed))
         if config.encode() != data:
             raise _rejected("nkc_not_canonical", "its one canonical encoding", "another")

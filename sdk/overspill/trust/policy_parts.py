@@ -1,0 +1,118 @@
+"""Strict reading of a policy's tables: every complaint names file, key and mend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificate
+
+from overspill.errors import ConfigurationError
+
+_T = TypeVar("_T", str, int)
+
+
+class Table:
+    """One TOML table with the file and the section that it comes from."""
+
+    def __init__(self, raw: Mapping[str, Any], source: str, section: str = "") -> None:
+        self._raw = raw
+        self._source = source
+        self._section = section
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._raw
+
+    def error(self, key: str, problem: str, mend: str) -> ConfigurationError:
+        """A complaint about ``key``."""
+        where = f"[{self._section}] {key}" if self._section else key
+        return ConfigurationError(f"{self._source}: '{where}' {problem}.", mend=mend)
+
+    def only(self, known: frozenset[str]) -> None:
+        """Raises for the first key that nobody would read."""
+        for key in self._raw:
+            if key not in known:
+                names = ", ".join(sorted(known))
+                raise self.error(key, "is not known here", f"Known keys: {names}.")
+
+    def section(self, name: str) -> Table:
+        """A sub-table that has to be there."""
+        raw = self._raw.get(name)
+        if not isinstance(raw, dict):
+            raise self.error(name, "is missing as a section", f"Add the section [{name}].")
+        return Table(raw, self._source, name)
+
+    def one_of(self, key: str, allowed: Sequence[_T], default: _T | None = None) -> _T:
+        """One of a few values, of exactly their type."""
+        value = self._raw.get(key, default)
+        for candidate in allowed:
+            if type(value) is type(candidate) and value == candidate:
+                return candidate
+        names = ", ".join(repr(candidate) for candidate in allowed)
+        what = "is missing" if value is None else f"is {value!r}"
+        raise self.error(key, what, f"Use one of {names}.")
+
+    def integer(self, key: str, low: int, high: int, *, default: int) -> int:
+        """A whole number in a range."""
+        value = self._raw.get(key, default)
+        if type(value) is not int or not low <= value <= high:
+            raise self.error(key, f"is {value!r}", f"Use a whole number from {low} to {high}.")
+        return value
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        """True or false."""
+        value = self._raw.get(key, default)
+        if type(value) is not bool:
+            raise self.error(key, f"is {value!r}", "Use true or false.")
+        return value
+
+    def strings(self, key: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
+        """A list of strings with something in it."""
+        value = self._raw.get(key, default)
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            what = "is missing" if value is None else "is not a list of strings"
+            raise self.error(key, what, "Give a list of strings.")
+        if not value:
+            raise self.error(key, "is empty", 'List what is allowed: empty never means "any".')
+        return tuple(value)
+
+    def hexes(self, key: str, size: int) -> tuple[bytes, ...]:
+        """A list of byte strings of ``size`` bytes, in hex."""
+        return tuple(self._hex(key, item, size) for item in self.strings(key))
+
+    def digests_by_name(self, key: str) -> dict[str, bytes]:
+        """A table of SHA-256 digests in hex by name, with something in it."""
+        value = self._raw.get(key)
+        if not isinstance(value, dict):
+            what = "is missing" if value is None else "is not a table"
+            raise self.error(key, what, f'Give {key} = {{ name = "<sha256>" }}.')
+        if not value:
+            raise self.error(key, "is empty", 'List what is allowed: empty never means "any".')
+        return {name: self._hex(key, text, 32) for name, text in value.items()}
+
+    def certificates(self, key: str) -> tuple[bytes, ...]:
+        """A list of PEM certificates, as DER."""
+        return tuple(self._certificate(key, text) for text in self.strings(key))
+
+    def _hex(self, key: str, text: Any, size: int) -> bytes:
+        mend = f"Give {size} bytes as {2 * size} hexadecimal digits."
+        if not isinstance(text, str) or len(text) != 2 * size:
+            raise self.error(key, f"holds {text!r}", mend)
+        try:
+            value = bytes.fromhex(text)
+        except ValueError as error:
+            raise self.error(key, f"holds {text!r}", mend) from error
+        if len(value) != size:  # fromhex skips spaces
+            raise self.error(key, f"holds {text!r}", mend)
+        return value
+
+    def _certificate(self, key: str, text: str) -> bytes:
+        try:
+            certificate = load_pem_x509_certificate(text.encode("utf-8"))
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise self.error(
+                key, "holds something that is no PEM certificate", "Give the certificate's PEM."
+            ) from error
+        return certificate.public_bytes(Encoding.DER)

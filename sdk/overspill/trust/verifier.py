@@ -1,0 +1,237 @@
+"""The verifier: context, materials and policy in; one ``AttestationResult`` out, or a refusal.
+
+Nine numbered steps, in the order of :data:`STEP_NAMES`; a refusal names its step. Nobody else
+constructs an :class:`~overspill.types.evidence.AttestationResult`, and nothing can be sealed
+without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, ParamSpec, TypeVar
+
+from overspill.errors import EvidenceRejected
+from overspill.trust import freshness, place, reference
+from overspill.trust.base import EvidenceVerifier, Subject
+from overspill.trust.dev import UnsafeDevVerifier
+from overspill.trust.nkc import NodeKeyConfig
+from overspill.trust.pinned import PinnedOperatorVerifier
+from overspill.trust.policy import HARDWARE_TYPES, TrustPolicy
+from overspill.trust.tpm import UnsafeSoftwareTpmVerifier
+from overspill.types.evidence import (
+    AttestationResult,
+    Evidence,
+    EvidenceBundle,
+    VerificationStep,
+)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+REGISTRY: Final[Mapping[str, EvidenceVerifier]] = MappingProxyType(
+    {
+        verifier.evidence_type: verifier
+        for verifier in (PinnedOperatorVerifier(), UnsafeDevVerifier(), UnsafeSoftwareTpmVerifier())
+    }
+)
+"""One verifier per exact type. A type that is not here is refused, never tried with another."""
+
+STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "1": "node key configuration: one strict encoding",
+        "2": "evidence type: one piece, known, accepted by the policy",
+        "3": "place: development evidence on loopback only",
+        "4": "keys: suite, validity, age, freshness",
+        "5": "measured log: what the configuration's digests stand for",
+        "6": "reference values: nothing runs that is not listed",
+        "7": "release and accelerator: bound, or absent",
+        "8": "evidence: signature and binding",
+        "9": "assurance: at least the policy's floor",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who is asked, when, and what was sent: what the caller knows and the bundle does not.
+
+    ``is_local`` is the transport's word that ``address`` is loopback or a Unix socket. ``nonce`` is
+    the 32-byte challenge that this bundle has to answer. ``expected_models`` (name to SHA-256) asks
+    for more than the policy does.
+    """
+
+    now_unix: float
+    address: str
+    is_local: bool
+    nonce: bytes | None = None
+    expected_models: Mapping[str, bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appraisal:
+    """A whole verification for display: every step, and either a result or the refusal."""
+
+    steps: tuple[VerificationStep, ...]
+    result: AttestationResult | None
+    rejection: EvidenceRejected | None
+
+
+def verify(bundle: EvidenceBundle, context: Context, policy: TrustPolicy) -> AttestationResult:
+    """The bundle's result under ``policy``. Raises ``EvidenceRejected`` and nothing else."""
+    return _verify(bundle, context, policy, _Steps())
+
+
+def appraise(bundle: EvidenceBundle, context: Context, policy: TrustPolicy) -> Appraisal:
+    """As :func:`verify`, for people: how every step went, also when one refused."""
+    steps = _Steps()
+    try:
+        result = _verify(bundle, context, policy, steps)
+    except EvidenceRejected as rejection:
+        return Appraisal(steps.with_rest(), None, rejection)
+    return Appraisal(result.steps, result, None)
+
+
+class _Steps:
+    """Runs checks under their step's number and remembers how they went."""
+
+    def __init__(self) -> None:
+        self.done: list[VerificationStep] = []
+
+    def run(self, number: str, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            value = check(*args, **kwargs)
+        except EvidenceRejected as error:
+            self._add(number, False, error.message)
+            raise
+        self._add(number, True, value if isinstance(value, str) else "")
+        return value
+
+    def with_rest(self) -> tuple[VerificationStep, ...]:
+        """All steps, those after a refusal as not run."""
+        ran = {step.n for step in self.done}
+        rest = (VerificationStep(n, STEP_NAMES[n], None) for n in STEP_NAMES if n not in ran)
+        return (*self.done, *rest)
+
+    def _add(self, number: str, ok: bool, detail: str) -> None:
+        self.done.append(VerificationStep(number, STEP_NAMES[number], ok, detail))
+
+
+def _verify(
+    bundle: EvidenceBundle, context: Context, policy: TrustPolicy, steps: _Steps
+) -> AttestationResult:
+    # 1. Node key configuration
+    config = steps.run("1", NodeKeyConfig.decode, bundle.node_key_config)
+    # 2. Evidence type
+    evidence = steps.run("2", _the_evidence, bundle, policy)
+    verifier = REGISTRY[evidence.type]
+    # 3. Place
+    steps.run("3", place.check, config, verifier, context.address, context.is_local)
+    # 4. Keys
+    now = int(context.now_unix)
+    steps.run("4", freshness.check, config, bundle, context.nonce, now, policy)
+    # 5. Measured log
+    log = steps.run("5", reference.open_log, config, bundle.measured_log)
+    # 6. Reference values
+    steps.run("6", reference.check, log, policy.reference, context.expected_models)
+    # 7. Release and accelerator
+    steps.run("7", _check_release, config, bundle)
+    # 8. Evidence, by the verifier of exactly this type
+    subject = Subject(bundle.node_key_config, config, bundle.measured_log, log, context.nonce, now)
+    claims = steps.run("8", verifier.check, evidence, subject, policy)
+    # 9. Assurance
+    steps.run("9", _check_assurance, verifier, policy)
+    return AttestationResult(
+        assurance=verifier.assurance,
+        evidence_type=verifier.evidence_type,
+        dev=verifier.dev,
+        node_key_config=bundle.node_key_config,
+        nkc_sha256=hashlib.sha256(bundle.node_key_config).digest(),
+        kem_id=config.kem_id,
+        kdf_id=config.kdf_id,
+        aead_id=config.aead_id,
+        hpke_public_key=config.hpke_public_key,
+        receipt_public_key=config.receipt_public_key,
+        models_digest=config.models_digest,
+        config_digest=config.config_digest,
+        release_id=config.release_id,
+        boot_id=config.boot_id,
+        not_before=config.not_before,
+        not_after=config.not_after,
+        accepted_until=freshness.accepted_until(config, policy),
+        policy_sha256=policy.sha256,
+        claims=MappingProxyType({**claims, **reference.claims(log)}),
+        steps=tuple(steps.done),
+    )
+
+
+def _the_evidence(bundle: EvidenceBundle, policy: TrustPolicy) -> Evidence:
+    if len(bundle.evidence) != 1:
+        raise _refusal("evidence_count", "2", "exactly one piece", str(len(bundle.evidence)))
+    evidence = bundle.evidence[0]
+    verifier = REGISTRY.get(evidence.type)
+    if verifier is None and evidence.type in HARDWARE_TYPES:
+        raise _refusal(
+            "evidence_type_unsupported",
+            "2",
+            "a type that this version verifies",
+            evidence.type,
+            "Upgrade overspill.",
+        )
+    if verifier is None:
+        raise _refusal("evidence_type_unknown", "2", "a known type", repr(evidence.type[:64]))
+    if verifier.dev and not policy.dev_unsafe:
+        raise _refusal(
+            "dev_evidence",
+            "2",
+            f"{policy.min_assurance.name} evidence under {policy.source}",
+            f"development evidence ({evidence.type})",
+            "Point to a real node; for a test on this machine, name a trust policy that says "
+            "dev_unsafe = true and the node's development key.",
+        )
+    if evidence.type not in policy.accept:
+        raise _refusal(
+            "evidence_type_not_accepted",
+            "2",
+            f"{' or '.join(sorted(policy.accept))} under {policy.source}",
+            evidence.type,
+            "Name the type in the trust policy's 'accept', with its section, if that is meant.",
+        )
+    return evidence
+
+
+def _check_release(config: NodeKeyConfig, bundle: EvidenceBundle) -> str:
+    """What this version cannot verify must be absent, in the bundle and in the configuration."""
+    parts = (
+        ("release", bundle.release + bundle.release_proof, config.release_id),
+        ("gpu", bundle.gpu_claims_digest, config.gpu_claims_digest),
+    )
+    for name, carried, digest in parts:
+        if carried or any(digest):
+            raise _refusal(
+                f"{name}_unsupported",
+                "7",
+                f"no {name} claims: evidence of this type stands for none",
+                "some",
+                "Upgrade overspill.",
+            )
+    return "no release manifest and no accelerator claims: reference values come from the policy"
+
+
+def _check_assurance(verifier: EvidenceVerifier, policy: TrustPolicy) -> str:
+    if verifier.assurance < policy.min_assurance:
+        raise _refusal(
+            "assurance_too_low",
+            "9",
+            f"at least {policy.min_assurance.name} under {policy.source}",
+            verifier.assurance.name,
+        )
+    return verifier.assurance.name
+
+
+def _refusal(
+    reason: str, step: str, expected: str, actual: str, mend: str = ""
+) -> EvidenceRejected:
+    return EvidenceRejected(reason, step, expected=expected, actual=actual, mend=mend)
