@@ -7,7 +7,7 @@ class with these members, add a line to ``registry`` and a row to the conformanc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -38,14 +38,17 @@ class Vocabulary:
     """Facts about a model's tokens.
 
     ``bos_id`` is set only when the model expects its prompts to begin with it. ``end_ids`` end
-    an answer. Texts are what a chat template calls ``bos_token`` and ``eos_token``.
+    an answer. ``bos_text`` and ``eos_text`` are what a chat template calls ``bos_token`` and
+    ``eos_token``. ``control_texts`` are the texts of control tokens: what a message must not
+    be able to write.
     """
 
     size: int
-    end_ids: frozenset[int]
+    end_ids: Container[int]
     bos_id: int | None = None
     bos_text: str = ""
     eos_text: str = ""
+    control_texts: tuple[str, ...] = ()
 
 
 class Interrupted(Exception):

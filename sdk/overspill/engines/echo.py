@@ -111,7 +111,9 @@ class EchoBackend:
     @property
     def vocabulary(self) -> Vocabulary:
         """256 bytes and two marks."""
-        return Vocabulary(VOCABULARY_SIZE, frozenset({END}), eos_text="<|im_end|>")
+        return Vocabulary(
+            VOCABULARY_SIZE, frozenset({END}), eos_text="<|im_end|>", control_texts=tuple(_MARKS)
+        )
 
     @property
     def chat_template(self) -> str | None:

@@ -42,35 +42,70 @@ def _open_echo(path: Path, name: str, options: EngineOptions) -> Backend:
     )
 
 
+def _open_llama_cpp(path: Path, name: str, options: EngineOptions) -> Backend:
+    from overspill.engines.llama_cpp import LlamaCppBackend, LlamaCppOptions
+
+    return LlamaCppBackend(
+        path,
+        name=name,
+        options=LlamaCppOptions(
+            context_tokens=options.context_tokens,
+            max_sequences=options.max_sequences,
+            threads=options.threads,
+        ),
+    )
+
+
+def _open_mlx(path: Path, name: str, options: EngineOptions) -> Backend:
+    from overspill.engines.mlx import MlxBackend, MlxOptions
+
+    return MlxBackend(
+        path,
+        name=name,
+        options=MlxOptions(
+            context_tokens=options.context_tokens, max_sequences=options.max_sequences
+        ),
+    )
+
+
 Opener = Callable[[Path, str, EngineOptions], Backend]
 
 RUNTIMES: dict[str, tuple[Opener, str, str]] = {
     # runtime: (opener, extra that it needs, module that shows whether it is installed)
     "echo": (_open_echo, "local", "numpy"),
+    "llama.cpp": (_open_llama_cpp, "llama", "llama_cpp"),
+    "mlx": (_open_mlx, "mlx", "mlx_lm"),
 }
+
+BROOK = Path(__file__).resolve().parent.parent / "models" / "brook" / "brook-q8_0.gguf"
+"""The small model that ships in the wheel."""
 
 
 def runtime_of(spec: str) -> tuple[str, Path]:
     """Which runtime a spec needs, and the file or folder.
 
-    Raises :class:`ModelNotFound` for what isn't there, :class:`ModelInvalid` for what is neither
-    a GGUF file nor a folder in the MLX layout.
+    Raises :class:`ModelNotFound` for what isn't there, :class:`ModelInvalid` for a
+    folder that isn't in the MLX layout; whether a file is a GGUF shows when it is loaded.
     """
     if spec == "echo":
         return "echo", Path()
-    path = Path(spec)
+    path = BROOK if spec == "brook" else Path(spec)
     if not path.exists():
-        raise ModelNotFound(f"There is no model at {spec}.", mend="Check the path.")
+        raise ModelNotFound(f"There is no model at {path}.", mend="Check the path.")
+    if path.is_file():
+        return "llama.cpp", path
+    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        return "mlx", path
     raise ModelInvalid(
-        f"{spec} is neither a .gguf file nor a folder with config.json and safetensors.",
-        mend="Give one of these, or 'echo'.",
+        f"{spec} is no folder in the MLX layout: config.json and safetensors are missing.",
+        mend="Give such a folder, a .gguf file, 'echo', or 'brook'.",
     )
 
 
 def open_engine(
     spec: str, *, name: str | None = None, options: EngineOptions | None = None
 ) -> ScheduledEngine:
-    """An engine for ``echo``, a ``.gguf`` file or an MLX folder; ``start`` loads it.
+    """An engine for ``echo``, ``brook``, a ``.gguf`` file or an MLX folder; ``start`` loads it.
 
     Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`.
     """
@@ -79,7 +114,7 @@ def open_engine(
     opener, extra, module = RUNTIMES[runtime]
     if not _is_installed(module):
         raise MissingExtra(f"The {runtime} runtime", extra)
-    name = name or (spec if runtime == "echo" else path.stem)
+    name = name or (spec if spec in ("echo", "brook") else path.stem)
     return ScheduledEngine(
         functools.partial(opener, path, name, options),
         name=name,

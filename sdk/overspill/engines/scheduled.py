@@ -14,6 +14,7 @@ from overspill.engines.answer_text import AnswerText
 from overspill.engines.backend import Backend
 from overspill.engines.base import Engine, EngineHealth
 from overspill.engines.chat_format import ChatTemplate
+from overspill.engines.control_guard import ControlGuard
 from overspill.engines.generation import Generation
 from overspill.engines.sampling import MAX_TOP_LOGPROBS, TokenSampler, check_sampling
 from overspill.engines.scheduler import Scheduler, SchedulerOptions
@@ -43,6 +44,7 @@ class _Loaded:
     scheduler: Scheduler
     backend: Backend
     template: ChatTemplate
+    guard: ControlGuard
     card: ModelCard
 
 
@@ -185,13 +187,19 @@ class ScheduledEngine(Engine):
             await asyncio.to_thread(scheduler.close)
             raise
         card = dataclasses.replace(backend.card, name=name, tools=template.supports_tools)
-        return _Loaded(scheduler, backend, template, card)
+        return _Loaded(scheduler, backend, template, ControlGuard(vocabulary.control_texts), card)
 
 
 def _prompt_tokens(loaded: _Loaded, request: Request) -> list[int]:
     offered = () if request.tool_choice == "none" else request.tools
-    text = loaded.template.render(request.messages, offered) + request.prefix
-    tokens = loaded.backend.tokenize(text)
+    guard = loaded.guard
+    text = loaded.template.render(guard.mark_messages(request.messages), offered)
+    text += guard.mark(request.prefix)
+    tokens = [
+        token
+        for piece, special in guard.split(text)
+        for token in loaded.backend.tokenize(piece, special=special)
+    ]
     bos_id = loaded.backend.vocabulary.bos_id
     if bos_id is not None and tokens[:1] != [bos_id]:
         tokens.insert(0, bos_id)
