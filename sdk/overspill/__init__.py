@@ -1,5 +1,91 @@
-"""overspill: language models that run where the user is and spill over into a proven cloud."""
+"""overspill: language models that run where the user is and spill over into a proven cloud.
+
+    from overspill import Overspill
+
+    with Overspill(app="notes") as ai:
+        print(ai.chat("Sort: 3, 1, 2").text)
+
+Public names are loaded when they are first used: importing the package loads no third-party
+package and no engine.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from overspill._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from overspill.client import AsyncOverspill
+    from overspill.config import Settings, load_settings
+    from overspill.errors import OverspillError
+    from overspill.receipts import verify_receipt
+    from overspill.sync import Overspill
+    from overspill.types.card import ModelCard
+    from overspill.types.chat import Message, Privacy, Request, Sampling, Tool, ToolCall
+    from overspill.types.reply import Availability, ReceiptRecord, Reply, ReplyChunk
+    from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken
+
+_HOMES = {
+    "AsyncOverspill": "client",
+    "Availability": "types.reply",
+    "Message": "types.chat",
+    "ModelCard": "types.card",
+    "Overspill": "sync",
+    "OverspillError": "errors",
+    "Plan": "types.route",
+    "Privacy": "types.chat",
+    "ReceiptRecord": "types.reply",
+    "Reply": "types.reply",
+    "ReplyChunk": "types.reply",
+    "Request": "types.chat",
+    "Route": "types.route",
+    "RouteDecision": "types.route",
+    "RouteReason": "types.route",
+    "RouteTaken": "types.route",
+    "Sampling": "types.chat",
+    "Settings": "config",
+    "Tool": "types.chat",
+    "ToolCall": "types.chat",
+    "load_settings": "config",
+    "verify_receipt": "receipts",
+}
+
+__all__ = [
+    "AsyncOverspill",
+    "Availability",
+    "Message",
+    "ModelCard",
+    "Overspill",
+    "OverspillError",
+    "Plan",
+    "Privacy",
+    "ReceiptRecord",
+    "Reply",
+    "ReplyChunk",
+    "Request",
+    "Route",
+    "RouteDecision",
+    "RouteReason",
+    "RouteTaken",
+    "Sampling",
+    "Settings",
+    "Tool",
+    "ToolCall",
+    "__version__",
+    "load_settings",
+    "verify_receipt",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'overspill' has no attribute {name!r}")
+    value = getattr(import_module(f"overspill.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

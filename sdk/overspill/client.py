@@ -1,4 +1,4 @@
-"""`AsyncOverspill`: what an app imports. It builds requests, opens engines and starts sessions."""
+"""`AsyncOverspill`: what an app imports; it builds requests, opens engines, starts sessions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from overspill.cloud_gate import CloudGate, CloudState
 from overspill.config import Settings, load_settings
 from overspill.conversations import Conversations
 from overspill.engines.base import Engine
-from overspill.errors import ConfigurationError, OverspillError
+from overspill.errors import ConfigurationError, EngineError, OverspillError
+from overspill.gathering import Routes
 from overspill.opening import open_cloud, open_device, open_routing_policy
 from overspill.remote import RemoteEngine
-from overspill.gathering import Routes
 from overspill.session import Session
 from overspill.state.receipts import ReceiptStore
 from overspill.types.card import ModelCard
@@ -97,13 +97,15 @@ class AsyncOverspill:
                     ttft = time.perf_counter() - started
                 pieces.append(chunk)
         last = pieces[-1]
-        assert last.finish is not None  # an engine's stream without an end is an error
+        finish = last.finish
+        if finish is None:  # Engine.generate would have raised already
+            raise EngineError("The answer has no end.")
         return Reply(
             text="".join(piece.text for piece in pieces),
             route=last.route,
-            usage=last.finish.usage,
-            finish_reason=last.finish.reason,
-            model=last.finish.model,
+            usage=finish.usage,
+            finish_reason=finish.reason,
+            model=finish.model,
             request_id=request.id,
             tool_calls=tuple(call for piece in pieces for call in piece.tool_calls),
             logprobs=tuple(p for piece in pieces for p in piece.logprobs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from overspill.cloud_gate import CloudGate, CloudState
 from overspill.conversations import Conversations
@@ -28,7 +28,7 @@ class Routes:
     floor: Privacy
     receipts: ReceiptStore
     conversations: Conversations
-    profile: DeviceProfile = DeviceProfile()
+    profile: DeviceProfile = field(default_factory=DeviceProfile)
 
 
 @dataclass(frozen=True, slots=True)

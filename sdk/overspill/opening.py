@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from overspill.config import CloudSettings, Settings
+from overspill.config import Settings
 from overspill.engines.base import Engine
 from overspill.errors import ConfigurationError
 from overspill.remote import RemoteEngine
-from overspill.routing.policy import RoutingPolicy, load_policy
+from overspill.routing.policy import RoutingPolicy, parse_policy
+from overspill.transport.base import Transport
+from overspill.trust.policy import TrustPolicy, default_policy
+from overspill.trust.policy import load_policy as load_trust_policy
 
 
 def open_device(settings: Settings) -> Engine:
@@ -32,32 +35,42 @@ def open_device(settings: Settings) -> Engine:
 def open_cloud(settings: Settings) -> RemoteEngine:
     """The cloud as an engine; nothing is contacted yet.
 
-    Raises ``ConfigurationError`` for a trust policy or an authority that cannot be read.
+    Raises ``ConfigurationError`` for a trust policy, an authority or a device key that cannot be
+    read.
     """
     from overspill.identity.select import device_key
+
+    key = device_key(settings.places.state / "device-key")
+    return RemoteEngine(open_transport(settings), open_trust_policy(settings), key)
+
+
+def open_transport(settings: Settings) -> Transport:
+    """The road to the cloud. Raises ``ConfigurationError`` when none is set."""
     from overspill.transport.grpc import GrpcOptions, GrpcTransport
-    from overspill.trust.policy import default_policy, load_policy
 
     cloud = settings.cloud
     if cloud is None:
         raise ConfigurationError("No cloud is set.", mend="Set [cloud] address, or --cloud.")
-    policy = load_policy(cloud.trust_policy) if cloud.trust_policy else default_policy()
-    transport = GrpcTransport(cloud.address, GrpcOptions(ca_pem=_authority(cloud)))
-    return RemoteEngine(transport, policy, device_key(settings.places.state / "device-key"))
+    ca = None if cloud.ca is None else _text(cloud.ca).encode()
+    return GrpcTransport(cloud.address, GrpcOptions(ca_pem=ca) if ca else None)
+
+
+def open_trust_policy(settings: Settings) -> TrustPolicy:
+    """The policy that the settings name, or the strictest default."""
+    cloud = settings.cloud
+    if cloud is None or cloud.trust_policy is None:
+        return default_policy()
+    return load_trust_policy(cloud.trust_policy)
 
 
 def open_routing_policy(settings: Settings) -> RoutingPolicy:
     """The user's routing policy, or the built-in one, with the user's private terms."""
     policy = RoutingPolicy()
     if settings.routing_policy is not None:
-        policy = load_policy(_text(settings.routing_policy), str(settings.routing_policy))
+        policy = parse_policy(_text(settings.routing_policy), str(settings.routing_policy))
     if settings.private_terms:
         policy = replace(policy, listed_terms=(*policy.listed_terms, *settings.private_terms))
     return policy
-
-
-def _authority(cloud: CloudSettings) -> bytes | None:
-    return None if cloud.ca is None else _text(cloud.ca).encode()
 
 
 def _text(path: Path) -> str:

@@ -8,6 +8,7 @@ app was told is the route that answered. Nobody below retries across engines.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,8 +17,8 @@ from overspill.engines.base import Engine
 from overspill.errors import BusyError, EngineError, OverspillError, TransportError, TrustError
 from overspill.forecast import forecast
 from overspill.gathering import Gathered, Routes, gather
+from overspill.refusals import refusal
 from overspill.routing.decide import decide, remember
-from overspill.routing.refusal import refusal
 from overspill.types.chat import Chunk, Request
 from overspill.types.reply import ReplyChunk
 from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken
@@ -44,7 +45,7 @@ class Session:
         gathered, decision = await self._decide()
         self._remember(gathered, decision)
         if decision.route is Route.REFUSED:
-            raise self._refusal(gathered, decision)
+            raise refusal(decision, gathered.cards, gathered.cloud.problem)
         taken = self._take(decision, gathered)
         for following in (*decision.alternatives, None):
             started = False
@@ -65,19 +66,14 @@ class Session:
 
     async def _decide(self) -> tuple[Gathered, RouteDecision]:
         gathered = await gather(self._routes, self._request)
+        started = time.perf_counter()
         decision = decide(self._request, gathered.situation, self._routes.policy, gathered.cards)
-        return gathered, decision
+        taken_us = 1e6 * (time.perf_counter() - started)
+        return gathered, replace(decision, decision_us=taken_us)
 
     def _remember(self, gathered: Gathered, decision: RouteDecision) -> None:
         memory = remember(gathered.situation.memory, decision, self._routes.policy)
         self._routes.conversations.remember(self._request, memory)
-
-    def _refusal(self, gathered: Gathered, decision: RouteDecision) -> OverspillError:
-        """The cloud's own problem where nothing else keeps the request from it; else the rule."""
-        kept_out = {stage.code for stage in decision.stages if Route.CLOUD in stage.removed}
-        if gathered.cloud.problem is not None and kept_out == {"unavailable"}:
-            return gathered.cloud.problem
-        return refusal(decision, gathered.cards)
 
     def _take(self, decision: RouteDecision, gathered: Gathered) -> RouteTaken:
         return self._told(RouteTaken(decision.route, decision.reason, decision, ""), gathered)

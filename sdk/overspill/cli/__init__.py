@@ -1,0 +1,1 @@
+"""The `overspill` command; `main` is its entry point."""

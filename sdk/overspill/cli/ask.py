@@ -19,8 +19,8 @@ from overspill.cli.common import (
 )
 from overspill.errors import InvalidRequest
 from overspill.sync import Overspill
-from overspill.types.reply import ReplyChunk
-from overspill.types.route import Plan, RouteDecision
+from overspill.types.chat import Request
+from overspill.types.route import Plan, RouteDecision, RouteTaken
 
 Prompt = Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")]
 
@@ -46,29 +46,14 @@ def run(
 ) -> None:
     """Answer one prompt; the last line says who answered and what left the device."""
     settings = settings_for(model, cloud, trust_policy, privacy)
-    text, started, first = [], time.perf_counter(), None
-    last: ReplyChunk | None = None
     with Overspill(app="cli", settings=settings) as ai:
-        for last in ai.stream(
-            _read(prompt), max_tokens=max_tokens, seed=seed, temperature=temperature
-        ):
-            if last.text and first is None:
-                first = time.perf_counter() - started
-            text.append(last.text)
-            if not as_json:
-                print(last.text, end="", flush=True)
-    assert last is not None
-    if as_json:
-        print_json(
-            {"text": "".join(text), "ttft_s": first, "route": last.route, "end": last.finish}
-        )
-        return
-    print()
-    ttft = f"{first:.2f} s to the first token" if first is not None else "no text"
-    left = f"{last.route.bytes_sent} bytes left this device"
-    print(f"[{last.route.route.value}: {last.route.model}, {ttft}, {left}]", file=sys.stderr)
+        request = ai.build(_read(prompt), max_tokens=max_tokens, seed=seed, temperature=temperature)
+        if as_json:
+            print_json(ai.collect(request))
+            return
+        route = _stream(ai, request)
     if why:
-        _explain(last.route.decision)
+        _explain(route.decision)
 
 
 def plan(
@@ -105,6 +90,22 @@ def models(
         print(f"{card.name}\t{card.runtime}\t{card.quantization}\tcontext {card.context} tokens")
     print(f"device: {state.device.value} ({state.device_reason})")
     print(f"cloud:  {state.cloud.value} ({state.cloud_reason})")
+
+
+def _stream(ai: Overspill, request: Request) -> RouteTaken:
+    """Print the answer as it comes, then one line: who answered, how soon, what left."""
+    started, ttft = time.perf_counter(), "no text"
+    for chunk in ai.run_request(request):
+        if chunk.text and ttft == "no text":
+            ttft = f"{time.perf_counter() - started:.2f} s to the first token"
+        print(chunk.text, end="", flush=True)
+        for call in chunk.tool_calls:
+            print(f"{call.name}({call.arguments})")
+    print()
+    route = chunk.route
+    left = f"{route.bytes_sent} bytes left this device"
+    print(f"[{route.route.value}: {route.model}, {ttft}, {left}]", file=sys.stderr)
+    return route
 
 
 def _read(prompt: str) -> str:

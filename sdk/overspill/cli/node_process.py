@@ -34,19 +34,18 @@ def running_node(model: str, state: Path) -> Iterator[NodeProcess]:
     ``model`` is ``NAME=FILE``. Raises ``MissingExtra`` without the cloud package's needs and
     ``ConnectFailed`` with the node's own last line when it does not start.
     """
+    options = ["--model", model, "--listen", "127.0.0.1:0", "--state", str(state)]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((state / "node.log").open("w+", encoding="utf-8"))
         process = subprocess.Popen(
-            [*_command(), "serve", "--model", model, "--listen", "127.0.0.1:0"]
-            + ["--state", str(state), "--attester", "dev", "--json"],
+            [*_command(), "serve", *options, "--json"],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             env=child_environment(),
         )
         stack.callback(_stop, process)
-        assert process.stdout is not None
-        line = process.stdout.readline()
+        line = process.stdout.readline() if process.stdout else ""
         if not line.startswith("{") or "listen" not in (said := json.loads(line)):
             process.wait(STOP_TIMEOUT_S)
             log.seek(0)

@@ -1,0 +1,106 @@
+"""`overspill cloud`: look at a node's evidence, and enrol this device with it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from overspill.cli.common import CloudAddress, Json, TrustPolicyFile, print_json, settings_for
+from overspill.config import Settings
+from overspill.opening import open_cloud, open_transport, open_trust_policy
+from overspill.trust.policy import TrustPolicy
+from overspill.trust.verifier import Appraisal, Context, appraise
+
+Host = Annotated[str, typer.Argument(help="HOST:PORT or unix:/path.")]
+Authority = Annotated[Path | None, typer.Option("--ca", help="TLS authority to accept (PEM).")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    group = typer.Typer(help="The node that requests spill over to.", no_args_is_help=True)
+    group.command("verify")(verify)
+    group.command("enroll")(enroll)
+    app.add_typer(group, name="cloud")
+
+
+def verify(
+    host: Host,
+    trust_policy: TrustPolicyFile = None,
+    ca: Authority = None,
+    as_json: Json = False,
+) -> int:
+    """Verify a node's evidence, step by step; nothing is sent to it. Exit 0 or 6."""
+    settings = settings_for().with_cloud(host, trust_policy=trust_policy, ca=ca)
+    policy = open_trust_policy(settings)
+    appraisal = asyncio.run(_appraise(settings, policy))
+    rejection, result = appraisal.rejection, appraisal.result
+    if as_json:
+        print_json(
+            {
+                "verdict": "rejected" if rejection else "accepted",
+                "code": rejection.reason if rejection else None,
+                "step": rejection.step if rejection else None,
+                "expected": rejection.expected if rejection else None,
+                "actual": rejection.actual if rejection else None,
+                "steps": appraisal.steps,
+                "claims": dict(result.claims) if result else {},
+                "assurance": result.assurance.name if result else "NONE",
+                "policy": policy.source,
+            }
+        )
+    else:
+        _print(appraisal, policy)
+    return rejection.exit_code if rejection else 0
+
+
+def enroll(
+    code: Annotated[str, typer.Argument(help="The one-time code from the node's operator.")],
+    cloud: CloudAddress = None,
+    trust_policy: TrustPolicyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Enrol this device's key with the node, once its evidence verified."""
+    settings = settings_for(cloud=cloud, trust_policy=trust_policy)
+
+    async def run() -> int:
+        async with open_cloud(settings) as engine:
+            return await engine.enroll(code)
+
+    until = asyncio.run(run())
+    if as_json:
+        print_json({"enrolled": True, "not_after_unix": until})
+    else:
+        when = datetime.datetime.fromtimestamp(until, datetime.UTC)
+        print(f"Enrolled until {when:%Y-%m-%d %H:%M} UTC.")
+
+
+async def _appraise(settings: Settings, policy: TrustPolicy) -> Appraisal:
+    transport = open_transport(settings)
+    try:
+        nonce = os.urandom(32) if policy.freshness == "nonce" else None
+        bundle = await (transport.challenge(nonce) if nonce else transport.get_bundle())
+        context = Context(
+            now_unix=time.time(),
+            address=transport.address,
+            is_local=transport.is_local,
+            nonce=nonce,
+        )
+        return appraise(bundle, context, policy)
+    finally:
+        await transport.aclose()
+
+
+def _print(appraisal: Appraisal, policy: TrustPolicy) -> None:
+    for step in appraisal.steps:
+        mark = {True: "ok", False: "REFUSED", None: "not run"}[step.ok]
+        print(f"{step.n:>3}  {step.name:<58} {mark:<8} {step.detail}".rstrip())
+    if appraisal.result:
+        print(f"accepted under {policy.source}; assurance {appraisal.result.assurance.name}")
+    else:
+        print(f"rejected under {policy.source}")

@@ -1,0 +1,76 @@
+"""The blocking client is the async one, and nothing but."""
+
+import inspect
+
+import pytest
+
+from overspill import AsyncOverspill, Overspill
+from overspill.config import load_settings
+from overspill.errors import InvalidRequest
+from overspill.testing import FakeEngine
+from overspill.types.route import Route
+
+
+def public(cls: type) -> set[str]:
+    return {name for name in vars(cls) if not name.startswith("_")}
+
+
+def test_both_clients_offer_the_same():
+    assert public(Overspill) - {"close"} == public(AsyncOverspill) - {"aclose"}
+
+
+@pytest.mark.parametrize("name", sorted(public(Overspill) - {"close"}))
+def test_each_method_takes_the_same_arguments(name):
+    blocking = inspect.signature(getattr(Overspill, name)).parameters
+    original = inspect.signature(getattr(AsyncOverspill, name)).parameters
+    assert [(p.name, p.kind, p.default) for p in blocking.values()] == [
+        (p.name, p.kind, p.default) for p in original.values()
+    ]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return load_settings(environ={"OVERSPILL_HOME": str(tmp_path)})
+
+
+def test_chat_stream_plan_models_availability(settings):
+    with Overspill("t", settings=settings, device=FakeEngine("one two")) as ai:
+        assert ai.chat("x").text == "one two"
+        assert "".join(piece.text for piece in ai.stream("x")) == "one two"
+        assert ai.plan("x").route is Route.DEVICE
+        assert [card.name for card in ai.models()] == ["fake"]
+        assert ai.availability().device.value == "available"
+
+
+def test_leaving_a_stream_early_cancels_the_work(settings):
+    device = FakeEngine("one two three")
+    with Overspill("t", settings=settings, device=device) as ai:
+        for _ in ai.stream("x"):
+            break
+        import gc
+
+        gc.collect()
+        assert device.cancelled == 1
+
+
+def test_a_budget_reaches_the_calls_inside(settings):
+    device = FakeEngine()
+    with Overspill("t", settings=settings, device=device) as ai:
+        with ai.budget(seconds=9):
+            ai.chat("x")
+            list(ai.stream("x"))
+        ai.chat("x")
+    assert [r.deadline_s is not None for r in device.requests] == [True, True, False]
+
+
+def test_errors_cross_over_as_they_are(settings):
+    with (
+        Overspill("t", settings=settings, device=FakeEngine()) as ai,
+        pytest.raises(InvalidRequest, match="temperature"),
+    ):
+        ai.chat("x", temperature=9)
+
+
+def test_outside_its_block_it_says_so(settings):
+    with pytest.raises(RuntimeError, match="with block"):
+        Overspill("t", settings=settings, device=FakeEngine()).chat("x")
