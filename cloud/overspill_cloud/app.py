@@ -1,0 +1,224 @@
+"""Builds a node from its options; the only place that constructs.
+
+Cheap refusals come first, then the models are measured, loaded and measured again, and only then
+are there keys and evidence: nothing is attested before it is so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from overspill.engines.base import Engine
+from overspill.engines.registry import EngineOptions, open_engine
+from overspill.errors import ConfigurationError, UsageError
+from overspill.transport.base import is_local_address
+from overspill_cloud import events
+from overspill_cloud.admission import Admission, AdmissionLimits, Database
+from overspill_cloud.attester.base import Attester
+from overspill_cloud.attester.dev import UnsafeDevAttester
+from overspill_cloud.attester.pinned import PinnedOperatorAttester
+from overspill_cloud.keys import KeyRing
+from overspill_cloud.measure import measure_node
+from overspill_cloud.models import ServedModel, measure
+from overspill_cloud.node import Node, NodeParts
+from overspill_cloud.server import Tls, start_server
+from overspill_cloud.store import Store
+from overspill_cloud.streams import StreamLimits
+
+ECHO = "echo"
+DEV_KEY_FILE = "dev-attester.pem"
+OPERATOR_KEY_FILE = "operator.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model's public name, and its file (or ``echo``)."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """All that an operator chooses. ``state`` keeps devices, replay window and ledger."""
+
+    models: tuple[ModelSpec, ...]
+    listen: str
+    state: Path
+    attester: str = "dev"
+    operator_key: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    drain_timeout_s: float = 20.0
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    streams: StreamLimits = field(default_factory=StreamLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A node that serves: where, under which configuration, and how strong its evidence is."""
+
+    node: Node
+    keys: KeyRing
+    listen: str
+    assurance: str
+
+    @property
+    def nkc_sha256(self) -> str:
+        """The current node key configuration's digest, hex."""
+        return self.keys.current().nkc_sha256.hex()
+
+
+def parse_model(text: str) -> ModelSpec:
+    """``NAME=FILE``, or a file alone, whose stem is then the name. Raises ``UsageError``."""
+    name, sign, source = text.partition("=")
+    if not sign:
+        name, source = Path(text).stem, text
+    if not name or not source or "/" in name:
+        raise UsageError(f"'{text}' is no model.", mend="Give --model NAME=FILE")
+    return ModelSpec(name, source)
+
+
+def check_options(options: NodeOptions) -> Tls | None:
+    """What can be refused without starting anything. Raises ``UsageError`` or
+    ``ConfigurationError``; returns the certificate and key, if there are any."""
+    names = [model.name for model in options.models]
+    if not names:
+        raise UsageError("No model to serve.", mend="Give --model NAME=FILE")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"The model name '{name}' is given twice.", mend="Rename one.")
+    tls = _tls(options)
+    if tls is None and not is_local_address(options.listen):
+        raise ConfigurationError(
+            f"{options.listen} is not a loopback address, and there is no certificate.",
+            mend="Give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path.",
+        )
+    return tls
+
+
+@asynccontextmanager
+async def serve(
+    options: NodeOptions,
+    *,
+    clock: Callable[[], float] = time.time,
+    log_to: TextIO | None = None,
+    stated: tuple[str, ...] = (),
+) -> AsyncGenerator[Serving]:
+    """A node that serves within the block, and drains at its end. ``stated`` names what could
+    not be hardened, for the log.
+
+    Raises ``UsageError``, ``ConfigurationError``, ``ModelError`` or ``DoesNotFit``.
+    """
+    tls = check_options(options)
+    log = events.EventLog(clock, log_to)
+    async with AsyncExitStack() as stack:
+        models = [await _load(spec, options.engine, stack) for spec in options.models]
+        database = Database(Store(options.state))
+        stack.callback(database.close)
+        keys = await asyncio.to_thread(_keys, options, models, clock, log)
+        node = Node(
+            NodeParts(
+                models={model.name: model for model in models},
+                keys=keys,
+                admission=Admission(database, clock, options.admission),
+                database=database,
+                log=log,
+                clock=clock,
+                limits=options.streams,
+            )
+        )
+        server, listen = await start_server(node, log, options.listen, tls)
+        stack.push_async_callback(server.stop, 1.0)
+        renewing = asyncio.create_task(keys.renew_forever())
+        stack.callback(renewing.cancel)
+        serving = Serving(node, keys, listen, keys.assurance_name)
+        _log_start(log, serving, options.models, stated)
+        try:
+            yield serving
+        finally:
+            await node.drain(options.drain_timeout_s)
+    log.write(events.NodeStopped())
+
+
+async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) -> ServedModel:
+    """Measure, load, and make sure that what was loaded is what was measured."""
+    file = None
+    if spec.source != ECHO:
+        file = await asyncio.to_thread(measure, Path(spec.source))
+    engine = _open(spec, options)
+    stack.push_async_callback(engine.aclose)
+    await engine.start()
+    model = ServedModel(spec.name, engine, file)
+    await model.check_unchanged()
+    return model
+
+
+def _open(spec: ModelSpec, options: EngineOptions) -> Engine:
+    return open_engine(spec.source, name=spec.name, options=options)
+
+
+def _keys(
+    options: NodeOptions,
+    models: Sequence[ServedModel],
+    clock: Callable[[], float],
+    log: events.EventLog,
+) -> KeyRing:
+    settings = {
+        "attester": options.attester,
+        "max_streams": options.admission.max_streams,
+        "max_streams_per_device": options.admission.max_streams_per_device,
+        "prefix_cache": "per request",
+    }
+    measured = measure_node(models, settings)
+    return KeyRing(open_attester(options), measured, models, clock, log)
+
+
+def open_attester(options: NodeOptions) -> Attester:
+    """What vouches for this node. Raises ``UsageError`` for an unknown kind,
+    ``ConfigurationError`` for a key or device that cannot be used."""
+    match options.attester:
+        case "dev":
+            return UnsafeDevAttester.from_file(options.state / DEV_KEY_FILE)
+        case "pinned":
+            key = options.operator_key or options.state / OPERATOR_KEY_FILE
+            return PinnedOperatorAttester.from_file(key)
+        case _:
+            raise UsageError(
+                f"There is no attester '{options.attester}'.", mend="Use dev or pinned."
+            )
+
+
+def _tls(options: NodeOptions) -> Tls | None:
+    certificate, key = options.tls_certificate, options.tls_key
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("A certificate needs its key.", mend="Give --tls-cert and --tls-key.")
+    try:
+        return Tls(certificate.read_bytes(), key.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename} cannot be read: {error.strerror}.", mend="Check the path."
+        ) from error
+
+
+def _log_start(
+    log: events.EventLog, serving: Serving, models: Sequence[ModelSpec], stated: tuple[str, ...]
+) -> None:
+    log.write(
+        events.NodeStarted(
+            release="unreleased",
+            assurance=serving.assurance,
+            nkc_sha256=serving.nkc_sha256,
+            models=tuple(model.name for model in models),
+            stated=stated,
+        )
+    )

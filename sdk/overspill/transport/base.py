@@ -7,6 +7,7 @@ answers that a node may give before it can decrypt, ``KeyUnknown``, ``InvalidReq
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,19 @@ class SealedHead:
 
     nkc_sha256: bytes
     sealed_key: bytes
+
+
+def is_local_address(address: str) -> bool:
+    """True for Unix sockets, loopback IP addresses and ``localhost``."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rsplit(":", 1)[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Transport(Protocol):

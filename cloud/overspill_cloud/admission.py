@@ -1,0 +1,152 @@
+"""Who may ask, and whether there is room: the checks between the seal and the engine, in order.
+
+A refusal raises; an admitted request holds a slot until its :class:`Admitted` is released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from overspill.errors import BusyError, DeviceRejected
+from overspill.sealing.signing import (
+    MAX_CLOCK_SKEW_S,
+    RequestSignature,
+    check_clock,
+    check_request,
+)
+from overspill_cloud.store import Device, Store
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """Quotas. The replay window is twice the clock's tolerance: a request id is remembered for
+    longer than its signature can pass."""
+
+    max_streams: int = 64
+    max_streams_per_device: int = 16
+    replay_window_s: int = 2 * MAX_CLOCK_SKEW_S
+    retry_after_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that passed: its device, and the slot to give back."""
+
+    device: Device
+    release: Callable[[], None]
+
+
+class Database:
+    """The store on a thread of its own."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="overspill-store")
+
+    async def call(self, work: Callable[[], _T]) -> _T:
+        """Run ``work`` on the store's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Queue ``work``; nobody waits for it, and :meth:`close` does not lose it."""
+        self._thread.submit(work)
+
+    def close(self) -> None:
+        """Finish what is queued, then close the store."""
+        self._thread.shutdown(wait=True)
+        self.store.close()
+
+
+class Admission:
+    """Checks 1 to 6 of a signed request. ``clock`` gives Unix seconds."""
+
+    def __init__(
+        self, database: Database, clock: Callable[[], float], limits: AdmissionLimits
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._limits = limits
+        self._streams: Counter[bytes] = Counter()
+
+    @property
+    def active(self) -> int:
+        """Streams that hold a slot."""
+        return self._streams.total()
+
+    async def admit(self, signature: RequestSignature, *, th: bytes, body: bytes) -> Admitted:
+        """Admit a request. Raises ``DeviceRejected`` (with a ``reason``) or ``BusyError``."""
+        device = await self._enrolled(signature.device_thumbprint)  # 1, 2
+        check_request(signature, device.public_der, th=th, body=body)  # 3. its own signature
+        check_clock(signature, int(self._clock() * 1000))  # 4. a fresh one
+        release = self._take_slot(device.thumbprint)  # 5. room
+        try:
+            await self._check_unseen(signature)  # 6. never before
+        except BaseException:
+            release()
+            raise
+        return Admitted(device, release)
+
+    async def _enrolled(self, thumbprint: bytes) -> Device:
+        store = self._database.store
+        device = await self._database.call(lambda: store.device(thumbprint))
+        if device is None:  # 1. known
+            raise DeviceRejected(
+                "This device is not enrolled at this node.",
+                reason="not_enrolled",
+                mend="Enrol it with a code from the node's operator.",
+            )
+        if device.revoked_unix is not None:  # 2. in force
+            raise DeviceRejected(
+                "This device was revoked.", reason="revoked", mend="Make and enrol a new key."
+            )
+        if device.not_after_unix <= self._clock():
+            raise DeviceRejected(
+                "This device's key has expired.", reason="expired", mend="Enrol it again."
+            )
+        return device
+
+    def _take_slot(self, thumbprint: bytes) -> Callable[[], None]:
+        limits = self._limits
+        if self.active >= limits.max_streams:
+            raise self._busy("QUEUE_FULL", f"All {limits.max_streams} streams are taken.")
+        if self._streams[thumbprint] >= limits.max_streams_per_device:
+            raise self._busy(
+                "QUOTA", f"This device has {limits.max_streams_per_device} streams already."
+            )
+        self._streams[thumbprint] += 1
+        held = [thumbprint]
+
+        def release() -> None:
+            if held:
+                self._streams.subtract(held)
+                self._streams = +self._streams  # forget devices without streams
+                held.clear()
+
+        return release
+
+    def _busy(self, why: str, message: str) -> BusyError:
+        return BusyError(
+            f"{message} ({why})", mend="Try again later.", retry_after_s=self._limits.retry_after_s
+        )
+
+    async def _check_unseen(self, signature: RequestSignature) -> None:
+        store, now = self._database.store, int(self._clock())
+        fresh = await self._database.call(
+            lambda: store.record_request(
+                signature.device_thumbprint,
+                signature.request_id,
+                now,
+                self._limits.replay_window_s,
+            )
+        )
+        if not fresh:
+            raise DeviceRejected(
+                "This request was already made.", reason="replay", mend="Sign a new request."
+            )

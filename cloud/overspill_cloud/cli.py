@@ -1,0 +1,170 @@
+"""`overspill-cloud`: serve a node, give out enrolment codes, list and revoke devices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from overspill.config import default_places
+from overspill.errors import OverspillError, UsageError
+from overspill_cloud.store import Store
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+devices = typer.Typer(no_args_is_help=True, help="Enrolled devices.")
+app.add_typer(devices, name="devices")
+
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="Folder for devices, replay window and ledger.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str], typer.Option("--model", help="NAME=FILE, or NAME=echo; may be repeated.")
+    ],
+    listen: Annotated[str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")],
+    state: StateOption = None,
+    attester: Annotated[str, typer.Option(help="dev, tpm or pinned.")] = "dev",
+    operator_key: Annotated[
+        Path | None, typer.Option(help="For --attester pinned: the operator's Ed25519 key, PEM.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    max_streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 64,
+    drain_s: Annotated[float, typer.Option(min=0, help="Time for streams to end.")] = 20.0,
+    echo_delay_s: Annotated[
+        float, typer.Option(min=0, help="Seconds per step of echo, to try a slow model.")
+    ] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
+    from overspill.engines.registry import EngineOptions
+    from overspill_cloud.admission import AdmissionLimits
+    from overspill_cloud.app import NodeOptions, parse_model
+
+    options = NodeOptions(
+        models=tuple(parse_model(text) for text in model),
+        listen=listen,
+        state=_state(state),
+        attester=attester,
+        operator_key=operator_key,
+        tls_certificate=tls_cert,
+        tls_key=tls_key,
+        drain_timeout_s=drain_s,
+        engine=EngineOptions(token_delay_s=echo_delay_s),
+        admission=AdmissionLimits(max_streams=max_streams),
+    )
+    asyncio.run(_serve(options, as_json))
+
+
+async def _serve(options: Any, as_json: bool) -> None:
+    from overspill_cloud.app import serve as serving_node
+    from overspill_cloud.hardening import harden_process
+
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with serving_node(options, stated=harden_process()) as node:
+        facts = {
+            "listen": node.listen,
+            "pid": os.getpid(),
+            "nkc_sha256": node.nkc_sha256,
+            "assurance": node.assurance,
+        }
+        text = f"Serving on {node.listen}; evidence: {node.assurance}."
+        _print(facts, text, as_json)
+        await stopped.wait()
+
+
+@app.command("enroll-code")
+def enroll_code(
+    state: StateOption = None,
+    ttl_hours: Annotated[float, typer.Option(min=0.01, help="Valid for so long.")] = 24.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a one-time code with which one device can enrol itself."""
+    store = Store(_state(state))
+    expires = int(time.time() + ttl_hours * 3600)
+    code = store.new_code(expires)
+    store.close()
+    _print({"code": code, "expires": _iso(expires)}, code, as_json)
+
+
+@devices.command("list")
+def list_devices(state: StateOption = None, as_json: JsonOption = False) -> None:
+    """All devices that were ever enrolled."""
+    store = Store(_state(state))
+    rows = [
+        {
+            "device": device.thumbprint.hex(),
+            "label": device.label,
+            "enrolled": _iso(device.enrolled_unix),
+            "expires": _iso(device.not_after_unix),
+            "revoked": None if device.revoked_unix is None else _iso(device.revoked_unix),
+        }
+        for device in store.devices()
+    ]
+    store.close()
+    lines = (
+        f"{row['device']}  {row['label'] or '-'}  until {row['expires']}"
+        + (f"  REVOKED {row['revoked']}" if row["revoked"] else "")
+        for row in rows
+    )
+    _print({"devices": rows}, "\n".join(lines) or "No device is enrolled.", as_json)
+
+
+@devices.command("revoke")
+def revoke_device(
+    device: Annotated[str, typer.Argument(help="The thumbprint, or its beginning.")],
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Refuse a device from now on; a running node sees it at its next request."""
+    store = Store(_state(state))
+    found = [d for d in store.devices() if d.thumbprint.hex().startswith(device.lower())]
+    if len(found) != 1:
+        what = "More than one device begins" if found else "No device begins"
+        raise UsageError(f"{what} with '{device}'.", mend="See: overspill-cloud devices list")
+    store.revoke(found[0].thumbprint, int(time.time()))
+    store.close()
+    name = found[0].thumbprint.hex()
+    _print({"revoked": name}, f"Revoked {name}.", as_json)
+
+
+def run() -> None:
+    """Entry point: every error is one line, or one JSON document, and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except OverspillError as error:
+        if "--json" in sys.argv:
+            typer.echo(json.dumps({"error": error.as_dict()}))
+        else:
+            typer.echo(f"overspill-cloud: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _state(folder: Path | None) -> Path:
+    return folder or default_places().state / "cloud"
+
+
+def _print(facts: dict[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(facts) if as_json else text)
+    sys.stdout.flush()
+
+
+def _iso(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")

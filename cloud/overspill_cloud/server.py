@@ -1,0 +1,176 @@
+"""The node on gRPC: servicers translate and delegate, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from overspill.errors import (
+    BusyError,
+    ConfigurationError,
+    InvalidRequest,
+    KeyUnknown,
+    OverspillError,
+)
+from overspill.transport.base import SealedHead
+from overspill.wire import convert
+from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, trust_pb2, trust_pb2_grpc
+from overspill_cloud import events
+from overspill_cloud.node import Node
+
+MAX_MESSAGE_BYTES = (1 << 20) + (1 << 16)
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Open = Callable[[SealedHead, AsyncIterator[bytes]], AsyncGenerator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The server's certificate chain and private key, PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+class TrustServicer(trust_pb2_grpc.TrustServicer):
+    """Evidence and cards."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def GetBundle(  # noqa: D102 - the service's own names
+        self, request: trust_pb2.GetBundleRequest, context: _Context
+    ) -> trust_pb2.EvidenceBundle:
+        return convert.bundle_to_proto(await self._node.get_bundle())
+
+    async def Challenge(  # noqa: D102
+        self, request: trust_pb2.ChallengeRequest, context: _Context
+    ) -> trust_pb2.EvidenceBundle:
+        try:
+            return convert.bundle_to_proto(await self._node.challenge(request.nonce))
+        except (BusyError, InvalidRequest) as error:
+            await _abort(context, error)
+
+    async def GetCards(  # noqa: D102
+        self, request: trust_pb2.GetCardsRequest, context: _Context
+    ) -> trust_pb2.SignedCards:
+        cards, signature = await self._node.get_cards()
+        return trust_pb2.SignedCards(cards=cards, signature=signature)
+
+
+class SealedServicer(sealed_pb2_grpc.SealedServicer):
+    """Sealed streams. Coroutines, not generators: a cancelled generator would only be closed by
+    the garbage collector."""
+
+    def __init__(self, node: Node, log: events.EventLog) -> None:
+        self._node = node
+        self._log = log
+
+    async def Chat(  # noqa: D102
+        self, requests: AsyncIterator[sealed_pb2.SealedFrame], context: _Context
+    ) -> None:
+        await self._stream(self._node.chat, requests, context)
+
+    async def Enroll(  # noqa: D102
+        self, requests: AsyncIterator[sealed_pb2.SealedFrame], context: _Context
+    ) -> None:
+        await self._stream(self._node.enroll, requests, context)
+
+    async def Cancel(  # noqa: D102
+        self, request: sealed_pb2.CancelRequest, context: _Context
+    ) -> sealed_pb2.CancelResponse:
+        await self._node.cancel(request.stream_id, request.mac)
+        return sealed_pb2.CancelResponse()
+
+    async def _stream(
+        self, serve: _Open, requests: AsyncIterator[sealed_pb2.SealedFrame], context: _Context
+    ) -> None:
+        try:
+            head = await _head(requests)
+            async with aclosing(serve(head, _frames(requests))) as parts:
+                nonce = await anext(parts)
+                await context.write(sealed_pb2.SealedFrame(response_nonce=nonce))
+                async for frame in parts:
+                    await context.write(sealed_pb2.SealedFrame(frame=frame))
+        except (KeyUnknown, BusyError, InvalidRequest) as error:
+            await context.write(sealed_pb2.SealedFrame(error=_public(error)))
+        except Exception as error:
+            # grpcio would log the traceback, and with it whatever the exception quotes.
+            self._log.write(events.InternalError(type(error).__name__, "stream"))
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+
+async def start_server(
+    node: Node, log: events.EventLog, listen: str, tls: Tls | None
+) -> tuple[grpc.aio.Server, str]:
+    """A started server and the address that it got (port 0 takes a free one).
+
+    Raises ``ConfigurationError`` when the address cannot be used.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            # Clients ping while a long prompt prefills; that must not end in GOAWAY.
+            ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 3_000),
+            ("grpc.http2.ping_timeout_ms", 3_000),
+        ]
+    )
+    trust_pb2_grpc.add_TrustServicer_to_server(TrustServicer(node), server)  # type: ignore[no-untyped-call]  # generated
+    sealed_pb2_grpc.add_SealedServicer_to_server(SealedServicer(node, log), server)  # type: ignore[no-untyped-call]  # generated
+    address = _bind(server, listen, tls)
+    await server.start()
+    return server, address
+
+
+def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
+    try:
+        if tls is None:
+            port = server.add_insecure_port(listen)
+        else:
+            pair = [(tls.key, tls.certificate)]
+            port = server.add_secure_port(listen, grpc.ssl_server_credentials(pair))
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {listen}: it is in use or not an address of this machine.",
+            mend="Stop the other program, or give another --listen (port 0 takes a free one).",
+        ) from error
+    return listen if listen.startswith("unix:") else f"{listen.rsplit(':', 1)[0]}:{port}"
+
+
+async def _head(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> SealedHead:
+    async for message in requests:
+        if message.WhichOneof("part") == "head":
+            return SealedHead(message.head.nkc_sha256, message.head.sealed_key)
+        break
+    raise InvalidRequest("A sealed request begins with its head.")
+
+
+async def _frames(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> AsyncGenerator[bytes]:
+    # Anything that is no frame becomes an empty one, which does not open.
+    async for message in requests:
+        yield message.frame
+
+
+def _public(error: OverspillError) -> sealed_pb2.PublicError:
+    """The three codes that may be seen from outside, without a word more."""
+    codes = sealed_pb2.PublicError
+    if isinstance(error, KeyUnknown):
+        return codes(code=codes.UNKNOWN_KEY)
+    return codes(code=codes.BUSY if isinstance(error, BusyError) else codes.BAD_REQUEST)
+
+
+async def _abort(context: _Context, error: OverspillError) -> NoReturn:
+    busy = isinstance(error, BusyError)
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if busy else grpc.StatusCode.INVALID_ARGUMENT
+    await context.abort(code, error.message)
+    raise AssertionError("abort always raises")

@@ -1,0 +1,251 @@
+"""The road over gRPC: TLS to anywhere, plaintext to loopback addresses and Unix sockets only.
+
+Every call is owned here and cancelled when its stream is left: since grpcio 1.83 an abandoned
+aio call is never cancelled (grpc #43462). A frozen peer is seen by ``ping_timeout_ms``; its
+default of a minute holds whatever keepalive says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from overspill import errors
+from overspill.transport.base import SealedHead, is_local_address
+from overspill.types.evidence import EvidenceBundle
+from overspill.wire import convert
+from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, trust_pb2, trust_pb2_grpc
+
+_T = TypeVar("_T")
+_Code = grpc.StatusCode
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcOptions:
+    """``ca_pem`` None means the system's roots; a server's own certificate may stand here.
+
+    ``plaintext`` is refused for anything but loopback and Unix sockets. ``call_timeout_s`` bounds
+    the unary calls; streams are watched by who reads them.
+    """
+
+    ca_pem: bytes | None = None
+    server_name: str | None = None
+    plaintext: bool = False
+    call_timeout_s: float = 5.0
+    keepalive_ms: int = 10_000
+    ping_timeout_ms: int = 3_000
+    max_frame_bytes: int = (1 << 20) + (1 << 16)
+    """1 MiB of plaintext, with room for padding, tag and framing."""
+
+
+class GrpcTransport:
+    """A :class:`~overspill.transport.base.Transport` to ``host:port`` or ``unix:/path``.
+
+    Raises ``ConfigurationError`` when plaintext would cross a network.
+    """
+
+    def __init__(self, address: str, options: GrpcOptions | None = None) -> None:
+        self._options = options or GrpcOptions(plaintext=is_local_address(address))
+        if self._options.plaintext and not is_local_address(address):
+            raise errors.ConfigurationError(
+                f"Plaintext to {address} would cross a network.",
+                mend="Use TLS, a loopback address or a Unix socket.",
+            )
+        self._address = address
+        self._bytes_sent = 0
+        self._open: _Open | None = None
+        self._calls: set[grpc.aio.Call] = set()
+
+    @property
+    def address(self) -> str:
+        """Where the node is."""
+        return self._address
+
+    @property
+    def is_local(self) -> bool:
+        """True for loopback addresses and Unix sockets."""
+        return is_local_address(self._address)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Message bytes that went out so far, all calls together."""
+        return self._bytes_sent
+
+    async def get_bundle(self) -> EvidenceBundle:
+        """Fetch the node's evidence bundle."""
+        message = await self._unary(self._opened().trust.GetBundle, trust_pb2.GetBundleRequest())
+        return convert.bundle_from_proto(message)
+
+    async def challenge(self, nonce: bytes) -> EvidenceBundle:
+        """Fetch fresh evidence over a 32-byte nonce; ``BusyError`` when asked too often."""
+        request = trust_pb2.ChallengeRequest(nonce=nonce)
+        return convert.bundle_from_proto(await self._unary(self._opened().trust.Challenge, request))
+
+    async def get_cards(self) -> tuple[bytes, bytes]:
+        """Fetch (serialised cards, signature)."""
+        message = await self._unary(self._opened().trust.GetCards, trust_pb2.GetCardsRequest())
+        return message.cards, message.signature
+
+    def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """Send sealed frames; yield the response nonce first, then sealed frames."""
+        return self._stream(self._opened().sealed.Chat, head, frames)
+
+    def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """As :meth:`chat`, for an enrolment."""
+        return self._stream(self._opened().sealed.Enroll, head, frames)
+
+    async def cancel(self, stream_id: bytes, mac: bytes) -> None:
+        """Tell the node to stop a stream."""
+        request = sealed_pb2.CancelRequest(stream_id=stream_id, mac=mac)
+        await self._unary(self._opened().sealed.Cancel, request)
+
+    async def aclose(self) -> None:
+        """Cancel every call and close the connection."""
+        for call in tuple(self._calls):
+            call.cancel()
+        opened, self._open = self._open, None
+        if opened is not None:
+            await opened.channel.close()
+
+    def _opened(self) -> _Open:
+        # The channel belongs to the running event loop, so it is made at the first call.
+        if self._open is None:
+            self._open = _Open(_channel(self._address, self._options))
+        return self._open
+
+    async def _unary(self, method: Callable[..., Awaitable[_T]], request: Any) -> _T:
+        self._bytes_sent += request.ByteSize()
+        call: Any = method(request, timeout=self._options.call_timeout_s)
+        self._calls.add(call)
+        try:
+            answer: _T = await call
+            return answer
+        except grpc.aio.AioRpcError as error:
+            raise _mapped(error, self._address, begun=False) from error
+        except asyncio.CancelledError:
+            if _we_left():
+                raise
+            raise _broken(self._address, "it cancelled the call", begun=False) from None
+        finally:
+            call.cancel()
+            self._calls.discard(call)
+
+    async def _stream(
+        self, method: Callable[..., Any], head: SealedHead, frames: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes]:
+        call = method(self._messages(head, frames))
+        self._calls.add(call)
+        begun = False
+        try:
+            async for message in call:
+                yield _part(message, expect_nonce=not begun)
+                begun = True
+        except grpc.aio.AioRpcError as error:
+            raise _mapped(error, self._address, begun=begun) from error
+        except asyncio.CancelledError:
+            if _we_left():
+                raise
+            raise _broken(self._address, "it cancelled the call", begun=begun) from None
+        finally:
+            call.cancel()
+            self._calls.discard(call)
+
+    async def _messages(
+        self, head: SealedHead, frames: AsyncIterator[bytes]
+    ) -> AsyncGenerator[sealed_pb2.SealedFrame]:
+        first = sealed_pb2.RequestHead(nkc_sha256=head.nkc_sha256, sealed_key=head.sealed_key)
+        yield self._counted(sealed_pb2.SealedFrame(head=first))
+        async for frame in frames:
+            yield self._counted(sealed_pb2.SealedFrame(frame=frame))
+
+    def _counted(self, message: sealed_pb2.SealedFrame) -> sealed_pb2.SealedFrame:
+        self._bytes_sent += message.ByteSize()
+        return message
+
+
+class _Open:
+    """A channel with its stubs."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.trust = trust_pb2_grpc.TrustStub(channel)  # type: ignore[no-untyped-call]  # generated
+        self.sealed = sealed_pb2_grpc.SealedStub(channel)  # type: ignore[no-untyped-call]  # generated
+
+
+def _channel(address: str, options: GrpcOptions) -> grpc.aio.Channel:
+    settings: list[tuple[str, Any]] = [
+        ("grpc.http2.ping_timeout_ms", options.ping_timeout_ms),
+        ("grpc.keepalive_time_ms", options.keepalive_ms),
+        ("grpc.keepalive_timeout_ms", options.ping_timeout_ms),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", options.max_frame_bytes),
+        ("grpc.max_send_message_length", options.max_frame_bytes),
+        # A proxy named in the environment would see whom the device talks to.
+        ("grpc.enable_http_proxy", 0),
+        # Two transports are two connections: one lost stream says nothing about the other.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if options.server_name:
+        settings.append(("grpc.ssl_target_name_override", options.server_name))
+    if options.plaintext:
+        return grpc.aio.insecure_channel(address, options=settings)
+    credentials = grpc.ssl_channel_credentials(root_certificates=options.ca_pem)
+    return grpc.aio.secure_channel(address, credentials, options=settings)
+
+
+def _part(message: sealed_pb2.SealedFrame, *, expect_nonce: bool) -> bytes:
+    """The nonce or the frame in a message; raises for public errors and anything out of place."""
+    kind = message.WhichOneof("part")
+    if kind == "error":
+        raise _public_error(message.error.code)
+    if kind != ("response_nonce" if expect_nonce else "frame"):
+        raise errors.StreamCorrupt(f"The node sent {kind or 'nothing known'} out of order.")
+    return message.response_nonce if expect_nonce else message.frame
+
+
+def _public_error(code: int) -> errors.OverspillError:
+    if code == sealed_pb2.PublicError.UNKNOWN_KEY:
+        return errors.KeyUnknown(
+            "The node no longer holds the key that the request was sealed to.",
+            mend="Fetch and verify its evidence again.",
+        )
+    if code == sealed_pb2.PublicError.BUSY:
+        return errors.BusyError("The node is busy.", mend="Try again in a moment.")
+    return errors.InvalidRequest(
+        "The node could not open the request.", mend="Check that both sides have one version."
+    )
+
+
+def _we_left() -> bool:
+    """Whether a CancelledError is our task's own, not a status of the peer's dressed as one."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _mapped(error: grpc.aio.AioRpcError, address: str, *, begun: bool) -> errors.OverspillError:
+    code, detail = error.code(), (error.details() or "").splitlines()[0:1]
+    text = f"{code.name}: {detail[0] if detail else 'no detail'}"
+    if code is _Code.RESOURCE_EXHAUSTED:
+        return errors.BusyError(f"{address} is busy.", mend="Try again in a moment.")
+    if code is _Code.INVALID_ARGUMENT:
+        return errors.InvalidRequest(f"{address} refused the call ({text}).")
+    if code is _Code.UNIMPLEMENTED:
+        return errors.TransportError(
+            f"{address} does not speak this protocol version.", mend="Upgrade the older side."
+        )
+    return _broken(address, text, begun=begun)
+
+
+def _broken(address: str, why: str, *, begun: bool) -> errors.TransportError:
+    if begun:
+        return errors.StreamBroken(
+            f"The connection to {address} was lost in mid-stream ({why}).", mend="Try again."
+        )
+    return errors.ConnectFailed(
+        f"No answer from {address} ({why}).", mend="Check the address, and that the node runs."
+    )
