@@ -7,8 +7,9 @@ from pathlib import Path
 
 from overspill.errors import ConfigurationError, MissingExtra
 from overspill.identity.base import KeyStore
-from overspill.identity.file import FileKeyStore
+from overspill.identity.file import FileKeyStore, obtain
 from overspill.identity.keyring import KeyringStore
+from overspill.identity.keys import SoftwareKey
 
 
 class KeyPlace(StrEnum):
@@ -19,21 +20,31 @@ class KeyPlace(StrEnum):
     FILE = "file"
 
 
+def device_key(file: Path, place: KeyPlace = KeyPlace.AUTO) -> SoftwareKey:
+    """This device's key from the store that :func:`select_store` picks, made there at first use.
+
+    Raises ``ConfigurationError`` for a key that is damaged, expired, or open to others.
+    """
+    return obtain(select_store(file, place))
+
+
 def select_store(file: Path, place: KeyPlace = KeyPlace.AUTO) -> KeyStore:
     """The store for this machine. ``file`` is the declared file; a key that is there stays there.
+
+    A keychain's entry is named for ``file``, so each place of settings has a key of its own.
 
     Raises ``ConfigurationError`` or ``MissingExtra`` when ``KEYCHAIN`` is asked for and there is
     none: a key is not put elsewhere than asked.
     """
     if place is KeyPlace.FILE or (place is KeyPlace.AUTO and file.exists()):
         return FileKeyStore(file)
-    keychain = _keychain(required=place is KeyPlace.KEYCHAIN)
+    keychain = _keychain(str(file.absolute()), required=place is KeyPlace.KEYCHAIN)
     return FileKeyStore(file) if keychain is None else keychain
 
 
-def _keychain(*, required: bool) -> KeyringStore | None:
+def _keychain(name: str, *, required: bool) -> KeyringStore | None:
     try:
-        store = KeyringStore()
+        store = KeyringStore(name=name)
     except MissingExtra:
         if required:
             raise
