@@ -53,7 +53,12 @@ class CloudSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that a client needs to know. ``isolate`` runs the device's engine in a worker process."""
+    """All that a client needs to know.
+
+    ``isolate`` runs the device's engine in a worker process. ``device_key`` says where this
+    device's key is kept: ``keychain``, ``file`` (0600, in the state folder), or ``auto``: the
+    keychain where there is one.
+    """
 
     places: Places
     model: str = "brook"
@@ -64,6 +69,7 @@ class Settings:
     max_context_tokens: int | None = None
     device_slots: int = 4
     private_terms: tuple[str, ...] = field(default=())
+    device_key: str = "auto"
 
     def with_cloud(
         self, address: str, *, trust_policy: Path | None = None, ca: Path | None = None
@@ -118,6 +124,7 @@ _KEYS: dict[str, type] = {
     "max_context_tokens": int,
     "device_slots": int,
     "private_terms": list,
+    "device_key": str,
     "cloud": dict,
 }
 _CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str}

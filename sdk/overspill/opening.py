@@ -8,6 +8,7 @@ from pathlib import Path
 from overspill.config import Settings
 from overspill.engines.base import Engine
 from overspill.errors import ConfigurationError
+from overspill.identity.base import DeviceKey
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy, parse_policy
 from overspill.transport.base import Transport
@@ -38,10 +39,23 @@ def open_cloud(settings: Settings) -> RemoteEngine:
     Raises ``ConfigurationError`` for a trust policy, an authority or a device key that cannot be
     read.
     """
-    from overspill.identity.select import device_key
+    return RemoteEngine(
+        open_transport(settings), open_trust_policy(settings), open_device_key(settings)
+    )
 
-    key = device_key(settings.places.state / "device-key")
-    return RemoteEngine(open_transport(settings), open_trust_policy(settings), key)
+
+def open_device_key(settings: Settings) -> DeviceKey:
+    """This device's key, made at first use. Raises ``ConfigurationError`` for one that is
+    damaged, expired or readable by others, or a place that does not exist."""
+    from overspill.identity.file import obtain
+    from overspill.identity.select import KeyPlace, select_store
+
+    if settings.device_key not in tuple(KeyPlace):
+        raise ConfigurationError(
+            f"'device_key' is {settings.device_key!r}.", mend=f"Use {', '.join(KeyPlace)}."
+        )
+    file = settings.places.state / "device-key"
+    return obtain(select_store(file, KeyPlace(settings.device_key)))
 
 
 def open_transport(settings: Settings) -> Transport:

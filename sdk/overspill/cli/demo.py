@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import typer
 
-from overspill.arguments import build_request
 from overspill.cli.demo_table import print_evidence, print_summary, print_table
 from overspill.cli.node_process import NodeProcess, enrolment_code, running_node
 from overspill.client import AsyncOverspill
@@ -25,6 +24,7 @@ from overspill.config import Settings, load_settings
 from overspill.errors import ModelNotFound, OverspillError, ReceiptInvalid
 from overspill.evals.grade import grade
 from overspill.receipts import verify_receipt
+from overspill.trust.template import policy_text
 from overspill.types.chat import Privacy, Request
 from overspill.types.reply import Reply
 from overspill.types.route import Route
@@ -56,7 +56,7 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="overspill-demo-") as folder:
         state = Path(folder) / "node"
         state.mkdir()
-        with running_node(f"{cloud_model.stem.split('-')[0]}={cloud_model}", state) as node:
+        with running_node("river", cloud_model, state) as node:
             settings = demo_settings(Path(folder), node, device_model)
             result = asyncio.run(play(settings, node, prompts))
     print_table(result["requests"])
@@ -70,6 +70,18 @@ def load_prompts() -> list[dict[str, Any]]:
     """The held-back prompts that ship with the package."""
     prompts: list[dict[str, Any]] = json.loads(PROMPTS.read_text("utf-8"))
     return prompts
+
+
+def demo_settings(folder: Path, node: NodeProcess, device_model: str) -> Settings:
+    """This user's settings, but all places in ``folder`` and a policy for that one node."""
+    policy = folder / "trust.toml"
+    anchors = [node.started["anchor"]]
+    models = {node.model_name: node.model_sha256}
+    policy.write_text(policy_text(node.started["evidence_type"], anchors, models), "utf-8")
+    home = folder / "device"
+    settings = load_settings(environ={"OVERSPILL_HOME": str(home)})
+    settings = replace(settings, model=device_model, privacy=Privacy.ANY, device_key="file")
+    return settings.with_cloud(node.listen, trust_policy=policy)
 
 
 async def play(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import subprocess
 import sys
@@ -25,16 +26,19 @@ class NodeProcess:
     listen: str
     state: Path
     started: dict[str, Any]
+    model_name: str
+    model_sha256: str
 
 
 @contextlib.contextmanager
-def running_node(model: str, state: Path) -> Iterator[NodeProcess]:
+def running_node(name: str, model: Path, state: Path) -> Iterator[NodeProcess]:
     """Start ``overspill-cloud serve`` on a free loopback port; stop it at the end.
 
-    ``model`` is ``NAME=FILE``. Raises ``MissingExtra`` without the cloud package's needs and
-    ``ConnectFailed`` with the node's own last line when it does not start.
+    ``name`` is what the node calls the model in the file ``model``. Raises ``MissingExtra``
+    without the cloud package's needs, and ``ConnectFailed`` with the node's own last line when it
+    does not start.
     """
-    options = ["--model", model, "--listen", "127.0.0.1:0", "--state", str(state)]
+    options = ["--model", f"{name}={model}", "--listen", "127.0.0.1:0", "--state", str(state)]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((state / "node.log").open("w+", encoding="utf-8"))
         process = subprocess.Popen(
@@ -50,7 +54,8 @@ def running_node(model: str, state: Path) -> Iterator[NodeProcess]:
             process.wait(STOP_TIMEOUT_S)
             log.seek(0)
             raise _not_started(line, log.read())
-        yield NodeProcess(said["listen"], state, said)
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        yield NodeProcess(said["listen"], state, said, name, digest)
 
 
 def enrolment_code(state: Path) -> str:
