@@ -20,10 +20,11 @@ from overspill.errors import ConfigurationError, UsageError
 from overspill.transport.base import is_local_address
 from overspill_cloud import events
 from overspill_cloud.admission import Admission, AdmissionLimits, Database
+from overspill_cloud.attester import open_attester
 from overspill_cloud.attester.base import Attester
 from overspill_cloud.attester.dev import UnsafeDevAttester
-from overspill_cloud.attester.pinned import PinnedOperatorAttester
 from overspill_cloud.keys import KeyRing
+from overspill_cloud.listen import check_listen
 from overspill_cloud.measure import measure_node
 from overspill_cloud.models import ServedModel, measure
 from overspill_cloud.node import Node, NodeParts
@@ -32,8 +33,6 @@ from overspill_cloud.store import Store
 from overspill_cloud.streams import StreamLimits
 
 ECHO = "echo"
-DEV_KEY_FILE = "dev-attester.pem"
-OPERATOR_KEY_FILE = "operator.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,6 @@ class NodeOptions:
     listen: str
     state: Path
     attester: str = "dev"
-    operator_key: Path | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     drain_timeout_s: float = 20.0
@@ -69,6 +67,8 @@ class Serving:
     keys: KeyRing
     listen: str
     assurance: str
+    dev_root: str | None
+    """The development key (hex) that a policy has to name; None for other attesters."""
 
     @property
     def nkc_sha256(self) -> str:
@@ -101,6 +101,7 @@ def check_options(options: NodeOptions) -> Tls | None:
             f"{options.listen} is not a loopback address, and there is no certificate.",
             mend="Give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path.",
         )
+    check_listen(options.listen)
     return tls
 
 
@@ -123,7 +124,8 @@ async def serve(
         models = [await _load(spec, options.engine, stack) for spec in options.models]
         database = Database(Store(options.state))
         stack.callback(database.close)
-        keys = await asyncio.to_thread(_keys, options, models, clock, log)
+        attester = await asyncio.to_thread(open_attester, options.attester, options.state)
+        keys = await asyncio.to_thread(_keys, options, attester, models, clock, log)
         node = Node(
             NodeParts(
                 models={model.name: model for model in models},
@@ -139,7 +141,7 @@ async def serve(
         stack.push_async_callback(server.stop, 1.0)
         renewing = asyncio.create_task(keys.renew_forever())
         stack.callback(renewing.cancel)
-        serving = Serving(node, keys, listen, keys.assurance_name)
+        serving = Serving(node, keys, listen, attester.assurance.name, _dev_root(attester))
         _log_start(log, serving, options.models, stated)
         try:
             yield serving
@@ -167,6 +169,7 @@ def _open(spec: ModelSpec, options: EngineOptions) -> Engine:
 
 def _keys(
     options: NodeOptions,
+    attester: Attester,
     models: Sequence[ServedModel],
     clock: Callable[[], float],
     log: events.EventLog,
@@ -178,22 +181,11 @@ def _keys(
         "prefix_cache": "per request",
     }
     measured = measure_node(models, settings)
-    return KeyRing(open_attester(options), measured, models, clock, log)
+    return KeyRing(attester, measured, models, clock, log)
 
 
-def open_attester(options: NodeOptions) -> Attester:
-    """What vouches for this node. Raises ``UsageError`` for an unknown kind,
-    ``ConfigurationError`` for a key or device that cannot be used."""
-    match options.attester:
-        case "dev":
-            return UnsafeDevAttester.from_file(options.state / DEV_KEY_FILE)
-        case "pinned":
-            key = options.operator_key or options.state / OPERATOR_KEY_FILE
-            return PinnedOperatorAttester.from_file(key)
-        case _:
-            raise UsageError(
-                f"There is no attester '{options.attester}'.", mend="Use dev or pinned."
-            )
+def _dev_root(attester: Attester) -> str | None:
+    return attester.root.hex() if isinstance(attester, UnsafeDevAttester) else None
 
 
 def _tls(options: NodeOptions) -> Tls | None:

@@ -10,13 +10,16 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from overspill.config import default_places
-from overspill.errors import OverspillError, UsageError
-from overspill_cloud.store import Store
+from overspill.errors import MissingExtra, OverspillError, UsageError
+
+if TYPE_CHECKING:
+    from overspill_cloud.app import NodeOptions
+    from overspill_cloud.store import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 devices = typer.Typer(no_args_is_help=True, help="Enrolled devices.")
@@ -35,10 +38,7 @@ def serve(
     ],
     listen: Annotated[str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")],
     state: StateOption = None,
-    attester: Annotated[str, typer.Option(help="dev, tpm or pinned.")] = "dev",
-    operator_key: Annotated[
-        Path | None, typer.Option(help="For --attester pinned: the operator's Ed25519 key, PEM.")
-    ] = None,
+    attester: Annotated[str, typer.Option(help="dev, pinned, tpm or tpm:TCTI.")] = "dev",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     max_streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 64,
@@ -58,7 +58,6 @@ def serve(
         listen=listen,
         state=_state(state),
         attester=attester,
-        operator_key=operator_key,
         tls_certificate=tls_cert,
         tls_key=tls_key,
         drain_timeout_s=drain_s,
@@ -68,7 +67,7 @@ def serve(
     asyncio.run(_serve(options, as_json))
 
 
-async def _serve(options: Any, as_json: bool) -> None:
+async def _serve(options: NodeOptions, as_json: bool) -> None:
     from overspill_cloud.app import serve as serving_node
     from overspill_cloud.hardening import harden_process
 
@@ -77,12 +76,14 @@ async def _serve(options: Any, as_json: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with serving_node(options, stated=harden_process()) as node:
-        facts = {
+        facts: dict[str, Any] = {
             "listen": node.listen,
             "pid": os.getpid(),
             "nkc_sha256": node.nkc_sha256,
             "assurance": node.assurance,
         }
+        if node.dev_root is not None:
+            facts["dev_root"] = node.dev_root
         text = f"Serving on {node.listen}; evidence: {node.assurance}."
         _print(facts, text, as_json)
         await stopped.wait()
@@ -95,7 +96,7 @@ def enroll_code(
     as_json: JsonOption = False,
 ) -> None:
     """Make a one-time code with which one device can enrol itself."""
-    store = Store(_state(state))
+    store = _store(state)
     expires = int(time.time() + ttl_hours * 3600)
     code = store.new_code(expires)
     store.close()
@@ -105,7 +106,7 @@ def enroll_code(
 @devices.command("list")
 def list_devices(state: StateOption = None, as_json: JsonOption = False) -> None:
     """All devices that were ever enrolled."""
-    store = Store(_state(state))
+    store = _store(state)
     rows = [
         {
             "device": device.thumbprint.hex(),
@@ -132,7 +133,7 @@ def revoke_device(
     as_json: JsonOption = False,
 ) -> None:
     """Refuse a device from now on; a running node sees it at its next request."""
-    store = Store(_state(state))
+    store = _store(state)
     found = [d for d in store.devices() if d.thumbprint.hex().startswith(device.lower())]
     if len(found) != 1:
         what = "More than one device begins" if found else "No device begins"
@@ -146,19 +147,33 @@ def revoke_device(
 def run() -> None:
     """Entry point: every error is one line, or one JSON document, and its exit code."""
     try:
-        app(standalone_mode=True)
+        app()
     except OverspillError as error:
-        if "--json" in sys.argv:
-            typer.echo(json.dumps({"error": error.as_dict()}))
-        else:
-            typer.echo(f"overspill-cloud: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "sqlalchemy":
+            raise
+        _fail(MissingExtra("The cloud service", "cloud"))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
+def _fail(error: OverspillError) -> NoReturn:
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"error": error.as_dict()}))
+    else:
+        typer.echo(f"overspill-cloud: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
 def _state(folder: Path | None) -> Path:
     return folder or default_places().state / "cloud"
+
+
+def _store(folder: Path | None) -> Store:
+    from overspill_cloud.store import Store
+
+    return Store(_state(folder))
 
 
 def _print(facts: dict[str, Any], text: str, as_json: bool) -> None:

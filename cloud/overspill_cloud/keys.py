@@ -90,11 +90,6 @@ class KeyRing:
         self._current = self._make(NodeKeyPair.generate(), ReceiptKey.generate(), int(clock()))
         self._epochs[self._current.nkc_sha256] = self._current
 
-    @property
-    def assurance_name(self) -> str:
-        """What the node's own attester claims; a client's verifier has the last word."""
-        return self._attester.assurance.name
-
     def current(self) -> Epoch:
         """What new clients get."""
         return self._current

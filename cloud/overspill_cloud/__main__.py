@@ -1,0 +1,5 @@
+"""`python -m overspill_cloud` is `overspill-cloud`."""
+
+from overspill_cloud.cli import run
+
+run()
