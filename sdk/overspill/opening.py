@@ -47,15 +47,14 @@ def open_cloud(settings: Settings) -> RemoteEngine:
 def open_device_key(settings: Settings) -> DeviceKey:
     """This device's key, made at first use. Raises ``ConfigurationError`` for one that is
     damaged, expired or readable by others, or a place that does not exist."""
-    from overspill.identity.file import obtain
-    from overspill.identity.select import KeyPlace, select_store
+    from overspill.identity.select import KeyPlace, device_key
 
     if settings.device_key not in tuple(KeyPlace):
         raise ConfigurationError(
             f"'device_key' is {settings.device_key!r}.", mend=f"Use {', '.join(KeyPlace)}."
         )
     file = settings.places.state / "device-key"
-    return obtain(select_store(file, KeyPlace(settings.device_key)))
+    return device_key(file, KeyPlace(settings.device_key))
 
 
 def open_transport(settings: Settings) -> Transport:

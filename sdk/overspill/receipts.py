@@ -15,7 +15,8 @@ def verify_receipt(record: ReceiptRecord) -> ReceiptClaims:
 
     Raises ``ReceiptInvalid`` when (1) the configuration kept with it does not decode or names
     another receipt key, (2) the signature does not verify, or (3) it is for another
-    configuration, stream, request or time. The assurance in ``record`` is what the verifier said
+    configuration, stream or time. The stream's hash covers the key that the request was sealed
+    with; ``request_id`` is the app's own name for the request and never leaves. The assurance in ``record`` is what the verifier said
     when the answer came; it is not in the receipt, because the node cannot say it.
     """
     # (1) the key that must have signed
@@ -30,7 +31,6 @@ def verify_receipt(record: ReceiptRecord) -> ReceiptClaims:
     nkc_sha256 = hashlib.sha256(record.node_key_config).digest()
     _same("node configuration", claims.nkc_sha256, nkc_sha256)
     _same("stream", claims.th, record.transcript_th)
-    _same("request", claims.request_id.hex(), record.request_id)
     if not config.not_before <= claims.unix_s <= config.not_after:
         raise ReceiptInvalid("The receipt's time lies outside its key's validity.")
     return claims

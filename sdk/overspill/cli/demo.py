@@ -24,7 +24,7 @@ from overspill.config import Settings, load_settings
 from overspill.errors import ModelNotFound, OverspillError, ReceiptInvalid
 from overspill.evals.grade import grade
 from overspill.receipts import verify_receipt
-from overspill.trust.template import policy_text
+from overspill.trust.template import dev_policy
 from overspill.types.chat import Privacy, Request
 from overspill.types.reply import Reply
 from overspill.types.route import Route
@@ -75,9 +75,9 @@ def load_prompts() -> list[dict[str, Any]]:
 def demo_settings(folder: Path, node: NodeProcess, device_model: str) -> Settings:
     """This user's settings, but all places in ``folder`` and a policy for that one node."""
     policy = folder / "trust.toml"
-    anchors = [node.started["anchor"]]
-    models = {node.model_name: node.model_sha256}
-    policy.write_text(policy_text(node.started["evidence_type"], anchors, models), "utf-8")
+    models = {node.model_name: bytes.fromhex(node.model_sha256)}
+    root = bytes.fromhex(node.started["dev_root"])
+    policy.write_text(dev_policy(root, models), "utf-8")
     home = folder / "device"
     settings = load_settings(environ={"OVERSPILL_HOME": str(home)})
     settings = replace(settings, model=device_model, privacy=Privacy.ANY, device_key="file")

@@ -9,8 +9,8 @@ import typer
 
 from overspill.cli.common import Json, print_json
 from overspill.errors import UsageError
-from overspill.trust.policy import PINNED, load_policy
-from overspill.trust.template import policy_text
+from overspill.trust.policy import load_policy
+from overspill.trust.template import PINNED_TEMPLATE, pinned_policy
 
 PolicyFile = Annotated[Path, typer.Argument(help="The policy file (TOML).")]
 
@@ -25,17 +25,23 @@ def register(app: typer.Typer) -> None:
 
 def init(
     file: PolicyFile,
-    key: Annotated[list[str], typer.Option(help="A key (hex) or a file with a certificate.")],
-    model: Annotated[list[str], typer.Option(help="NAME=SHA256 of its file; may be repeated.")],
-    evidence: Annotated[str, typer.Option(help="The evidence type to accept.")] = PINNED,
+    key: Annotated[
+        str | None, typer.Option(help="The operator's Ed25519 public key, hex; or fill it in.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME=SHA256 of its file; may be repeated.")
+    ] = None,
 ) -> None:
-    """Write a policy for nodes that a key of yours vouches for."""
+    """Write a documented policy for nodes that an operator's key vouches for."""
     if file.exists():
         raise UsageError(f"{file} is there already.", mend="Remove it, or give another name.")
-    models = dict(_model(text) for text in model)
-    anchors = [Path(k).read_text("utf-8") if Path(k).is_file() else k for k in key]
-    file.write_text(policy_text(evidence, anchors, models), "utf-8")
-    print(f"Wrote {file}.")
+    models = dict(_model(text) for text in model or ())
+    if key and models:
+        file.write_text(pinned_policy(_hex(key, "--key"), models), "utf-8")
+        print(f"Wrote {file}.")
+    else:
+        file.write_text(PINNED_TEMPLATE, "utf-8")
+        print(f"Wrote {file}: fill in what stands in <>, then: overspill trust check {file}")
 
 
 def check(file: PolicyFile, as_json: Json = False) -> None:
@@ -50,8 +56,18 @@ def check(file: PolicyFile, as_json: Json = False) -> None:
     print(f"models: {', '.join(sorted(policy.reference.models)) or 'any that a release lists'}")
 
 
-def _model(text: str) -> tuple[str, str]:
+def _model(text: str) -> tuple[str, bytes]:
     name, sign, digest = text.partition("=")
     if not sign or not name or not digest:
         raise UsageError(f"'{text}' is no model.", mend="Give --model NAME=SHA256")
-    return name, digest
+    return name, _hex(digest, "--model")
+
+
+def _hex(text: str, option: str) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise UsageError(f"{option}: '{text}' is not 64 hexadecimal digits.")
+    return value
