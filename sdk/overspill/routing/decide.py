@@ -98,7 +98,8 @@ def remember(
         turns=memory.turns + 1,
         route=decision.route,
         reason=decision.reason,
-        held_gain=sum(decision.contributions.values()),
+        # A difference of probabilities: the linear score may overshoot, what is held may not.
+        held_gain=min(1.0, sum(decision.contributions.values())),
     )
 
 
