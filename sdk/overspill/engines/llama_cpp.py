@@ -12,7 +12,6 @@ import ctypes
 import functools
 import os
 import threading
-from collections import deque
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ DEFAULT_CONTEXT_TOKENS = 4096
 
 _ABORTED = 2
 _LOG_ERROR = 4
+_MAX_ERRORS = 8
 _KV_TYPES = {"f16": 1, "f32": 0}
 
 
@@ -188,6 +188,7 @@ class LlamaCppBackend:
 
     def _load_model(self, path: Path) -> Any:
         native.llama_backend_init()
+        self._log.take()
         model = native.llama_model_load_from_file(
             os.fsencode(path), native.llama_model_default_params()
         )
@@ -227,7 +228,7 @@ class LlamaCppBackend:
         return np.ctypeslib.as_array(pointer, (rows, size))
 
     def _said(self) -> str:
-        said = self._log.last_error()
+        said = self._log.take()
         return f": {said}" if said else ""
 
     def _invalid(self, what: str) -> NoReturn:
@@ -306,20 +307,20 @@ class _EndTokens(Container[int]):
 
 
 class _NativeLog:
-    """Keeps llama.cpp's last errors instead of writing them to stderr."""
+    """Keeps llama.cpp's errors instead of writing them to stderr."""
 
     def __init__(self) -> None:
-        self._errors: deque[str] = deque(maxlen=8)
+        self._errors: list[str] = []
         self.callback = native.llama_log_callback(self._note)
         native.llama_log_set(self.callback, ctypes.c_void_p(0))
 
     def _note(self, level: int, text: bytes, _: Any) -> None:
-        if level == _LOG_ERROR:
+        if level == _LOG_ERROR and len(self._errors) < _MAX_ERRORS:
             self._errors.append(text.decode("utf-8", "replace").strip())
 
-    def last_error(self) -> str:
-        """The newest error line, once."""
-        said = self._errors[-1] if self._errors else ""
+    def take(self) -> str:
+        """The first error line since the last call: the cause, where the others repeat it."""
+        said = self._errors[0].rstrip(".") if self._errors else ""
         self._errors.clear()
         return said
 

@@ -159,8 +159,7 @@ class MlxBackend:
     def _describe(self, name: str, folder: Path, config: dict[str, Any]) -> ModelCard:
         from mlx.utils import tree_flatten
 
-        named: list[tuple[str, Any]] = tree_flatten(self._model.parameters())
-        weights = [array for _, array in named]
+        weights: list[Any] = list(dict(tree_flatten(self._model.parameters())).values())
         quantization = config.get("quantization") or {}
         kind = f"{quantization['bits']}-bit" if "bits" in quantization else _dtype(weights)
         return ModelCard(
@@ -190,17 +189,19 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 @contextmanager
 def _open_file_limit_kept() -> Iterator[None]:
-    """mlx-lm sets the process's limit of open files when it is imported; put it back."""
+    """mlx-lm sets the process's limits of open files when it is imported; put the soft one back."""
     if sys.platform == "win32":
         yield
         return
     import resource
 
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # A lowered hard limit can't be raised again: as much as there is.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
 
 
 def _context_tokens(options: MlxOptions, config: dict[str, Any], name: str) -> int:
