@@ -30,7 +30,7 @@ class AsyncOverspill:
     """A client for one app; use it in an ``async with`` block.
 
     ``settings`` default to the user's own. ``device`` and ``cloud`` replace the engines that the
-    settings name; they are started and closed with the client.
+    settings name, and are closed with the client.
     """
 
     def __init__(
@@ -53,9 +53,8 @@ class AsyncOverspill:
         if self._cloud is None and settings.cloud is not None:
             self._cloud = open_cloud(settings)
         try:
+            # The cloud is first contacted by a request whose floor allows it.
             self._device = await self._start_device()
-            if self._cloud is not None:
-                await self._cloud.start()
         except BaseException:
             await self._close_engines()
             raise
