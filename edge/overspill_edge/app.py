@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 
 from overspill.client import AsyncOverspill
 from overspill.config import Settings
+from overspill.errors import UsageError
 from overspill.types.chat import Privacy
 from overspill_edge.access import LOOPBACK_HOSTS, AccessGuard, AccessPolicy
 from overspill_edge.access_log import AccessLog
@@ -103,55 +104,6 @@ def build_app(
     return AccessLog(ErrorBoundary(guard))
 
 
-async def serve(
-    options: ServeOptions,
-    on_ready: Callable[[Ready], None],
-    *,
-    client: AbstractAsyncContextManager[Answerer] | None = None,
-) -> int:
-    """Serve until a signal; returns the signal's number.
-
-    ``client`` replaces the :class:`AsyncOverspill` that the settings describe. Raises what
-    :func:`overspill_edge.listen.listening` and the client raise when they cannot start.
-    """
-    with listening(_socket_path(options), options.tcp) as listeners:
-        registry = WorkRegistry()
-        with _signals() as stop:
-            starting = client or AsyncOverspill(APP_NAME, settings=options.settings)
-            try:
-                async with starting as answerer:
-                    app = _app_for(options, answerer, registry)
-                    return await _run(app, listeners, registry, options.drain_s, stop, on_ready)
-            except asyncio.CancelledError:
-                if not stop.received:
-                    raise
-                return stop.received
-
-
-def _socket_path(options: ServeOptions) -> Path | None:
-    if not hasattr(socket, "AF_UNIX"):
-        return None
-    if options.socket_path is not None:
-        return options.socket_path.expanduser().absolute()
-    folder = options.settings.places.runtime
-    make_private_folder(folder)
-    return folder / SOCKET_NAME
-
-
-def _app_for(options: ServeOptions, answerer: Answerer, registry: WorkRegistry) -> ASGIApp:
-    tokens = token_store(options.settings)
-    if options.tcp is not None and not tokens.records():
-        logger.warning("no token yet: nobody can use the TCP address (overspill token new)")
-    return build_app(
-        answerer,
-        tokens=tokens,
-        registry=registry,
-        floor=options.settings.privacy,
-        policy=AccessPolicy(hosts=LOOPBACK_HOSTS, origins=options.origins),
-        limits=options.limits,
-    )
-
-
 class _Server(uvicorn.Server):
     """uvicorn on sockets that are bound, with our signals, telling when it accepts."""
 
@@ -190,41 +142,40 @@ def _server(app: ASGIApp, drain_s: int, on_started: Callable[[], None]) -> _Serv
     return _Server(config, on_started)
 
 
-async def _run(
-    app: ASGIApp,
-    listeners: Listeners,
-    registry: WorkRegistry,
-    drain_s: int,
-    stop: _Stop,
-    on_ready: Callable[[Ready], None],
-) -> int:
-    tcp = None if listeners.tcp is None else str(listeners.tcp)
-    path = None if listeners.socket_path is None else str(listeners.socket_path)
-    server = _server(app, drain_s, lambda: on_ready(Ready(path, tcp, os.getpid())))
-    stop.watch(server, registry, drain_s)
-    await server.serve(sockets=list(listeners.sockets))
-    return stop.received
+class Daemon:
+    """One daemon, from its sockets to its end.
 
+    ``client`` replaces the :class:`AsyncOverspill` that the settings describe.
+    """
 
-class _Stop:
-    """What a signal does: it ends a start; it drains a server; the second one cuts answers off."""
+    def __init__(
+        self, options: ServeOptions, *, client: AbstractAsyncContextManager[Answerer] | None = None
+    ) -> None:
+        self._options = options
+        self._client = client or AsyncOverspill(APP_NAME, settings=options.settings)
+        self._registry = WorkRegistry()
+        self._starting: asyncio.Task[Any] | None = None
+        self._server: _Server | None = None
+        self._stopping = False
 
-    def __init__(self) -> None:
-        self.received = 0
+    async def run(self, on_ready: Callable[[Ready], None]) -> None:
+        """Serve until :meth:`stop`. Raises what :func:`~overspill_edge.listen.listening` and the
+        client raise when they cannot start."""
         self._starting = asyncio.current_task()
-        self._server: uvicorn.Server | None = None
-        self._registry: WorkRegistry | None = None
-        self._drain_s = 0
+        try:
+            with listening(_socket_path(self._options), self._options.tcp) as listeners:
+                async with self._client as answerer:
+                    await self._serve(answerer, listeners, on_ready)
+        except asyncio.CancelledError:
+            # Cancelled by stop() while it started, and by nobody else: a stop like any other.
+            if not self._stopping or self._server is not None:
+                raise
 
-    def watch(self, server: uvicorn.Server, registry: WorkRegistry, drain_s: int) -> None:
-        """From here on a signal drains this server."""
-        self._server, self._registry, self._drain_s = server, registry, drain_s
-
-    def on_signal(self, number: int) -> None:
-        """A signal has come."""
-        again = bool(self.received)
-        self.received = self.received or number
-        if self._server is None or self._registry is None:
+    def stop(self) -> None:
+        """End the start; or stop accepting, and let running answers end within the drain's time;
+        or, when called again, cut them off with an error that says so."""
+        again, self._stopping = self._stopping, True
+        if self._server is None:
             if self._starting is not None:
                 self._starting.cancel()
             return
@@ -232,20 +183,59 @@ class _Stop:
         if again:
             self._registry.stop_all()
         else:
-            asyncio.get_running_loop().call_later(self._drain_s, self._registry.stop_all)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._options.drain_s, self._registry.stop_all)
+
+    async def _serve(
+        self, answerer: Answerer, listeners: Listeners, on_ready: Callable[[Ready], None]
+    ) -> None:
+        tcp = None if listeners.tcp is None else str(listeners.tcp)
+        path = None if listeners.socket_path is None else str(listeners.socket_path)
+        app = _app_for(self._options, answerer, self._registry)
+        ready = Ready(path, tcp, os.getpid())
+        self._server = _server(app, self._options.drain_s, lambda: on_ready(ready))
+        await self._server.serve(sockets=list(listeners.sockets))
 
 
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    """SIGTERM and SIGINT go to a :class:`_Stop`; a start that they end returns like a drain."""
-    stop, loop = _Stop(), asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        # Not loop.add_signal_handler, which Windows lacks.
-        signal.signal(number, lambda n, _: loop.call_soon_threadsafe(stop.on_signal, n))
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+async def serve(options: ServeOptions, on_ready: Callable[[Ready], None]) -> int:
+    """Run a :class:`Daemon` until SIGTERM or SIGINT; returns the first signal's number."""
+    daemon, received = Daemon(options), list[int]()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        received.append(number)
+        daemon.stop()
+
+    # signal.signal and not loop.add_signal_handler, which Windows lacks.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _: loop.call_soon_threadsafe(on_signal, n))
+    await daemon.run(on_ready)
+    return received[0] if received else 0
+
+
+def _socket_path(options: ServeOptions) -> Path | None:
+    if not hasattr(socket, "AF_UNIX"):
+        if options.tcp is None or options.socket_path is not None:
+            raise UsageError(
+                "This system has no Unix sockets.", mend="Use --tcp 127.0.0.1:0 and a token."
+            )
+        return None
+    if options.socket_path is not None:
+        return options.socket_path.expanduser().absolute()
+    folder = options.settings.places.runtime
+    make_private_folder(folder)
+    return folder / SOCKET_NAME
+
+
+def _app_for(options: ServeOptions, answerer: Answerer, registry: WorkRegistry) -> ASGIApp:
+    tokens = token_store(options.settings)
+    if options.tcp is not None and not tokens.records():
+        logger.warning("no token yet: nobody can use the TCP address (overspill token new)")
+    return build_app(
+        answerer,
+        tokens=tokens,
+        registry=registry,
+        floor=options.settings.privacy,
+        policy=AccessPolicy(hosts=LOOPBACK_HOSTS, origins=options.origins),
+        limits=options.limits,
+    )

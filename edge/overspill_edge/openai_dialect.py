@@ -272,8 +272,16 @@ def _is_passed_over(name: str, value: Any) -> bool:
 
 def _first_error(error: ValidationError, document: dict[str, Any]) -> InvalidRequest:
     """The first thing wrong, without the value: that could be content."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    found = error.errors(include_url=False, include_input=False)[0]
     path = _path(found["loc"], document)
+    if found["type"].startswith("union_tag"):
+        member = found["ctx"]["discriminator"].strip("'")
+        known = found["ctx"].get("expected_tags", "one that the API reference names")
+        return InvalidRequest(
+            f"'{path}.{member}' is missing or unknown.",
+            param=f"{path}.{member}",
+            mend=f"Use {known}.",
+        )
     if found["type"] == "extra_forbidden":
         return UnsupportedOption(f"'{path}' is not known.", param=path, mend="Leave it out.")
     if found["type"] == "unsupported_part":
