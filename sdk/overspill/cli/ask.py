@@ -38,6 +38,9 @@ def run(
     cloud: CloudAddress = None,
     trust_policy: TrustPolicyFile = None,
     privacy: PrivacyFloor = None,
+    answer_by: Annotated[
+        str | None, typer.Option(help="The model that has to answer, here or in the cloud.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="At most so many tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed for sampling.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -47,7 +50,13 @@ def run(
     """Answer one prompt; the last line says who answered and what left the device."""
     settings = settings_for(model, cloud, trust_policy, privacy)
     with Overspill(app="cli", settings=settings) as ai:
-        request = ai.build(_read(prompt), max_tokens=max_tokens, seed=seed, temperature=temperature)
+        request = ai.build(
+            _read(prompt),
+            model=answer_by,
+            max_tokens=max_tokens,
+            seed=seed,
+            temperature=temperature,
+        )
         if as_json:
             print_json(ai.collect(request))
             return

@@ -1,0 +1,57 @@
+"""`overspill cloud`, `receipts` and `run` against a node that is a process of its own."""
+
+import pytest
+
+from overspill.cli.node_process import enrolment_code, running_node
+from overspill.trust.template import dev_policy
+
+
+@pytest.fixture
+def node(tmp_path, brook_file):
+    state = tmp_path / "node"
+    state.mkdir()
+    with running_node("river", brook_file, state) as running:
+        yield running
+
+
+@pytest.fixture
+def policy(tmp_path, node):
+    file = tmp_path / "trust.toml"
+    root, digest = bytes.fromhex(node.started["dev_root"]), bytes.fromhex(node.model_sha256)
+    file.write_text(dev_policy(root, {"river": digest}))
+    return file
+
+
+def test_verify_shows_every_step_and_refuses_under_the_default_policy(overspill, node, policy):
+    refused = overspill("cloud", "verify", node.listen)
+    assert refused.code == 6
+    assert "REFUSED" in refused.out
+    assert "not run" in refused.out
+    as_json = overspill("cloud", "verify", node.listen, "--json").json
+    assert (as_json["verdict"], as_json["code"]) == ("rejected", "dev_evidence")
+    accepted = overspill("cloud", "verify", node.listen, "--trust-policy", str(policy), "--json")
+    assert accepted.code == 0
+    assert accepted.json["assurance"] == "NONE"
+    assert all(step["ok"] for step in accepted.json["steps"])
+
+
+def test_enrol_ask_and_check_the_receipt(overspill, node, policy):
+    cloud = ("--cloud", node.listen, "--trust-policy", str(policy))
+    code = enrolment_code(node.state)
+    assert overspill("cloud", "enroll", code, *cloud).code == 0
+    again = overspill("cloud", "enroll", code, *cloud)
+    assert again.code == 6  # a code is good once
+    answer = overspill("run", "12 + 30 = ?", *cloud, "--privacy", "any", "--answer-by", "river")
+    assert answer.code == 0
+    assert answer.err.startswith("[cloud: river")
+    (receipt,) = overspill("receipts", "list", "--json").json
+    verified = overspill("receipts", "verify", receipt["id"][:8])
+    assert verified.code == 0
+    assert "river" in verified.out
+
+
+def test_another_model_than_the_policy_names_is_refused(overspill, node, policy):
+    policy.write_text(policy.read_text().replace(node.model_sha256, "00" * 32))
+    result = overspill("cloud", "verify", node.listen, "--trust-policy", str(policy), "--json")
+    assert result.code == 6
+    assert result.json["step"] == "6"

@@ -1,0 +1,114 @@
+"""The command line: what it answers, and one clear line with its exit code where it cannot."""
+
+import json
+import tomllib
+
+import pytest
+
+from overspill import __version__
+
+
+def test_the_version_and_the_help(overspill):
+    assert overspill("--version").out == f"overspill {__version__}\n"
+    help_text = overspill("--help").out
+    for verb in ("run", "plan", "models", "demo", "serve", "cloud", "receipts", "trust", "token"):
+        assert verb in help_text
+
+
+def test_run_streams_the_answer_and_says_who_gave_it(overspill):
+    result = overspill("run", "Hello there")
+    assert result.code == 0
+    assert result.out == "echo: Hello there\n"
+    assert result.err.startswith("[device: echo, ")
+    assert "0 bytes left this device" in result.err
+
+
+def test_run_in_json(overspill):
+    reply = overspill("run", "Hello", "--json").json
+    assert reply["text"] == "echo: Hello"
+    assert reply["route"]["route"] == "device"
+
+
+def test_why_lists_the_stages_of_the_decision(overspill):
+    assert "stage 2: floor" in overspill("run", "Hello", "--why").err
+
+
+def test_plan_answers_without_generating(overspill):
+    plan = overspill("plan", "Hello", "--json").json
+    assert plan["decision"]["route"] == "device"
+    assert plan["would_leave"] == "nothing"
+    assert "route:   device" in overspill("plan", "Hello").out
+
+
+def test_models_lists_what_can_answer(overspill):
+    models = overspill("models", "--json").json
+    assert [card["name"] for card in models["models"]] == ["echo"]
+    assert models["availability"]["cloud"] == "unavailable"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["nope"], 2, "nope"),
+        (["run"], 2, "prompt"),
+        (["run", "hi", "--bogus"], 2, "--bogus"),
+        (["run", " "], 2, "prompt"),
+        (["run", "hi", "--privacy", "none"], 2, "--privacy"),
+        (["run", "hi", "--temperature", "7"], 2, "temperature"),
+        (["run", "hi", "--model", "missing.gguf"], 3, "missing.gguf"),
+        (["plan", "hi", "--trust-policy", "t.toml"], 2, "--trust-policy"),
+        (["run", "hi", "--cloud", "far.example:1", "--trust-policy", "no.toml"], 2, "no.toml"),
+        (["run", "word " * 9000], 5, "context"),
+        (["receipts", "show", "abc"], 2, "abc"),
+        (["trust", "check", "no.toml"], 2, "no.toml"),
+        (["cloud", "verify", "127.0.0.1:1"], 6, "127.0.0.1:1"),
+        (["demo", "--cloud-model", "no.gguf"], 3, "no.gguf"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(overspill, arguments, code, named):
+    result = overspill(*arguments)
+    assert result.code == code, result
+    assert named in result.err
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    as_json = overspill(*arguments, *(() if arguments[0] == "demo" else ("--json",)))
+    if arguments[0] != "demo":
+        error = as_json.json["error"]
+        assert set(error) == {"code", "message", "mend"}
+        assert as_json.code == code
+
+
+def test_an_unexpected_error_is_noted_in_a_file_and_not_shown(overspill, home, monkeypatch):
+    from overspill.cli import ask
+
+    monkeypatch.setattr(ask, "settings_for", lambda *_: 1 / 0)
+    result = overspill("run", "hi")
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert "ZeroDivisionError" in result.err
+    assert "settings_for" in (home / "state" / "last-error.txt").read_text()
+
+
+def test_trust_init_writes_a_policy_that_checks(overspill, tmp_path):
+    file = tmp_path / "trust.toml"
+    made = overspill(
+        "trust", "init", str(file), "--key", "ab" * 32, "--model", "river=" + "cd" * 32
+    )
+    assert made.code == 0
+    assert overspill("trust", "check", str(file)).code == 0
+    assert tomllib.loads(file.read_text())["min_assurance"] == "SOFTWARE"
+    assert overspill("trust", "init", str(file)).code == 2
+
+
+def test_trust_init_without_values_leaves_places_that_do_not_load(overspill, tmp_path):
+    file = tmp_path / "trust.toml"
+    assert overspill("trust", "init", str(file)).code == 0
+    checked = overspill("trust", "check", str(file))
+    assert checked.code == 2
+    assert str(file) in checked.err
+
+
+def test_no_receipts_is_an_empty_list(overspill):
+    result = overspill("receipts", "list", "--json")
+    assert result.code == 0
+    assert json.loads(result.out) == []
