@@ -17,6 +17,7 @@ from overspill.engines.base import Engine
 from overspill.errors import ConfigurationError, EngineError, OverspillError
 from overspill.gathering import Routes
 from overspill.opening import open_cloud, open_device, open_routing_policy
+from overspill.profile import DeviceMeter
 from overspill.remote import RemoteEngine
 from overspill.session import Session
 from overspill.state.receipts import ReceiptStore
@@ -65,6 +66,7 @@ class AsyncOverspill:
             floor=settings.privacy,
             receipts=ReceiptStore(settings.places.state / "receipts.sqlite"),
             conversations=Conversations(),
+            meter=DeviceMeter(),
         )
         return self
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from overspill.cloud_gate import CloudGate, CloudState
 from overspill.conversations import Conversations
 from overspill.engines.base import Engine
 from overspill.errors import ModelNotFound
+from overspill.profile import DeviceMeter
 from overspill.routing.policy import RoutingPolicy
 from overspill.routing.situation import Situation
 from overspill.state.receipts import ReceiptStore
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
-from overspill.types.route import DeviceProfile, Route
+from overspill.types.route import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Routes:
     floor: Privacy
     receipts: ReceiptStore
     conversations: Conversations
-    profile: DeviceProfile = field(default_factory=DeviceProfile)
+    meter: DeviceMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ async def gather(routes: Routes, request: Request) -> Gathered:
     cards = _cards(routes, cloud, request.model)
     tokens = await routes.device.count_prompt_tokens(request) if routes.device else None
     situation = Situation(
-        device=routes.profile,
+        device=routes.meter.profile(tokens or 0),
         prompt_tokens={} if tokens is None else {Route.DEVICE: tokens},
         attestation=cloud.result,
         session_floor=routes.floor,

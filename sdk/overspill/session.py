@@ -19,7 +19,7 @@ from overspill.forecast import forecast
 from overspill.gathering import Gathered, Routes, gather
 from overspill.refusals import refusal
 from overspill.routing.decide import decide, remember
-from overspill.types.chat import Chunk, Request
+from overspill.types.chat import Chunk, Finish, Request
 from overspill.types.reply import ReplyChunk
 from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken
 
@@ -127,11 +127,13 @@ class Session:
             tool_calls=chunk.tool_calls,
             finish=chunk.finish,
         )
-        return piece if chunk.finish is None else self._settle(piece, chunk.finish.model)
+        return piece if chunk.finish is None else self._settle(piece, chunk.finish)
 
-    def _settle(self, piece: ReplyChunk, model: str) -> ReplyChunk:
-        """The end: remember where it ran, keep the receipt, tell what left the device."""
-        taken = replace(piece.route, model=model)
+    def _settle(self, piece: ReplyChunk, finish: Finish) -> ReplyChunk:
+        """The end: remember where and how fast it ran, keep the receipt, tell what left."""
+        taken = replace(piece.route, model=finish.model)
+        if taken.route is Route.DEVICE:
+            self._routes.meter.observe(finish.usage)
         if taken.changes:
             memory = self._routes.conversations.recall(self._request)
             memory = replace(memory, route=taken.route, reason=taken.reason)

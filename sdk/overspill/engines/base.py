@@ -62,6 +62,10 @@ class Engine(ABC):
         """Whether the engine really moves."""
         return EngineHealth(ok=True)
 
+    def queue_position(self, request_id: str) -> int | None:
+        """How many requests wait ahead of this one; None when it isn't queued, or unknown."""
+        return None
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk]:
         """Yield the answer; closing the generator cancels the work.
 

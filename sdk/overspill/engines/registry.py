@@ -7,26 +7,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from overspill.engines.backend import Backend
-from overspill.engines.scheduled import ScheduledEngine, ScheduledEngineOptions
+from overspill.engines.options import EngineOptions
 from overspill.errors import MissingExtra, ModelInvalid, ModelNotFound
 
+if TYPE_CHECKING:
+    from overspill.engines.backend import Backend
+    from overspill.engines.scheduled import ScheduledEngine
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What every runtime understands; None leaves the choice to the model or the runtime.
-
-    ``context_tokens`` is per sequence. ``token_delay_s`` is for ``echo`` only.
-    """
-
-    context_tokens: int | None = None
-    max_sequences: int = 4
-    threads: int | None = None
-    token_delay_s: float = 0.0
-    scheduled: ScheduledEngineOptions = field(default_factory=ScheduledEngineOptions)
+__all__ = ["BROOK", "RUNTIMES", "EngineOptions", "name_of", "open_engine", "runtime_of"]
 
 
 def _open_echo(path: Path, name: str, options: EngineOptions) -> Backend:
@@ -68,7 +60,7 @@ def _open_mlx(path: Path, name: str, options: EngineOptions) -> Backend:
     )
 
 
-Opener = Callable[[Path, str, EngineOptions], Backend]
+Opener = Callable[[Path, str, EngineOptions], "Backend"]
 
 RUNTIMES: dict[str, tuple[Opener, str, str]] = {
     # runtime: (opener, extra that it needs, module that shows whether it is installed)
@@ -102,6 +94,11 @@ def runtime_of(spec: str) -> tuple[str, Path]:
     )
 
 
+def name_of(spec: str) -> str:
+    """What a model is called when nobody names it: its file's stem, its folder's name."""
+    return spec if spec in ("echo", "brook") else Path(spec).stem
+
+
 def open_engine(
     spec: str, *, name: str | None = None, options: EngineOptions | None = None
 ) -> ScheduledEngine:
@@ -112,18 +109,14 @@ def open_engine(
     options = options or EngineOptions()
     runtime, path = runtime_of(spec)
     opener, extra, module = RUNTIMES[runtime]
-    if not _is_installed(module):
+    if find_spec(module) is None:
         raise MissingExtra(f"The {runtime} runtime", extra)
-    name = name or (spec if spec in ("echo", "brook") else path.stem)
+    from overspill.engines.scheduled import ScheduledEngine
+
+    name = name or name_of(spec)
     return ScheduledEngine(
         functools.partial(opener, path, name, options),
         name=name,
         runtime=runtime,
-        options=options.scheduled,
+        options=options,
     )
-
-
-def _is_installed(module: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from overspill.engines.answer_stream import AnswerStream
 from overspill.engines.answer_text import AnswerText
@@ -16,8 +16,9 @@ from overspill.engines.base import Engine, EngineHealth
 from overspill.engines.chat_format import ChatTemplate
 from overspill.engines.control_guard import ControlGuard
 from overspill.engines.generation import Generation
+from overspill.engines.options import EngineOptions
 from overspill.engines.sampling import MAX_TOP_LOGPROBS, TokenSampler, check_sampling
-from overspill.engines.scheduler import Scheduler, SchedulerOptions
+from overspill.engines.scheduler import Scheduler
 from overspill.errors import (
     ContextOverflow,
     InvalidRequest,
@@ -29,14 +30,6 @@ from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
 
 MAX_STOPS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledEngineOptions:
-    """``default_max_tokens`` bounds an answer whose request names no ``max_tokens``."""
-
-    default_max_tokens: int = 1024
-    scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +53,10 @@ class ScheduledEngine(Engine):
         *,
         name: str,
         runtime: str,
-        options: ScheduledEngineOptions | None = None,
+        options: EngineOptions | None = None,
     ) -> None:
         self._open_backend = open_backend
-        self._options = options or ScheduledEngineOptions()
+        self._options = options or EngineOptions()
         self._card = ModelCard(name=name, context=0, runtime=runtime)
         self._loading: asyncio.Future[_Loaded] | None = None
         self._loaded: _Loaded | None = None

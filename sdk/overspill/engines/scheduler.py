@@ -19,24 +19,12 @@ from overspill.engines.admission import AdmissionQueue, KvReservations
 from overspill.engines.answer_stream import Outbox
 from overspill.engines.backend import Backend, BatchRow, Interrupted
 from overspill.engines.generation import Generation
+from overspill.engines.options import SchedulerOptions
 from overspill.engines.sampling import choose_tokens
 from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, OverspillError
 from overspill.types.chat import Chunk
 
 MIN_RATE_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerOptions:
-    """Limits of one scheduler; the defaults suit a laptop."""
-
-    prefill_chunk_tokens: int = 256
-    max_queued: int = 1024
-    batch_ageing_s: float = 10.0
-    stall_after_s: float = 10.0
-    """Without a step for so long while there is work, the thread counts as stuck."""
-    max_failed_steps: int = 3
-    """So many failing steps in a row end the thread."""
 
 
 @dataclass(frozen=True, slots=True)

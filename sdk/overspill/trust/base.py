@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from overspill.errors import EvidenceRejected
 from overspill.trust.measured import MeasuredLog
-from overspill.trust.nkc import NodeKeyConfig
+from overspill.trust.nkc import NO_NONCE, NodeKeyConfig
 from overspill.types.evidence import Assurance, Evidence
 
 if TYPE_CHECKING:
@@ -77,28 +77,38 @@ def refuse_collateral(evidence: Evidence, allowed: frozenset[str] = frozenset())
 
 def check_binding(
     actual: bytes,
+    stated_nonce: bytes,
     subject: Subject,
     *,
     dev: bool,
     digest: Callable[[bytes, bytes | None, bool], bytes],
     step: str,
 ) -> None:
-    """Checks that evidence carries ``digest(NKC, nonce, dev)``, or says what it carries instead.
+    """Checks that evidence carries ``digest(NKC, nonce, dev)`` for the nonce that was sent.
 
-    Reasons: ``report_data_label`` (the other mode's label), ``nonce_zero`` (made without the nonce
-    that was sent), ``nonce_mismatch`` (another nonce, or another NKC), ``nkc_not_bound``.
+    ``stated_nonce`` (32 bytes) is the one that the evidence says it was made over: binding is
+    checked with it, so that a wrong nonce and a wrong configuration are told apart. Reasons:
+    ``report_data_label``, ``nkc_not_bound``, ``nonce_zero``, ``nonce_mismatch``.
     """
-    nkc, nonce = subject.nkc_bytes, subject.nonce
-    if actual == digest(nkc, nonce, dev):
-        return
-    if actual in (digest(nkc, nonce, not dev), digest(nkc, None, not dev)):
-        reason, found = "report_data_label", "that of the other mode's label"
-    elif nonce is not None and actual == digest(nkc, None, dev):
-        reason, found = "nonce_zero", "that of evidence made for no nonce"
-    elif nonce is not None:
-        reason, found = "nonce_mismatch", "that of another nonce or configuration"
-    else:
-        reason, found = "nkc_not_bound", "that of another configuration"
-    raise rejected(
-        reason, step, expected="the digest of this configuration and nonce", actual=found
-    )
+    nkc = subject.nkc_bytes
+    if actual == digest(nkc, stated_nonce, not dev):
+        raise rejected(
+            "report_data_label",
+            step,
+            expected="report data under this evidence's label",
+            actual="report data under the other mode's",
+        )
+    if actual != digest(nkc, stated_nonce, dev):
+        raise rejected(
+            "nkc_not_bound",
+            step,
+            expected="evidence over this node key configuration",
+            actual="evidence over another",
+        )
+    if stated_nonce != (subject.nonce or NO_NONCE):
+        raise rejected(
+            "nonce_mismatch" if any(stated_nonce) else "nonce_zero",
+            step,
+            expected=f"the challenge {(subject.nonce or NO_NONCE).hex()}",
+            actual=stated_nonce.hex(),
+        )

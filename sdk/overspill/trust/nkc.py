@@ -26,6 +26,7 @@ DEV: Final = 1
 MAGIC: Final = b"OVSN"
 VERSION: Final = 1
 NO_DIGEST: Final = bytes(32)
+NO_NONCE: Final = bytes(32)
 MAX_LIFETIME_S: Final = 24 * 3600
 
 LABEL: Final = b"overspill/rd/v1"
@@ -110,7 +111,7 @@ def qualifying_data(nkc_bytes: bytes, nonce: bytes | None, dev: bool) -> bytes:
 
 def _binding(nkc_bytes: bytes, nonce: bytes | None, dev: bool) -> bytes:
     label = DEV_LABEL if dev else LABEL
-    return label + b"\x00" + hashlib.sha256(nkc_bytes).digest() + (nonce or bytes(32))
+    return label + b"\x00" + hashlib.sha256(nkc_bytes).digest() + (nonce or NO_NONCE)
 
 
 def _decode(reader: ByteReader) -> NodeKeyConfig:
@@ -136,7 +137,6 @@ def _decode(reader: ByteReader) -> NodeKeyConfig:
         boot_id=reader.take(16, "the boot id"),
         freshness_anchor_sha256=reader.take(32, "the freshness anchor's digest"),
     )
-    reader.end("the node key configuration")
     if len(config.receipt_public_key) != 32 or not config.hpke_public_key:
         raise _malformed("a key has the wrong length")
     return config

@@ -1,6 +1,6 @@
 """A signed statement about a node: the evidence of those who have a key instead of hardware.
 
-Layout, 197 bytes: ``magic 4 | u8 version = 1 | Ed25519 public key 32 | report data 64 |
+Layout, 229 bytes: ``magic 4 | u8 version = 1 | Ed25519 public key 32 | nonce 32 | report data 64 |
 log digest 32 | signature 64``; the signature is over ``label || 0x00 || report data || log
 digest``. Magic and label differ by kind, so a statement of one kind never reads as another.
 """
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from overspill.errors import EvidenceRejected
 from overspill.trust.base import Subject, check_binding, rejected
 from overspill.trust.measured import log_digest
-from overspill.trust.nkc import report_data
+from overspill.trust.nkc import NO_NONCE, report_data
 from overspill.types.binary import ByteReader
 
 _VERSION: Final = 1
@@ -35,12 +35,20 @@ class StatementKind:
         return self.label + b"\x00" + report + log_sha256
 
     def make(
-        self, public_key: bytes, report: bytes, log_sha256: bytes, sign: Callable[[bytes], bytes]
+        self,
+        public_key: bytes,
+        nonce: bytes | None,
+        report: bytes,
+        log_sha256: bytes,
+        sign: Callable[[bytes], bytes],
     ) -> bytes:
-        """The statement of whoever holds ``public_key`` and can ``sign`` under it."""
+        """The statement of whoever holds ``public_key`` and can ``sign`` under it.
+
+        ``report`` is the report data over ``nonce``, which binds that too.
+        """
         signature = sign(self.message(report, log_sha256))
         head = self.magic + bytes((_VERSION,))
-        return head + public_key + report + log_sha256 + signature
+        return head + public_key + (nonce or NO_NONCE) + report + log_sha256 + signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ class Statement:
     """A decoded statement; nothing in it is believed yet."""
 
     public_key: bytes
+    nonce: bytes
     report: bytes
     log_sha256: bytes
     signature: bytes
@@ -64,6 +73,7 @@ def decode(kind: StatementKind, data: bytes) -> Statement:
         raise fail("a head of another kind or version")
     statement = Statement(
         public_key=reader.take(32, "the key"),
+        nonce=reader.take(32, "the nonce"),
         report=reader.take(64, "the report data"),
         log_sha256=reader.take(32, "the log digest"),
         signature=reader.take(64, "the signature"),
@@ -96,7 +106,9 @@ def check(
             mend=mend,
         )
     _verify(kind, statement)  # 8.4
-    check_binding(statement.report, subject, dev=dev, digest=report_data, step="5")  # 8.5
+    check_binding(  # 8.5
+        statement.report, statement.nonce, subject, dev=dev, digest=report_data, step="5"
+    )
     if statement.log_sha256 != log_digest(subject.raw_log):  # 8.6
         raise rejected(
             "log_not_bound", "6", expected="the measured log that was signed", actual="another"

@@ -1,6 +1,6 @@
 """``dev-tpm-software``: the whole TPM flow over a software TPM. FOR DEVELOPMENT ONLY.
 
-Evidence data is ``"OVST" | u8 version = 1 | u16 + AK (TPMT_PUBLIC) | u16 + quote (TPMS_ATTEST) |
+Evidence data is ``"OVST" | u8 version = 1 | nonce 32 | u16 + AK (TPMT_PUBLIC) | u16 + quote (TPMS_ATTEST) |
 u16 + signature (TPMT_SIGNATURE) | u16 + activation (64)``; collateral ``ek_certificate`` is DER.
 
 The chain, from the policy's root to the measured log: a development authority issued the EK's
@@ -53,6 +53,7 @@ _MAX_PART_BYTES: Final = 2048
 class TpmEvidence:
     """The evidence's parts: nothing is believed yet."""
 
+    nonce: bytes
     ak_public: bytes
     quote: bytes
     signature: bytes
@@ -61,7 +62,7 @@ class TpmEvidence:
     def encode(self) -> bytes:
         """The evidence data."""
         parts = (self.ak_public, self.quote, self.signature, self.activation)
-        return _HEAD + b"".join(prefixed(2, part) for part in parts)
+        return _HEAD + self.nonce + b"".join(prefixed(2, part) for part in parts)
 
     @classmethod
     def decode(cls, data: bytes) -> TpmEvidence:
@@ -69,10 +70,11 @@ class TpmEvidence:
         reader = ByteReader(data, _malformed)
         if reader.take(len(_HEAD), "the head") != _HEAD:
             raise _malformed("a head of another kind or version")
+        nonce = reader.take(32, "the nonce")
         names = ("the attestation key", "the quote", "the signature", "the activation")
         parts = [reader.prefixed(2, name, max_bytes=_MAX_PART_BYTES) for name in names]
         reader.end("the evidence")
-        return cls(*parts)
+        return cls(nonce, *parts)
 
 
 def activation_message(ek_certificate: bytes, ak_name: bytes) -> bytes:
@@ -103,7 +105,14 @@ class UnsafeSoftwareTpmVerifier:
         # 8.5 The quote's signature
         _check_signature(ak, parts)
         # 8.6 Binding to this configuration and nonce
-        check_binding(quote.qualifying_data, subject, dev=True, digest=qualifying_data, step="6")
+        check_binding(
+            quote.qualifying_data,
+            parts.nonce,
+            subject,
+            dev=True,
+            digest=qualifying_data,
+            step="6",
+        )
         # 8.7 The registers, replayed
         _check_registers(quote, subject.log.replay())
         return {
