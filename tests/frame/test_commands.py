@@ -83,6 +83,8 @@ def test_a_missing_compiler_is_one_line_before_anything_is_compiled(
         cwd=tmp_path,
         PATH="",
         XDG_CACHE_HOME=str(tmp_path / "cache"),
+        CC="",
+        CXX="",
     )
     assert done.returncode == 1
     assert done.stderr.startswith("setup: no compiler found (looked for cc, gcc, clang)")
