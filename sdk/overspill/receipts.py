@@ -16,8 +16,9 @@ def verify_receipt(record: ReceiptRecord) -> ReceiptClaims:
     Raises ``ReceiptInvalid`` when (1) the configuration kept with it does not decode or names
     another receipt key, (2) the signature does not verify, or (3) it is for another
     configuration, stream or time. The stream's hash covers the key that the request was sealed
-    with; ``request_id`` is the app's own name for the request and never leaves. The assurance in ``record`` is what the verifier said
-    when the answer came; it is not in the receipt, because the node cannot say it.
+    with; ``request_id`` is the app's own name for the request and never leaves. The assurance
+    in ``record`` is what the verifier said when the answer came; it is not in the receipt,
+    because the node cannot say it.
     """
     # (1) the key that must have signed
     try:
