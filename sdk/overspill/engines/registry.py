@@ -62,11 +62,11 @@ def _open_mlx(path: Path, name: str, options: EngineOptions) -> Backend:
 
 Opener = Callable[[Path, str, EngineOptions], "Backend"]
 
-RUNTIMES: dict[str, tuple[Opener, str, str]] = {
-    # runtime: (opener, extra that it needs, module that shows whether it is installed)
-    "echo": (_open_echo, "local", "numpy"),
-    "llama.cpp": (_open_llama_cpp, "llama", "llama_cpp"),
-    "mlx": (_open_mlx, "mlx", "mlx_lm"),
+RUNTIMES: dict[str, tuple[Opener, str, tuple[str, ...]]] = {
+    # runtime: (opener, the extra that brings it, modules that show whether that is installed)
+    "echo": (_open_echo, "local", ("numpy", "jinja2")),
+    "llama.cpp": (_open_llama_cpp, "llama", ("llama_cpp", "numpy", "jinja2")),
+    "mlx": (_open_mlx, "mlx", ("mlx_lm", "numpy", "jinja2")),
 }
 
 BROOK = Path(__file__).resolve().parent.parent / "models" / "brook" / "brook-q8_0.gguf"
@@ -95,8 +95,8 @@ def runtime_of(spec: str) -> tuple[str, Path]:
 
 
 def name_of(spec: str) -> str:
-    """What a model is called when nobody names it: its file's stem, its folder's name."""
-    return spec if spec in ("echo", "brook") else Path(spec).stem
+    """What a model is called when nobody names it: its file without .gguf, its folder."""
+    return spec if spec in ("echo", "brook") else Path(spec).name.removesuffix(".gguf")
 
 
 def open_engine(
@@ -108,8 +108,8 @@ def open_engine(
     """
     options = options or EngineOptions()
     runtime, path = runtime_of(spec)
-    opener, extra, module = RUNTIMES[runtime]
-    if find_spec(module) is None:
+    opener, extra, modules = RUNTIMES[runtime]
+    if any(find_spec(module) is None for module in modules):
         raise MissingExtra(f"The {runtime} runtime", extra)
     from overspill.engines.scheduled import ScheduledEngine
 
