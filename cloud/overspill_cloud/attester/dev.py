@@ -37,5 +37,5 @@ class UnsafeDevAttester:
         """See :class:`~overspill_cloud.attester.base.Attester`."""
         report = report_data(nkc_bytes, nonce, dev=True)
         log_sha256 = log_digest(measured_log)
-        data = STATEMENT.make(self.root, report, log_sha256, self._private_key.sign)
+        data = STATEMENT.make(self.root, nonce, report, log_sha256, self._private_key.sign)
         return Evidence(TYPE, data)

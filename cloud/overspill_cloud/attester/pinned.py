@@ -37,5 +37,5 @@ class PinnedOperatorAttester:
         """See :class:`~overspill_cloud.attester.base.Attester`."""
         report = report_data(nkc_bytes, nonce, dev=False)
         log_sha256 = log_digest(measured_log)
-        data = STATEMENT.make(self.operator, report, log_sha256, self._private_key.sign)
+        data = STATEMENT.make(self.operator, nonce, report, log_sha256, self._private_key.sign)
         return Evidence(TYPE, data)

@@ -1,7 +1,8 @@
 """``dev-tpm-software``: the whole TPM flow over a software TPM. FOR DEVELOPMENT ONLY.
 
-Evidence data is ``"OVST" | u8 version = 1 | nonce 32 | u16 + AK (TPMT_PUBLIC) | u16 + quote (TPMS_ATTEST) |
-u16 + signature (TPMT_SIGNATURE) | u16 + activation (64)``; collateral ``ek_certificate`` is DER.
+Evidence data is ``"OVST" | u8 version = 1 | nonce 32 | u16 + AK (TPMT_PUBLIC) |
+u16 + quote (TPMS_ATTEST) | u16 + signature (TPMT_SIGNATURE) | u16 + activation (64)``; collateral
+``ek_certificate`` is DER.
 
 The chain, from the policy's root to the measured log: a development authority issued the EK's
 certificate; it saw the TPM that holds that EK activate a credential for the AK, and signed
