@@ -9,6 +9,7 @@ Source: the API reference of ``POST /v1/chat/completions`` and the types of ``op
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -95,6 +96,7 @@ def _as_list(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_text_of_parts)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -216,7 +218,7 @@ class ChatCompletionRequest(_Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[list[NonEmpty], Field(max_length=4), BeforeValidator(_as_list)] | None = None
     tools: list[_Tool] | None = None
@@ -241,6 +243,7 @@ def parse_chat(body: bytes) -> ChatCompletionRequest:
     """
     try:
         document = pydantic_core.from_json(body, allow_inf_nan=False)
+        json.dumps(document, allow_nan=False)  # 1e999 is JSON, but infinite when read
     except ValueError as error:
         raise InvalidRequest(
             f"The body is not JSON that can be read: {error}.", mend="Send one JSON object."
@@ -398,15 +401,9 @@ def _sampling(chat: ChatCompletionRequest, ours: OverspillOptions) -> Sampling:
         "top_k": ours.top_k,
         "min_p": ours.min_p,
         "repeat_penalty": ours.repeat_penalty,
-        "logit_bias": _logit_bias(chat.logit_bias) if chat.logit_bias else None,
+        "logit_bias": {int(key): bias for key, bias in (chat.logit_bias or {}).items()},
     }
     return Sampling(**{name: value for name, value in asked.items() if value is not None})
-
-
-def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
-    if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in bias):
-        raise InvalidRequest("'logit_bias' has a key that is no token id.", param="logit_bias")
-    return {int(key): value for key, value in bias.items()}
 
 
 def _tool(function: _Function) -> Tool:

@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import psutil  # type: ignore[import-untyped]  # it ships no types
+import psutil
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 

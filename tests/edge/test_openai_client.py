@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import openai
+import psutil
 import pytest
 
 from overspill.engines.echo import EchoOptions
@@ -261,6 +262,6 @@ async def test_a_token_names_the_app_and_the_unix_peer_its_program(start_daemon,
             async with running.openai(key) as ai:
                 await ai.chat.completions.create(model="echo", messages=HELLO)
     lines = [r.getMessage() for r in caplog.records if "ChatCompletions" in r.getMessage()]
-    assert "app='python" in lines[0]
+    assert f"app={psutil.Process().name()!r}" in lines[0]
     assert "app='notes'" in lines[1]
     assert all("status=200" in line and "route=device" in line for line in lines)

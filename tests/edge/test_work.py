@@ -16,6 +16,7 @@ pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
 LONG = {"model": "echo", "messages": [{"role": "user", "content": "x" * 3000}]}
+SHORTER = {"model": "echo", "messages": [{"role": "user", "content": "x" * 200}]}
 
 
 def events(text: str) -> list[str]:
@@ -124,13 +125,13 @@ async def test_an_engine_that_fails_in_mid_answer_is_told_without_its_inside(
         whole = running.backend.run
 
         def failing(rows):
-            if running.backend.steps >= 8:
+            if running.backend.steps >= 60:
                 raise EngineError("secret path /srv/model.gguf")
             return whole(rows)
 
         monkeypatch.setattr(running.backend, "run", failing)
         async with running.http() as http:
-            answer = await http.post(CHAT, json={**LONG, "stream": stream})
+            answer = await http.post(CHAT, json={**SHORTER, "stream": stream})
     assert "secret" not in answer.text
     if stream:
         assert answer.status_code == 200
@@ -151,13 +152,13 @@ async def test_openais_client_raises_what_comes_after_the_first_byte(start_daemo
         whole = running.backend.run
 
         def failing(rows):
-            if running.backend.steps >= 8:
+            if running.backend.steps >= 60:
                 raise EngineError("inside")
             return whole(rows)
 
         monkeypatch.setattr(running.backend, "run", failing)
         async with running.openai() as ai:
-            stream = await ai.chat.completions.create(**LONG, stream=True)
+            stream = await ai.chat.completions.create(**SHORTER, stream=True)
             with pytest.raises(openai.APIError):
                 async for _ in stream:
                     pass
