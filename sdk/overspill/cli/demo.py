@@ -30,6 +30,32 @@ from overspill.types.reply import Reply
 from overspill.types.route import Route
 
 PROMPTS = Path(__file__).with_name("demo_prompts.json")
+PRIVATE: tuple[dict[str, Any], ...] = (
+    # One that says so, one in which personal data is found, whatever its floor says.
+    {
+        "skill": "dates",
+        "level": "easy",
+        "messages": [{"role": "user", "content": "What day is 4 days after Tuesday?"}],
+        "privacy": "device",
+        "grade": "exact",
+        "expected": "Saturday",
+        "max_tokens": 96,
+    },
+    {
+        "skill": "classification",
+        "level": "easy",
+        "messages": [
+            {
+                "role": "user",
+                "content": "Classify the sentiment as positive or negative: "
+                "The bank lost my account DE89 3704 0044 0532 0130 00. It was dreadful.",
+            }
+        ],
+        "grade": "label",
+        "expected": "negative",
+        "max_tokens": 96,
+    },
+)
 RIVER = Path("examples/family/models/river-q8_0.gguf")
 
 
@@ -67,9 +93,8 @@ def demo(
 
 
 def load_prompts() -> list[dict[str, Any]]:
-    """The held-back prompts that ship with the package."""
-    prompts: list[dict[str, Any]] = json.loads(PROMPTS.read_text("utf-8"))
-    return prompts
+    """The held-back prompts that ship with the package, and two that have to stay."""
+    return [*json.loads(PROMPTS.read_text("utf-8")), *PRIVATE]
 
 
 def demo_settings(folder: Path, node: NodeProcess, device_model: str) -> Settings:
@@ -96,16 +121,18 @@ async def play(
         print_evidence(node.listen, state.result)
         device, cloud = [card.name for card in await ai.models()]
         requests = [await _row(ai, prompt) for prompt in prompts]
-        all_device = [await _row(ai, prompt, device) for prompt in prompts]
-        all_cloud = [await _row(ai, prompt, cloud) for prompt in prompts]
+        # What has to stay is no part of the comparison: the cloud may not answer it.
+        free = [prompt for prompt in prompts if prompt not in PRIVATE]
+        all_device = [await _row(ai, prompt, device) for prompt in free]
+        all_cloud = [await _row(ai, prompt, cloud) for prompt in free]
     kept = sum(row["route"] == Route.DEVICE for row in requests)
     return {
         "requests": requests,
         "summary": {
-            "right": _right(requests),
+            "right": _right(requests[: len(free)]),
             "right_all_device": _right(all_device),
             "right_all_cloud": _right(all_cloud),
-            "prompts": len(requests),
+            "compared": len(free),
             "device_share": round(kept / len(requests), 4),
             "assurance": state.result.assurance.name if state.result else "NONE",
         },
