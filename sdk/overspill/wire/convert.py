@@ -261,6 +261,16 @@ def error_from_proto(event: chat_pb2.ErrorEvent) -> errors.OverspillError:
     return _ERRORS.get(event.code, errors.EngineError).from_fields(fields)
 
 
+def error_to_bytes(error: errors.OverspillError) -> bytes:
+    """:func:`error_to_proto`, serialised."""
+    return error_to_proto(error).SerializeToString()
+
+
+def error_from_bytes(data: bytes) -> errors.OverspillError:
+    """Inverse of :func:`error_to_bytes`."""
+    return error_from_proto(chat_pb2.ErrorEvent.FromString(data))
+
+
 def _all_errors(root: type[errors.OverspillError]) -> dict[str, type[errors.OverspillError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
