@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.routing import Route as HttpRoute
@@ -22,7 +23,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from overspill._version import __version__
-from overspill.errors import ModelNotFound
+from overspill.errors import InvalidRequest, ModelNotFound, OverspillError, PolicyRefusal
 from overspill.types.card import ModelCard
 from overspill.types.chat import Finish, Privacy, Request
 from overspill.types.reply import ReplyChunk
@@ -37,6 +38,7 @@ from overspill_edge.openai_answers import (
 )
 from overspill_edge.openai_dialect import (
     AUTO_MODEL,
+    DIALECT_NAMES,
     ChatCompletionRequest,
     parse_chat,
     to_request,
@@ -46,6 +48,7 @@ from overspill_edge.tokens import Scope
 from overspill_edge.work import HttpLimits, Pieces, WorkRegistry, answering, read_body
 
 PRIVACY_HEADER = "x-overspill-privacy"
+LARGE_BODY_BYTES = 64 * 1024
 
 
 class Answerer(Protocol):
@@ -71,9 +74,18 @@ class Service:
     limits: HttpLimits
     started_unix: int
 
-    async def suggest(self, asked: str) -> ModelNotFound:
-        """The error for a model that is not there, with names that are."""
+    async def not_found(self, asked: str) -> OverspillError:
+        """The error for a model that a request could not have, with names of others.
+
+        A request that may not leave the device does not see the cloud's models: for the client,
+        which sees them listed, that is a refusal.
+        """
         names = [AUTO_MODEL, *(card.name for card in await self.answerer.models())]
+        if asked in names:
+            return PolicyRefusal(
+                f"The model '{asked}' is on no route that this request may take.",
+                mend="Loosen its privacy, or use auto.",
+            )
         close = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
         return ModelNotFound(
             f"There is no model '{asked[:80]}'.",
@@ -106,7 +118,7 @@ class _Endpoint:
     ) -> tuple[ChatCompletionRequest, Request]:
         caller = caller_of(scope)
         caller.require(Scope.INFER)
-        chat = parse_chat(await read_body(scope, receive, self._service.limits))
+        chat = await _parse(await read_body(scope, receive, self._service.limits))
         request = to_request(
             chat,
             app=caller.app,
@@ -114,6 +126,13 @@ class _Endpoint:
             header_privacy=Headers(scope=scope).get(PRIVACY_HEADER),
         )
         return chat, request
+
+
+async def _parse(body: bytes) -> ChatCompletionRequest:
+    """A large body is read in a thread: the streams of others go on meanwhile."""
+    if len(body) < LARGE_BODY_BYTES:
+        return parse_chat(body)
+    return await anyio.to_thread.run_sync(parse_chat, body)
 
 
 class ChatCompletions(_Endpoint):
@@ -131,7 +150,10 @@ class ChatCompletions(_Endpoint):
                 else:
                     await _answer_whole(pieces, request, chat, scope, receive, send)
         except ModelNotFound:
-            raise await self._service.suggest(chat.model) from None
+            raise await self._service.not_found(chat.model) from None
+        except InvalidRequest as error:
+            error.param = DIALECT_NAMES.get(error.param or "", error.param)
+            raise
 
 
 async def _answer_whole(
@@ -148,7 +170,7 @@ async def _answer_whole(
     body = CompletionShape(request, finish.model).whole(answer, finish)
     if chat.overspill is not None:
         body["overspill"] = overspill_object(request, last)
-    headers = {**_common_headers(request), **route_headers(request, last.route)}
+    headers = {**_common_headers(request), **route_headers(last)}
     await JSONResponse(body, headers=headers)(scope, receive, send)
 
 
@@ -185,7 +207,7 @@ class EventStream:
 
     async def _answer(self, pieces: Pieces) -> None:
         piece = await self._next(pieces)
-        await self._start(route_headers(self._request, piece.route))
+        await self._start(route_headers(piece))
         shape = CompletionShape(self._request, piece.route.model, with_usage=self._with_usage)
         await self._event(shape.role_chunk())
         while True:
@@ -255,7 +277,7 @@ class OneModel(_Endpoint):
         name = scope["path_params"]["name"]
         names = [card.name for card in await self._service.answerer.models()]
         if name not in (AUTO_MODEL, *names):
-            raise await self._service.suggest(name)
+            raise await self._service.not_found(name)
         body = model_object(name, self._service.started_unix)
         await JSONResponse(body)(scope, receive, send)
 
@@ -275,7 +297,7 @@ class PlanOnly(_Endpoint):
         try:
             plan = await self._service.answerer.plan_request(request)
         except ModelNotFound:
-            raise await self._service.suggest(chat.model) from None
+            raise await self._service.not_found(chat.model) from None
         await JSONResponse(plan_object(plan))(scope, receive, send)
 
 

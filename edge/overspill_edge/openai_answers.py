@@ -17,20 +17,23 @@ from overspill.errors import EngineError
 from overspill.types.card import ModelCard
 from overspill.types.chat import Finish, FinishReason, Request, TokenLogprob, ToolCall
 from overspill.types.reply import ReplyChunk
-from overspill.types.route import Route, RouteTaken
+from overspill.types.route import Route
 from overspill.types.usage import Usage
 from overspill_edge.openai_dialect import AUTO_MODEL
 
 _UNDECODABLE = "\ufffd"
 
 
-def route_headers(request: Request, route: RouteTaken) -> dict[str, str]:
-    """The route, why, and the id under which a receipt will be kept (``none``: nothing left)."""
-    left = route.route is not Route.DEVICE
+def route_headers(piece: ReplyChunk) -> dict[str, str]:
+    """The route, why, and the receipt's id: ``none`` where nothing left the device, ``pending``
+    at the head of a stream, for a node signs at the end (the usage chunk has it then)."""
+    stayed = piece.route.route is Route.DEVICE
     return {
-        "X-Overspill-Route": route.route.value,
-        "X-Overspill-Reason": route.reason.value,
-        "X-Overspill-Receipt": request.id if left else "none",
+        "X-Overspill-Route": piece.route.route.value,
+        "X-Overspill-Reason": piece.route.reason.value,
+        "X-Overspill-Receipt": piece.receipt.id
+        if piece.receipt
+        else ("none" if stayed else "pending"),
     }
 
 
@@ -46,6 +49,7 @@ def overspill_object(request: Request, last: ReplyChunk) -> dict[str, Any]:
         "assurance": route.assurance,
         "node": route.node,
         "changes": list(route.changes),
+        "receipt_id": None if receipt is None else receipt.id,
         "receipt": None if receipt is None else base64.b64encode(receipt.data).decode(),
     }
 

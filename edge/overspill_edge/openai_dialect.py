@@ -72,6 +72,15 @@ _REFUSED: Mapping[str, str] = {
 }
 
 
+DIALECT_NAMES: Mapping[str, str] = {
+    "json_schema": "response_format",
+    "output": "response_format",
+    "tool_name": "tool_choice",
+    "prompt": "messages",
+}
+"""The dialect's names for parameters that an engine refuses by ours."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,11 @@ from overspill.config import Settings, child_environment, load_settings
 from overspill.engines.backend import Interrupted
 from overspill.engines.echo import EchoBackend, EchoOptions
 from overspill.engines.scheduled import ScheduledEngine
+from overspill.trust.template import dev_policy
+from overspill.types.chat import Privacy
+from overspill_cloud.app import ModelSpec, NodeOptions
+from overspill_cloud.app import serve as serve_node
+from overspill_cloud.store import Store as NodeStore
 from overspill_edge.app import Daemon, Ready, ServeOptions, token_store
 from overspill_edge.listen import TcpAddress
 from overspill_edge.tokens import Scope, TokenStore
@@ -133,6 +139,7 @@ def start_daemon(settings: Settings) -> StartDaemon:
         echo: EchoOptions | None = None,
         origins: tuple[str, ...] = (),
         drain_s: int = 30,
+        settings: Settings = settings,
     ) -> AsyncIterator[Running]:
         backend = WatchedEcho(echo or EchoOptions())
         engine = ScheduledEngine(lambda: backend, name="echo", runtime="echo")
@@ -158,6 +165,31 @@ def start_daemon(settings: Settings) -> StartDaemon:
             await asyncio.wait_for(running, PATIENCE_S)
 
     return start
+
+
+@pytest.fixture
+def node_at(home: Path, settings: Settings) -> Callable[[], AbstractAsyncContextManager[Any]]:
+    """``async with node_at() as (settings, code)``: a real node that serves `echo` as river."""
+
+    @asynccontextmanager
+    async def open_node() -> AsyncIterator[tuple[Settings, str]]:
+        options = NodeOptions(
+            models=(ModelSpec("river", "echo"),),
+            listen=f"unix:{home}/node.sock",
+            state=home / "node",
+        )
+        async with serve_node(options) as serving:
+            policy, routing = home / "trust.toml", home / "routing.toml"
+            nothing = hashlib.sha256().digest()  # echo has no file
+            policy.write_text(dev_policy(bytes.fromhex(serving.dev_root), {"river": nothing}))
+            routing.write_text('version = "stay where it can be done"\nthreshold = 1.0\n')
+            store = NodeStore(home / "node")
+            code = store.new_code(1 << 40)
+            store.close()
+            ours = replace(settings, privacy=Privacy.ANY, device_key="file", routing_policy=routing)
+            yield ours.with_cloud(serving.listen, trust_policy=policy), code
+
+    return open_node
 
 
 async def eventually(condition: Callable[[], Any]) -> None:
