@@ -11,7 +11,18 @@ from overspill import __version__
 def test_the_version_and_the_help(overspill):
     assert overspill("--version").out == f"overspill {__version__}\n"
     help_text = overspill("--help").out
-    for verb in ("run", "plan", "models", "demo", "serve", "cloud", "receipts", "trust", "token"):
+    for verb in (
+        "run",
+        "plan",
+        "models",
+        "demo",
+        "doctor",
+        "serve",
+        "cloud",
+        "receipts",
+        "trust",
+        "token",
+    ):
         assert verb in help_text
 
 
@@ -106,6 +117,24 @@ def test_trust_init_without_values_leaves_places_that_do_not_load(overspill, tmp
     checked = overspill("trust", "check", str(file))
     assert checked.code == 2
     assert str(file) in checked.err
+
+
+def test_the_doctor_lets_the_device_answer(overspill):
+    healthy = overspill("doctor", "--json")
+    checks = {check["name"]: check for check in healthy.json["checks"]}
+    assert healthy.code == 0
+    assert checks["device model"]["ok"] is True
+    assert "echo answered" in checks["device model"]["detail"]
+    assert checks["cloud"]["ok"] is None
+
+
+def test_the_doctor_names_what_fails(overspill):
+    sick = overspill("doctor", "--cloud", "127.0.0.1:1")
+    assert sick.code == 1
+    assert "FAILED" in sick.out
+    missing = overspill("doctor", "--model", "missing.gguf")
+    assert missing.code == 1
+    assert "missing.gguf" in missing.out
 
 
 def test_no_receipts_is_an_empty_list(overspill):

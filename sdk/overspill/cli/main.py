@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 import typer
 
 from overspill import __version__
-from overspill.cli import ask, cloud, demo, receipts, trust
+from overspill.cli import ask, cloud, demo, doctor, receipts, trust
 from overspill.errors import OverspillError
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def _root(
     del version  # its callback has printed it
 
 
-for module in (ask, cloud, demo, receipts, trust):
+for module in (ask, cloud, demo, doctor, receipts, trust):
     module.register(app)
 
 

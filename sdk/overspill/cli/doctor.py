@@ -1,0 +1,117 @@
+"""`overspill doctor`: what is installed, and whether device and cloud really answer."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import typer
+
+from overspill import __version__
+from overspill.cli.common import (
+    CloudAddress,
+    Json,
+    Model,
+    TrustPolicyFile,
+    print_json,
+    settings_for,
+)
+from overspill.config import Settings
+from overspill.errors import OverspillError
+from overspill.sync import Overspill
+
+PACKAGES = {
+    "llama-cpp-python": "llama",
+    "mlx": "mlx",
+    "mlx-lm": "mlx",
+    "starlette": "edge",
+    "sqlalchemy": "cloud",
+    "keyring": "keys",
+    "tpm2-pytss": "tpm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at; ``ok`` None is a fact without a judgement."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb of this file."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    model: Model = None,
+    cloud: CloudAddress = None,
+    trust_policy: TrustPolicyFile = None,
+    as_json: Json = False,
+) -> int:
+    """Check the installation, the device's model and the cloud. Exit 0, or 1 when one fails."""
+    settings = settings_for(model, cloud, trust_policy)
+    checks = [*_installed(), _places(settings), *_answering(settings)]
+    if as_json:
+        print_json({"checks": checks})
+    else:
+        for check in checks:
+            mark = {True: "ok", False: "FAILED", None: ""}[check.ok]
+            print(f"{check.name:<20} {mark:<7} {check.detail}".rstrip())
+    return 1 if any(check.ok is False for check in checks) else 0
+
+
+def _installed() -> Iterator[Check]:
+    yield Check("overspill", None, __version__)
+    yield Check(
+        "python", None, f"{platform.python_version()} on {sys.platform} {platform.machine()}"
+    )
+    for package, extra in PACKAGES.items():
+        try:
+            yield Check(package, None, version(package))
+        except PackageNotFoundError:
+            yield Check(package, None, f"not installed (extra '{extra}')")
+
+
+def _places(settings: Settings) -> Check:
+    state = settings.places.state
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        probe = state / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return Check("state folder", False, f"{state}: {error.strerror}")
+    return Check("state folder", True, str(Path(state)))
+
+
+def _answering(settings: Settings) -> Iterator[Check]:
+    try:
+        with Overspill(app="doctor", settings=settings) as ai:
+            state = ai.availability()
+            if state.device.value == "available":
+                yield _answer(ai)
+            else:
+                yield Check("device model", False, state.device_reason)
+            if settings.cloud is None:
+                yield Check("cloud", None, "none is set")
+            else:
+                yield Check("cloud", state.cloud.value == "available", state.cloud_reason)
+    except OverspillError as error:
+        yield Check("device model", False, str(error))
+
+
+def _answer(ai: Overspill) -> Check:
+    try:
+        reply = ai.chat("Hello", max_tokens=8, privacy="device")
+    except OverspillError as error:
+        return Check("device model", False, str(error))
+    rate = reply.usage.decode_tokens_per_s
+    speed = f", {rate:.0f} tokens/s" if rate else ""
+    return Check("device model", True, f"{reply.model} answered in {reply.total_s:.2f} s{speed}")
