@@ -7,6 +7,8 @@ import json
 import openai
 import psutil
 import pytest
+from openai.types import Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from overspill.engines.echo import EchoOptions
 from overspill_edge.tokens import Scope
@@ -265,3 +267,54 @@ async def test_a_token_names_the_app_and_the_unix_peer_its_program(start_daemon,
     assert f"app={psutil.Process().name()!r}" in lines[0]
     assert "app='notes'" in lines[1]
     assert all("status=200" in line and "route=device" in line for line in lines)
+
+
+def forbidding(model, document):
+    """Validate as a strict client would: exact types, and no key that the dialect lacks."""
+    return model.model_validate(document, strict=True, extra="forbid")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"logprobs": True, "top_logprobs": 1}, {"tools": [WEATHER]}]
+)
+async def test_strict_validators_pass(start_daemon, options):
+    text = 'call weather {"place": "Oslo"}' if "tools" in options else "hello"
+    body = {"model": "echo", "messages": [{"role": "user", "content": text}], **options}
+    streamed = {**body, "stream": True}
+    async with start_daemon() as running, running.http() as http:
+        whole = (await http.post("/v1/chat/completions", json=body)).json()
+        stream = (await http.post("/v1/chat/completions", json=streamed)).text
+        models = (await http.get("/v1/models")).json()
+    assert forbidding(ChatCompletion, whole).choices
+    lines = [line.removeprefix("data: ") for line in stream.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    for line in lines[:-1]:
+        assert forbidding(ChatCompletionChunk, json.loads(line)).choices
+    assert models["object"] == "list"
+    assert [forbidding(Model, model).object for model in models["data"]] == ["model", "model"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_schema_is_held_to_or_refused_by_its_name(start_daemon, stream):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    body = {"model": "echo", "messages": HELLO, "response_format": form, "stream": stream}
+    async with start_daemon() as running, running.http() as http:
+        answer = await http.post("/v1/chat/completions", json=body)
+    if answer.status_code == 200 and not stream:
+        assert isinstance(json.loads(answer.json()["choices"][0]["message"]["content"])["a"], int)
+    elif answer.status_code != 200:
+        assert answer.status_code in (400, 403)
+        error = answer.json()["error"]
+        assert "response_format" in (error["param"] or "") or error["code"] == "refused"
+
+
+async def test_a_large_prompt_is_read_beside_the_streams_of_others(start_daemon):
+    text = "z" * 200_000
+    started = start_daemon(echo=EchoOptions(context_tokens=300_000))
+    async with started as running, running.openai() as ai:
+        answer = await ai.chat.completions.create(
+            model="echo", messages=[{"role": "user", "content": text}], max_tokens=8
+        )
+    assert answer.choices[0].message.content == "echo: zz"
+    assert answer.usage.prompt_tokens > 200_000

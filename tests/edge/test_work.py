@@ -215,3 +215,38 @@ async def test_many_at_once_each_get_their_own_answer(start_daemon):
             for number in range(24):
                 group.start_soon(ask, number)
     assert answers == {number: f"echo: number {number}" for number in range(24)}
+
+
+async def test_a_reader_that_stopped_reading_does_not_stop_the_end_of_a_drain(
+    start_daemon, eventually
+):
+    async with start_daemon(drain_s=0, echo=EchoOptions(context_tokens=400_000)) as running:
+        body = {"model": "echo", "messages": [{"role": "user", "content": "x" * 1000}]}
+        body |= {"stream": True, "max_tokens": 900}
+        raw = json.dumps(body).encode()
+        stream = await anyio.connect_unix(running.ready.socket)
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        await stream.send(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        await eventually(lambda: running.backend.steps >= 50)
+        # Nothing is read from here on; leaving the block drains the daemon.
+    await stream.aclose()
+
+
+async def test_the_status_counts_what_runs_and_what_waits(start_daemon, eventually):
+    async with start_daemon() as running:
+        running.backend.hold()
+
+        async def ask():
+            async with running.http() as http:
+                await http.post(CHAT, json=LONG)
+
+        async def counted():
+            async with running.http() as http:
+                status = (await http.get("/overspill/v1/status")).json()
+            return (status["active"], status["waiting"]) == (2, 2)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            group.start_soon(ask)
+            await eventually(counted)
+            group.cancel_scope.cancel()
