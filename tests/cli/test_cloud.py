@@ -1,9 +1,17 @@
 """`overspill cloud`, `receipts` and `run` against a node that is a process of its own."""
 
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from overspill.cli.node_process import enrolment_code, running_node
 from overspill.trust.template import dev_policy
+
+NODE = [sys.executable, "-m", "overspill_cloud"]
 
 
 @pytest.fixture
@@ -55,3 +63,31 @@ def test_another_model_than_the_policy_names_is_refused(overspill, node, policy)
     result = overspill("cloud", "verify", node.listen, "--trust-policy", str(policy), "--json")
     assert result.code == 6
     assert result.json["step"] == "6"
+
+
+def test_a_node_killed_in_mid_stream_leaves_its_text_marked_unconfirmed(overspill, tmp_path, home):
+    state = tmp_path / "node"
+    serve = ["serve", "--model", "river=echo", "--echo-delay-s", "0.05", "--state", str(state)]
+    with subprocess.Popen(
+        [*NODE, *serve, "--listen", "127.0.0.1:0", "--json"], stdout=subprocess.PIPE, text=True
+    ) as node:
+        said = json.loads(node.stdout.readline())
+        policy = tmp_path / "trust.toml"
+        nothing = hashlib.sha256().digest()  # echo has no file
+        policy.write_text(dev_policy(bytes.fromhex(said["dev_root"]), {"river": nothing}))
+        cloud = ["--cloud", said["listen"], "--trust-policy", str(policy)]
+        assert overspill("cloud", "enroll", enrolment_code(state), *cloud).code == 0
+        asked = [sys.executable, "-m", "overspill.cli.main", "run", "word " * 100, *cloud]
+        with subprocess.Popen(
+            [*asked, "--privacy", "any", "--answer-by", "river"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as client:
+            first = client.stdout.read(10)
+            node.send_signal(signal.SIGKILL)
+            _, errors = client.communicate(timeout=60)
+    assert first.startswith("echo: word")
+    assert client.returncode == 6
+    assert "(The text above is unconfirmed: the answer broke off.)" in errors
+    assert "Traceback" not in errors

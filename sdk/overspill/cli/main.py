@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         code = app(args=arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except OverspillError as error:
-        return _fail(error.as_dict(), error.exit_code, as_json, error.partial)
+        return _fail(_with_partial(error, as_json), error.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(_line("cancelled", "Cancelled."), 130, as_json)
     except BrokenPipeError:
@@ -103,10 +103,18 @@ def _line(code: str, message: str, mend: str = "") -> dict[str, str]:
     return {"code": code, "message": message, "mend": mend}
 
 
-def _fail(error: dict[str, str], exit_code: int, as_json: bool, partial: str = "") -> int:
-    if partial:
-        print(partial)
+def _with_partial(error: OverspillError, as_json: bool) -> dict[str, str]:
+    """The error's line; text that came before it is kept, and called what it is."""
+    fields = error.as_dict()
+    if error.partial and as_json:
+        fields["partial"] = error.partial
+    elif error.partial:  # it has been printed as it came
+        print()
         print("(The text above is unconfirmed: the answer broke off.)", file=sys.stderr)
+    return fields
+
+
+def _fail(error: dict[str, str], exit_code: int, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": error}))
     else:
