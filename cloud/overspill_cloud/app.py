@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TextIO
 
 from overspill.engines.base import Engine
-from overspill.engines.registry import EngineOptions, open_engine
+from overspill.engines.options import EngineOptions
+from overspill.engines.registry import open_engine
 from overspill.errors import ConfigurationError, UsageError
 from overspill.transport.base import is_local_address
+from overspill.worker import WorkerEngine
 from overspill_cloud import events
 from overspill_cloud.admission import Admission, AdmissionLimits, Database
 from overspill_cloud.attester import open_attester
@@ -164,6 +166,9 @@ async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) 
 
 
 def _open(spec: ModelSpec, options: EngineOptions) -> Engine:
+    """A model file in a worker process: a malformed one may abort it, but never the node."""
+    if spec.source != ECHO:
+        return WorkerEngine(spec.source, name=spec.name, options=options)
     return open_engine(spec.source, name=spec.name, options=options)
 
 

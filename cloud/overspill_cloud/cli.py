@@ -41,6 +41,9 @@ def serve(
     attester: Annotated[str, typer.Option(help="dev, pinned, tpm or tpm:TCTI.")] = "dev",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Sequences that a model runs at once.")] = 4,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a model.")] = None,
     max_streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 64,
     drain_s: Annotated[float, typer.Option(min=0, help="Time for streams to end.")] = 20.0,
     echo_delay_s: Annotated[
@@ -49,7 +52,7 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
-    from overspill.engines.registry import EngineOptions
+    from overspill.engines.options import EngineOptions
     from overspill_cloud.admission import AdmissionLimits
     from overspill_cloud.app import NodeOptions, parse_model
 
@@ -61,7 +64,12 @@ def serve(
         tls_certificate=tls_cert,
         tls_key=tls_key,
         drain_timeout_s=drain_s,
-        engine=EngineOptions(token_delay_s=echo_delay_s),
+        engine=EngineOptions(
+            context_tokens=context,
+            max_sequences=slots,
+            threads=threads,
+            token_delay_s=echo_delay_s,
+        ),
         admission=AdmissionLimits(max_streams=max_streams),
     )
     asyncio.run(_serve(options, as_json))

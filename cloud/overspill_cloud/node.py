@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from overspill.errors import (
@@ -59,7 +60,7 @@ class _Answer:
     request: Request
     sealed: SealedRequest
     model: ServedModel
-    device: Device
+    admitted: Admitted
     text: list[str]
     tokens: int = 0
     finish: Finish | None = None
@@ -105,32 +106,24 @@ class Node:
         stream = self._open(head)
         yield stream.response_nonce
         try:
-            sealed = await self._read(stream, frames)
-            admitted = await self._parts.admission.admit(
-                sealed.signature, th=stream.keys.th, body=sealed.body
-            )
+            answer = await self._admit(stream, frames)
         except Exception as error:
             yield stream.error(self._refused(error, "admission"))
-            return
-        try:
-            answer = await self._accept(stream, sealed, admitted)
-        except BaseException as error:
-            admitted.release()
-            if not isinstance(error, Exception):
-                raise
-            yield stream.error(self._refused(error, "request"))
             return
         run = Run(answer.model.engine.generate(answer.request), self._parts.limits)
         self._running.add(stream.id, stream.keys, run)
         try:
-            async for frame in self._frames(answer, run):
-                yield frame
+            async with aclosing(self._frames(answer, run)) as sealed:
+                async for frame in sealed:
+                    yield frame
+        except Exception as error:
+            yield stream.error(self._refused(error, "answer"))
         finally:
             # Without its end the reader is gone: the run goes on for the grace, and no longer.
             self._running.leave(
                 stream.id,
                 complete=answer.finish is not None,
-                then=lambda: self._settle(answer, run, admitted),
+                then=lambda: self._settle(answer, run),
             )
 
     async def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -176,18 +169,24 @@ class Node:
         except TimeoutError:
             raise InvalidRequest("The request did not arrive in time.") from None
 
-    async def _accept(
-        self, stream: SealedStream, sealed: SealedRequest, admitted: Admitted
-    ) -> _Answer:
-        if stream.id in self._running:
-            raise DeviceRejected("This stream was already started.", reason="replay")
-        request = plaintext.request_from_bytes(sealed.body)
-        model = pick(self._parts.models, request.model)
-        await model.check_unchanged()
+    async def _admit(self, stream: SealedStream, frames: AsyncIterator[bytes]) -> _Answer:
+        sealed = await self._read(stream, frames)
+        admitted = await self._parts.admission.admit(
+            sealed.signature, th=stream.keys.th, body=sealed.body
+        )
+        try:
+            if stream.id in self._running:
+                raise DeviceRejected("This stream was already started.", reason="replay")
+            request = plaintext.request_from_bytes(sealed.body)
+            model = pick(self._parts.models, request.model)
+            await model.check_unchanged()
+        except BaseException:
+            admitted.release()
+            raise
         # A name of its own for each request: sessions of a node share no prefix cache, and no id.
         own = sealed.signature.request_id.hex()
         request = replace(request, id=own, app=own)
-        return _Answer(stream, request, sealed, model, admitted.device, [])
+        return _Answer(stream, request, sealed, model, admitted, [])
 
     async def _frames(self, answer: _Answer, run: Run) -> AsyncGenerator[bytes]:
         stream = answer.stream
@@ -206,6 +205,8 @@ class Node:
         if answer.finish is None and run.ending is Stop.CANCELLED:
             answer.finish = answer.cancelled()
         if answer.finish is not None:
+            # A worker that died meanwhile has loaded the file anew.
+            await answer.model.check_unchanged()
             yield stream.final(answer.finish, self._receipt(answer, answer.finish))
         elif run.ending is Stop.DRAINED:
             yield stream.event(plaintext.Migrate("drain"))
@@ -231,8 +232,8 @@ class Node:
         )
         return epoch.receipt_key.sign(claims)
 
-    def _settle(self, answer: _Answer, run: Run, admitted: Admitted) -> None:
-        admitted.release()
+    def _settle(self, answer: _Answer, run: Run) -> None:
+        answer.admitted.release()
         outcome = _outcome(answer, run)
         usage = answer.finish.usage if answer.finish else Usage(completion_tokens=answer.tokens)
         self._parts.log.write(
@@ -246,7 +247,7 @@ class Node:
         entry = UsageEntry(
             request_id=answer.sealed.signature.request_id,
             attempt=answer.request.attempt,
-            thumbprint=answer.device.thumbprint,
+            thumbprint=answer.admitted.device.thumbprint,
             unix_s=int(self._parts.clock()),
             model=answer.model.name,
             prompt_tokens=usage.prompt_tokens,

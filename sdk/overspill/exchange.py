@@ -161,7 +161,7 @@ class Exchange:
     """A chat request under way: opened frames become chunks; the end is checked.
 
     ``models`` maps the names in the verified evidence to their files' SHA-256.
-    Whoever makes one closes it.
+    ``model`` is the one that was asked for, None any. Whoever makes one closes it.
     """
 
     def __init__(
@@ -171,6 +171,8 @@ class Exchange:
         models: Mapping[str, bytes],
         outgoing: Outgoing,
         limits: ExchangeLimits,
+        *,
+        model: str | None = None,
     ) -> None:
         self.result = result
         self.outgoing = outgoing
@@ -179,6 +181,7 @@ class Exchange:
         """Receipt and claims are there once everything has verified."""
         self._transport = transport
         self._models = models
+        self._model = model
         self._limits = limits
         call = transport.chat(outgoing.head, outgoing.each_frame())
         self._incoming = Incoming(call, outgoing.keys, limits)
@@ -259,6 +262,7 @@ class Exchange:
         usage = finish.usage
         pairs = (
             ("model", claims.model, finish.model),
+            ("model", claims.model, self._model or claims.model),
             ("model digest", claims.model_sha256, self._models.get(claims.model)),
             ("adapter", claims.adapter, finish.adapter or ""),
             ("prompt tokens", claims.prompt_tokens, usage.prompt_tokens),

@@ -270,7 +270,12 @@ class RemoteEngine(Engine):
         sent = self.bytes_sent(request.id) + outgoing.size_bytes
         self._keep(self._sent, request.id, sent)
         exchange = Exchange(  # (5)
-            self._transport, attested.result, attested.models, outgoing, self._options.limits
+            self._transport,
+            attested.result,
+            attested.models,
+            outgoing,
+            self._options.limits,
+            model=request.model,
         )
         try:
             await exchange.begin()

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from overspill.engines.base import Engine
-from overspill.engines.registry import EngineOptions, open_engine
+from overspill.engines.options import EngineOptions
+from overspill.engines.registry import open_engine
 from overspill.exchange import ExchangeLimits
 from overspill.identity.keys import SoftwareKey
 from overspill.remote import RemoteEngine, RemoteOptions
