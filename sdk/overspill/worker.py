@@ -15,6 +15,7 @@ import base64
 import dataclasses
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -304,7 +305,8 @@ class _Process:
             lines = (self._folder / "stderr").read_text("utf-8", "replace").strip().splitlines()
         except OSError:
             return ""
-        return lines[-1].strip()[:200] if lines else ""
+        # Without the folders of the machine that the runtime was built on.
+        return re.sub(r"\S*/", "", lines[-1]).strip()[:200] if lines else ""
 
     def _clean(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

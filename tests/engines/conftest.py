@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -105,12 +107,28 @@ def text_of(chunks) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
+async def is_idle(engine) -> bool:
+    """Whether nothing runs and nothing waits, within a few seconds: leaving is not instant."""
+    for _ in range(100):
+        health = await engine.health()
+        if health.ok and (health.active, health.queued) == (0, 0):
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
 def tokens_of(chunks) -> list[int]:
     """The answer's tokens."""
     return [token for chunk in chunks for token in chunk.token_ids]
 
 
-_HELPERS = {"ask": ask, "collect": collect, "text_of": text_of, "tokens_of": tokens_of}
+_HELPERS = {
+    "ask": ask,
+    "collect": collect,
+    "text_of": text_of,
+    "tokens_of": tokens_of,
+    "is_idle": is_idle,
+}
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +142,7 @@ _NEEDS = {"llama.cpp": ("llama_cpp", "llama"), "mlx": ("mlx_lm", "mlx")}
 
 @pytest.fixture(scope="session")
 def open_kind(tiny_gguf, tiny_folder):
-    """``open_kind("mlx")``: an engine of that kind over the tiny model; skips when not installed."""
+    """``open_kind("mlx")``: an engine over the tiny model; skips when not installed."""
 
     def build(kind, **options):
         runtime = kind.removeprefix("worker-")
@@ -135,6 +153,8 @@ def open_kind(tiny_gguf, tiny_folder):
         spec = {"echo": "echo", "llama.cpp": str(tiny_gguf), "mlx": str(tiny_folder)}[runtime]
         # Echo without a delay ends before anybody reads; a model takes its time by itself.
         settings = EngineOptions(**{"context_tokens": 512, "token_delay_s": 0.001, **options})
+        # One thread: OpenMP's spinning costs tenfold on a machine that has other work.
+        settings = replace(settings, threads=1)
         if kind.startswith("worker-"):
             from overspill.worker import WorkerEngine
 
@@ -144,7 +164,16 @@ def open_kind(tiny_gguf, tiny_folder):
     return build
 
 
-@pytest.fixture(params=["echo", "llama.cpp", "mlx"])
+KINDS = ["echo", "llama.cpp", "mlx", "worker-echo", "worker-llama.cpp"]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    """Each kind of engine, by name."""
+    return request.param
+
+
+@pytest.fixture(scope="module", params=KINDS)
 async def engine(request, open_kind) -> Iterator:
     """One running engine of each kind: add a row to add a backend."""
     async with open_kind(request.param) as running:

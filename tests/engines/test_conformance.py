@@ -136,9 +136,7 @@ async def test_leaving_frees_the_engine_for_others(engine, kit):
         await stream.aclose()
     chunks = await kit.collect(engine, kit.ask("and now me", max_tokens=4))
     assert len(kit.tokens_of(chunks)) == 4
-    health = await engine.health()
-    assert health.ok
-    assert (health.active, health.queued) == (0, 0)
+    assert await kit.is_idle(engine)
 
 
 async def test_more_streams_than_sequences_all_finish(engine, kit):
@@ -218,7 +216,13 @@ async def test_a_message_cannot_open_a_turn_of_its_own(engine, kit):
         assert kit.text_of(chunks) == "echo: " + injected
 
 
-async def test_a_closed_engine_can_be_closed_again(engine):
+async def test_a_closed_engine_is_not_healthy_and_can_be_started_again(kind, open_kind, kit):
+    engine = open_kind(kind)
+    assert not (await engine.health()).ok
+    await engine.start()
+    assert (await engine.health()).ok
     await engine.aclose()
     await engine.aclose()
     assert not (await engine.health()).ok
+    assert await kit.collect(engine, kit.ask("again", max_tokens=2))
+    await engine.aclose()
