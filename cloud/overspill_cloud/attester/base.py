@@ -34,3 +34,6 @@ class Attester(Protocol):
         ``nonce`` is a client's 32-byte challenge, or None for the bundle that everybody gets.
         Raises ``ConfigurationError`` when the root of trust cannot be used.
         """
+
+    def close(self) -> None:
+        """Lets go of whatever the evidence comes from."""

@@ -39,3 +39,6 @@ class UnsafeDevAttester:
         log_sha256 = log_digest(measured_log)
         data = STATEMENT.make(self.root, nonce, report, log_sha256, self._private_key.sign)
         return Evidence(TYPE, data)
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -155,11 +155,14 @@ class MeasuredLog:
     def replay(self) -> dict[int, bytes]:
         """PCR index to the SHA-256 value that extending this log from zero leads to."""
         registers = {pcr: bytes(32) for pcr in PCR_OF.values()}
-        for entry in self.entries:
-            pcr = PCR_OF[entry.kind]
-            digest = hashlib.sha256(entry.encode()).digest()
+        for pcr, digest in self.extensions():
             registers[pcr] = hashlib.sha256(registers[pcr] + digest).digest()
         return registers
+
+    def extensions(self) -> list[tuple[int, bytes]]:
+        """What each entry extends: a PCR index and 32 bytes, in the log's order."""
+        digests = (hashlib.sha256(entry.encode()).digest() for entry in self.entries)
+        return [(PCR_OF[e.kind], digest) for e, digest in zip(self.entries, digests, strict=True)]
 
 
 def log_digest(log: Iterable[bytes]) -> bytes:

@@ -6,8 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509 import (
+    BasicConstraints,
+    Certificate,
+    DuplicateExtension,
+    ExtensionNotFound,
+    InvalidVersion,
+    load_pem_x509_certificate,
+)
 
 from overspill.errors import ConfigurationError
 
@@ -111,8 +119,21 @@ class Table:
     def _certificate(self, key: str, text: str) -> bytes:
         try:
             certificate = load_pem_x509_certificate(text.encode("utf-8"))
-        except (ValueError, UnsupportedAlgorithm) as error:
+            is_authority = _is_authority(certificate)
+        except (ValueError, InvalidVersion, DuplicateExtension, UnsupportedAlgorithm) as error:
             raise self.error(
                 key, "holds something that is no PEM certificate", "Give the certificate's PEM."
             ) from error
+        if not is_authority:
+            raise self.error(
+                key, "holds a certificate of no Ed25519 authority", "Give the authority's own."
+            )
         return certificate.public_bytes(Encoding.DER)
+
+
+def _is_authority(certificate: Certificate) -> bool:
+    try:
+        constraints = certificate.extensions.get_extension_for_class(BasicConstraints).value
+    except ExtensionNotFound:
+        return False
+    return constraints.ca and isinstance(certificate.public_key(), Ed25519PublicKey)

@@ -20,12 +20,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -37,6 +36,8 @@ from overspill.types.binary import ByteReader, prefixed
 from overspill.types.evidence import Assurance, Evidence
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from overspill.trust.policy import TrustPolicy
 
 TYPE: Final = "dev-tpm-software"
@@ -126,7 +127,7 @@ class UnsafeSoftwareTpmVerifier:
 def _load(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise rejected(
             "ek_certificate_malformed", "3", expected="a DER certificate", actual="something else"
         ) from error
@@ -140,9 +141,7 @@ def _issuer(ek: x509.Certificate, policy: TrustPolicy, now_unix: int) -> Ed25519
             _check_validity(root, now_unix)
             _check_validity(ek, now_unix)
             _check_usage(ek)
-            key = root.public_key()
-            if isinstance(key, Ed25519PublicKey):
-                return key
+            return cast("Ed25519PublicKey", root.public_key())  # the policy loads no other
     raise rejected(
         "ek_root_unknown",
         "3",
@@ -175,7 +174,7 @@ def _check_usage(ek: x509.Certificate) -> None:
     try:
         usages = list(ek.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
         is_authority = ek.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         usages, is_authority = [], False
     if EK_USAGE not in usages or is_authority:
         raise rejected(
