@@ -39,7 +39,7 @@ from overspill_edge.listen import (
 )
 from overspill_edge.peers import PeerProtocol
 from overspill_edge.problems import ErrorBoundary
-from overspill_edge.tokens import FILE_NAME, TokenStore
+from overspill_edge.tokens import TokenStore, user_tokens
 from overspill_edge.work import HttpLimits, WorkRegistry
 
 logger = logging.getLogger(__name__)
@@ -72,11 +72,6 @@ class Ready:
     def as_dict(self) -> dict[str, Any]:
         """The document that ``overspill serve --json`` prints first."""
         return {"socket": self.socket, "tcp": self.tcp, "pid": self.pid}
-
-
-def token_store(settings: Settings) -> TokenStore:
-    """The user's tokens: the command line and the daemon open the same file."""
-    return TokenStore(settings.places.state / FILE_NAME)
 
 
 def build_app(
@@ -228,7 +223,7 @@ def _socket_path(options: ServeOptions) -> Path | None:
 
 
 def _app_for(options: ServeOptions, answerer: Answerer, registry: WorkRegistry) -> ASGIApp:
-    tokens = token_store(options.settings)
+    tokens = user_tokens(options.settings.places)
     if options.tcp is not None and not tokens.records():
         logger.warning("no token yet: nobody can use the TCP address (overspill token new)")
     return build_app(

@@ -158,5 +158,5 @@ def revoke_token(
 
 def _store() -> TokenStore:
     with _extra():
-        from overspill_edge.app import token_store
-    return token_store(load_settings())
+        from overspill_edge.tokens import user_tokens
+    return user_tokens(load_settings().places)

@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from overspill.config import Places
 from overspill.errors import ConfigurationError, UsageError
 from overspill_edge.listen import make_private_folder
 
@@ -186,6 +187,11 @@ class TokenStore:
         ]
         text = json.dumps({"version": FORMAT_VERSION, "tokens": stored}, indent=2) + "\n"
         _replace_file(self.path, text.encode())
+
+
+def user_tokens(places: Places) -> TokenStore:
+    """The user's tokens: the command line and the daemon open the same file."""
+    return TokenStore(places.state / FILE_NAME)
 
 
 def _replace_file(path: Path, data: bytes) -> None:

@@ -33,9 +33,9 @@ from overspill.types.chat import Privacy
 from overspill_cloud.app import ModelSpec, NodeOptions
 from overspill_cloud.app import serve as serve_node
 from overspill_cloud.store import Store as NodeStore
-from overspill_edge.app import Daemon, Ready, ServeOptions, token_store
+from overspill_edge.app import Daemon, Ready, ServeOptions
 from overspill_edge.listen import TcpAddress
-from overspill_edge.tokens import Scope, TokenStore
+from overspill_edge.tokens import Scope, TokenStore, user_tokens
 from overspill_edge.work import HttpLimits
 
 PATIENCE_S = 20.0
@@ -158,7 +158,9 @@ def start_daemon(settings: Settings) -> StartDaemon:
         if not ready.done():
             await running
         try:
-            yield Running(ready.result(), daemon, engine, backend, token_store(settings), client)
+            yield Running(
+                ready.result(), daemon, engine, backend, user_tokens(settings.places), client
+            )
         finally:
             backend.release()
             daemon.stop()
@@ -234,6 +236,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         try:
             assert process.stdout is not None
@@ -242,7 +245,7 @@ class Command:
             yield process, json.loads(line)
         finally:
             if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx2
 import openai
+import psutil
 import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
@@ -159,3 +160,18 @@ def test_the_verbs_load_no_server_until_they_run():
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert out.stdout.strip() == "[]", out.stderr
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_engines_process_too_and_leaves_nothing(command):
+    # A terminal signals the whole process group: the daemon and the worker of its engine.
+    (command.home / "config" / "config.toml").write_text("isolate = true\n")
+    with command.serving() as (process, ready):
+        answer = over(ready["socket"]).chat.completions.create(model="echo", messages=HELLO)
+        assert answer.choices[0].message.content == "echo: hello"
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert psutil.wait_procs(children, timeout=30)[1] == []

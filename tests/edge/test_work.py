@@ -63,9 +63,9 @@ async def test_leaving_a_whole_answer_frees_its_slot_too(start_daemon, eventuall
 
 async def test_leaving_while_queued_takes_the_place_in_the_queue_back(start_daemon, eventually):
     async with start_daemon(echo=EchoOptions(max_sequences=1)) as running:
-        running.backend.hold(after_steps=5)
+        running.backend.hold(after_steps=20)
         async with running.http() as http, http.stream("POST", CHAT, json={**LONG, "stream": True}):
-            await eventually(lambda: running.backend.steps >= 5)
+            await eventually(lambda: running.backend.steps >= 20)
 
             async def ask():
                 async with running.http() as other:
@@ -189,12 +189,12 @@ async def test_a_stop_lets_a_running_stream_end_and_takes_no_new_one(start_daemo
 
 async def test_the_end_of_a_drain_cuts_answers_off_with_an_error(start_daemon, eventually):
     async with start_daemon(drain_s=0) as running:
-        running.backend.hold(after_steps=5)
+        running.backend.hold(after_steps=20)
         async with (
             running.http() as http,
             http.stream("POST", CHAT, json={**LONG, "stream": True}) as answer,
         ):
-            await eventually(lambda: running.backend.steps >= 5)
+            await eventually(lambda: running.backend.steps >= 20)
             running.daemon.stop()
             text = (await answer.aread()).decode()
     error = json.loads(events(text)[-1].removeprefix("data: "))["error"]
