@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from overspill.errors import BusyError, InvalidRequest
+from overspill.errors import BusyError, InvalidRequest, OverspillError
 from overspill.sealing.hpke import AEAD_CHACHA20_POLY1305, KDF_HKDF_SHA256, NodeKeyPair
 from overspill.sealing.receipt import ReceiptKey
 from overspill.trust.nkc import NO_DIGEST, NodeKeyConfig
@@ -28,6 +28,8 @@ from overspill_cloud.models import ServedModel
 
 KEY_LIFETIME_S: Final = 24 * 3600
 RENEW_S: Final = 1800
+CHECK_S: Final = 30.0
+"""By the wall clock in small steps: a machine that slept must not serve stale evidence."""
 CLIENT_ACCEPTS_S: Final = 3600
 BACKDATE_S: Final = 60
 """A client whose clock is a little behind must not find the evidence from its future."""
@@ -109,10 +111,22 @@ class KeyRing:
         return replace(bundle, evidence=(evidence,))
 
     async def renew_forever(self) -> None:
-        """Renew every 30 minutes, until cancelled."""
+        """Renew every 30 minutes by the clock, until cancelled.
+
+        A renewal that fails is logged and tried again: clients go on refusing stale evidence.
+        """
         while True:
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(CHECK_S)
+            if self._clock() >= self._current.not_before + BACKDATE_S + RENEW_S:
+                await self._try_to_renew()
+
+    async def _try_to_renew(self) -> None:
+        try:
             await self.renew()
+        except OverspillError as error:
+            self._log.write(events.RequestRefused(error.code, "renewal"))
+        except Exception as error:
+            self._log.write(events.InternalError(type(error).__name__, "renewal"))
 
     async def renew(self) -> None:
         """A new configuration; a new key too, when the old one's day is nearly over.
