@@ -151,7 +151,11 @@ def _sized(reader: ByteReader, what: str) -> bytes:
 
 
 def _number(reader: ByteReader, what: str) -> int:
-    return int.from_bytes(reader.prefixed(2, what, max_bytes=_COORDINATE_BYTES), "big")
+    """A P-256 number in its full length: without leading zeros there would be a second form."""
+    number = reader.prefixed(2, what, max_bytes=_COORDINATE_BYTES)
+    if len(number) != _COORDINATE_BYTES:
+        raise _malformed(f"{what} has {len(number)} bytes, not {_COORDINATE_BYTES}")
+    return int.from_bytes(number, "big")
 
 
 def _malformed(what: str) -> EvidenceRejected:
