@@ -98,13 +98,12 @@ class SoftwareKey:
         raw = json.loads(text)
         if set(raw) != _FIELDS or raw["version"] != _VERSION:
             raise ValueError("unknown fields or version")
-        if type(raw["not_after_unix"]) is not int:
-            raise ValueError("not_after_unix is no whole number")
+        if type(raw["not_after_unix"]) is not int or not isinstance(raw["private_key"], str):
+            raise ValueError("a field of the wrong type")
         key = load_pem_private_key(raw["private_key"].encode("ascii"), password=None)
-        is_p256 = isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp256r1"
-        if isinstance(key, Ed25519PrivateKey) or (
-            isinstance(key, ec.EllipticCurvePrivateKey) and is_p256
-        ):
+        if isinstance(key, Ed25519PrivateKey):
+            return cls(key, raw["not_after_unix"])
+        if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp256r1":
             return cls(key, raw["not_after_unix"])
         raise ValueError("neither Ed25519 nor P-256")
 

@@ -23,12 +23,14 @@ def read_private(path: Path) -> str | None:
         return None
     except OSError as error:
         raise _unusable(path, f"cannot be opened ({error.strerror})") from error
-    with os.fdopen(descriptor, encoding="utf-8") as file:
-        _check(path, os.fstat(file.fileno()))
-        try:
+    try:
+        _check(path, os.fstat(descriptor))
+        with os.fdopen(descriptor, encoding="utf-8", closefd=False) as file:
             return file.read()
-        except (UnicodeDecodeError, OSError) as error:
-            raise _unusable(path, "cannot be read as text") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise _unusable(path, "cannot be read as text") from error
+    finally:
+        os.close(descriptor)
 
 
 def write_private(path: Path, text: str) -> None:
