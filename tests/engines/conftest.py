@@ -50,8 +50,9 @@ def _random_weights(config, seed):
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """The MLX layout: two layers of random weights under the family's own tokenizer."""
-    from examples.family.export import hf_config, tokenizer_config
     from safetensors.numpy import save_file
+
+    from examples.family.export import hf_config, tokenizer_config
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
     folder.mkdir()
@@ -90,6 +91,15 @@ def brook_gguf() -> Path:
     if not BROOK.exists():
         pytest.skip(f"{BROOK.name} is not in this checkout")
     return BROOK
+
+
+@pytest.fixture(scope="session")
+def brook_f32() -> Path:
+    """Its weights as they were trained, in the MLX layout."""
+    folder = FAMILY / "models" / "brook-f32"
+    if not (folder / "model.safetensors").exists():
+        pytest.skip("examples/family/models/brook-f32 is not in this checkout")
+    return folder
 
 
 def ask(text, **options) -> Request:

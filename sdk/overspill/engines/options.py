@@ -23,12 +23,14 @@ class EngineOptions:
     """What every runtime understands; None leaves the choice to the model or the runtime.
 
     ``context_tokens`` is per sequence, ``threads`` are CPU threads. ``default_max_tokens`` bounds
-    an answer whose request names no ``max_tokens``. ``token_delay_s`` is for ``echo`` only.
+    an answer whose request names no ``max_tokens``. ``exact_attention`` computes attention in F32
+    where a runtime would round (llama.cpp does). ``token_delay_s`` is for ``echo`` only.
     """
 
     context_tokens: int | None = None
     max_sequences: int = 4
     threads: int | None = None
     default_max_tokens: int = 1024
+    exact_attention: bool = False
     token_delay_s: float = 0.0
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)

@@ -44,6 +44,7 @@ def _open_llama_cpp(path: Path, name: str, options: EngineOptions) -> Backend:
             context_tokens=options.context_tokens,
             max_sequences=options.max_sequences,
             threads=options.threads,
+            exact_attention=options.exact_attention,
         ),
     )
 
