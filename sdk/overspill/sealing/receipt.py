@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from overspill.errors import ReceiptInvalid, UsageError
 from overspill.types.binary import ByteReader, prefixed
+from overspill.types.chat import ToolCall
 
 _LABEL: Final = b"overspill/v1/receipt"
 _CARDS_LABEL: Final = b"overspill/v1/cards"
@@ -123,8 +126,8 @@ def check_receipt(
 ) -> ReceiptClaims:
     """Verifies that a receipt is for this node, stream, request and answer.
 
-    ``request`` is the request body as sent, ``response`` the answer's text in UTF-8, ``salt`` the
-    schedule's ``commitment_salt``. Raises ``ReceiptInvalid`` naming the first difference.
+    ``request`` is the request body as sent, ``response`` the answer as :func:`response_content`
+    gives it, ``salt`` the schedule's ``commitment_salt``. Raises ``ReceiptInvalid`` naming the first difference.
     """
     claims = open_receipt(data, receipt_public_key)
     pairs = (
@@ -138,6 +141,15 @@ def check_receipt(
         if not hmac.compare_digest(claimed, expected):
             raise ReceiptInvalid(f"The receipt is for another {what}.")
     return claims
+
+
+def response_content(text: str, tool_calls: Iterable[ToolCall]) -> bytes:
+    """What a response commitment covers: the answer's text in UTF-8, then each tool call.
+
+    A call is ``0x00 || JSON [id, name, arguments]``; JSON text holds no zero byte.
+    """
+    calls = (json.dumps([c.id, c.name, c.arguments]).encode() for c in tool_calls)
+    return b"\x00".join((text.encode(), *calls))
 
 
 def commitment(salt: bytes, content: bytes) -> bytes:
