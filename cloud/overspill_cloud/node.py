@@ -21,10 +21,10 @@ from overspill.errors import (
     OverspillError,
     StreamCorrupt,
 )
-from overspill.sealing.receipt import ReceiptClaims, commitment
+from overspill.sealing.receipt import ReceiptClaims, commitment, response_content
 from overspill.sealing.signing import check_clock, check_request
 from overspill.transport.base import SealedHead
-from overspill.types.chat import Chunk, Finish, FinishReason, Request
+from overspill.types.chat import Chunk, Finish, FinishReason, Request, ToolCall
 from overspill.types.evidence import EvidenceBundle
 from overspill.types.usage import Usage
 from overspill.wire import plaintext
@@ -62,11 +62,13 @@ class _Answer:
     model: ServedModel
     admitted: Admitted
     text: list[str]
+    calls: list[ToolCall] = field(default_factory=list)
     tokens: int = 0
     finish: Finish | None = None
 
     def add(self, chunk: Chunk) -> None:
         self.text.append(chunk.text)
+        self.calls += chunk.tool_calls
         self.tokens += len(chunk.token_ids)
         if chunk.finish is not None:
             self.finish = replace(chunk.finish, model=self.model.name)
@@ -215,13 +217,13 @@ class Node:
 
     def _receipt(self, answer: _Answer, finish: Finish) -> bytes:
         epoch, keys = answer.stream.epoch, answer.stream.keys
-        text = "".join(answer.text).encode()
+        content = response_content("".join(answer.text), answer.calls)
         claims = ReceiptClaims(
             nkc_sha256=epoch.nkc_sha256,
             th=keys.th,
             request_id=answer.sealed.signature.request_id,
             request_commitment=commitment(keys.commitment_salt, answer.sealed.body),
-            response_commitment=commitment(keys.commitment_salt, text),
+            response_commitment=commitment(keys.commitment_salt, content),
             model=finish.model,
             model_sha256=answer.model.sha256,
             adapter=finish.adapter or "",

@@ -27,11 +27,11 @@ from overspill.errors import (
 )
 from overspill.sealing.frames import CLIENT, SERVER, Frame, FrameOpener, FrameSealer, FrameType
 from overspill.sealing.hpke import seal_secret
-from overspill.sealing.receipt import ReceiptClaims, check_receipt
+from overspill.sealing.receipt import ReceiptClaims, check_receipt, response_content
 from overspill.sealing.schedule import KeySchedule, cancel_mac, derive, stream_id
 from overspill.sealing.signing import REQUEST_ID_BYTES, DeviceSigner, sign_request
 from overspill.transport.base import SealedHead, Transport
-from overspill.types.chat import Chunk, Finish
+from overspill.types.chat import Chunk, Finish, ToolCall
 from overspill.types.evidence import AttestationResult
 from overspill.wire import plaintext
 
@@ -186,6 +186,7 @@ class Exchange:
         call = transport.chat(outgoing.head, outgoing.each_frame())
         self._incoming = Incoming(call, outgoing.keys, limits)
         self._text: list[str] = []
+        self._calls: list[ToolCall] = []
         self._next_seq = 0
         self._over = False
 
@@ -208,6 +209,7 @@ class Exchange:
             match event:
                 case Chunk():
                     self._text.append(event.text)
+                    self._calls += event.tool_calls
                     yield event
                 case plaintext.Final():
                     yield Chunk(finish=await self._confirmed(event))
@@ -251,7 +253,7 @@ class Exchange:
             request_id=self.outgoing.request_id,
             salt=self.outgoing.keys.commitment_salt,
             request=self.outgoing.body,
-            response="".join(self._text).encode(),
+            response=response_content("".join(self._text), self._calls),
         )
         self._check_claims(claims, final.finish)
         await self._incoming.expect_end()

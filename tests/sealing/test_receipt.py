@@ -137,3 +137,19 @@ def test_no_signature_serves_as_another():
     cards_signature = KEY.sign_cards(CLAIMS.nkc_sha256, b"cards")
     with pytest.raises(ReceiptInvalid):
         open_receipt(CLAIMS.encode() + cards_signature, KEY.public_bytes)
+
+
+def test_a_response_commitment_covers_the_tool_calls_and_where_the_text_ends():
+    from overspill.sealing.receipt import response_content
+    from overspill.types.chat import ToolCall
+
+    one, other = ToolCall("1", "f", "{}"), ToolCall("1", "f", '{"a": 1}')
+    contents = {
+        response_content("ab", ()),
+        response_content("ab", [one]),
+        response_content("ab", [other]),
+        response_content("ab", [one, other]),
+        response_content("a", [one]),
+    }
+    assert len(contents) == 5
+    assert response_content("ab", ()) == b"ab"

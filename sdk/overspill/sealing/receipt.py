@@ -127,7 +127,8 @@ def check_receipt(
     """Verifies that a receipt is for this node, stream, request and answer.
 
     ``request`` is the request body as sent, ``response`` the answer as :func:`response_content`
-    gives it, ``salt`` the schedule's ``commitment_salt``. Raises ``ReceiptInvalid`` naming the first difference.
+    gives it, ``salt`` the schedule's ``commitment_salt``. Raises ``ReceiptInvalid`` naming the
+    first difference.
     """
     claims = open_receipt(data, receipt_public_key)
     pairs = (
