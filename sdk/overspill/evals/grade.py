@@ -129,7 +129,8 @@ def _grade_contains_all(expected: str, answer: str) -> bool:
         return False
     if len(_SENTENCE_END.findall(answer)) < rules.get("min_sentences", 0):
         return False
-    return len(text.split()) <= rules.get("max_words", 10_000)
+    max_words: int = rules.get("max_words", 10_000)
+    return len(text.split()) <= max_words
 
 
 _GRADERS: dict[str, Callable[[str, str], bool]] = {
