@@ -16,7 +16,9 @@ from overspill.sealing.receipt import (
     check_receipt,
     commitment,
     open_receipt,
+    response_content,
 )
+from overspill.types.chat import ToolCall
 
 KEY = ReceiptKey.generate()
 SALT, REQUEST, RESPONSE = bytes([9] * 32), b"what is 2 + 2", "4 — four".encode()
@@ -122,6 +124,17 @@ def test_claims_that_do_not_fit_are_not_signed(change):
 def test_commitments_need_the_salt():
     assert commitment(SALT, REQUEST) != commitment(bytes(32), REQUEST)
     assert commitment(SALT, REQUEST) != commitment(SALT, RESPONSE)
+
+
+def test_text_cannot_pass_for_a_tool_call():
+    calls = [ToolCall("1", "search", '{"q": "x"}')]
+    assert response_content("4 — four", []) == RESPONSE
+    with_call = response_content("look: ", calls)
+    assert with_call != response_content("look: " + with_call.decode("latin-1"), [])
+    with pytest.raises(UnicodeDecodeError):
+        with_call.decode()
+    assert with_call != response_content("look: ", calls * 2)
+    assert with_call != response_content("look", calls)
 
 
 def test_model_cards_are_tied_to_the_node():

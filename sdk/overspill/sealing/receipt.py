@@ -145,12 +145,15 @@ def check_receipt(
 
 
 def response_content(text: str, tool_calls: Iterable[ToolCall]) -> bytes:
-    """What a response commitment covers: the answer's text in UTF-8, then each tool call.
+    """What a response commitment covers: the answer's text in UTF-8, and any tool calls.
 
-    A call is ``0x00 || JSON [id, name, arguments]``; JSON text holds no zero byte.
+    With calls it is ``0xFF || u64 + text`` and per call ``u32 + JSON [id, name, arguments]``. No
+    UTF-8 starts with 0xFF, so no text is ever an answer with calls.
     """
-    calls = (json.dumps([c.id, c.name, c.arguments]).encode() for c in tool_calls)
-    return b"\x00".join((text.encode(), *calls))
+    calls = [json.dumps([c.id, c.name, c.arguments]).encode() for c in tool_calls]
+    if not calls:
+        return text.encode()
+    return b"\xff" + prefixed(8, text.encode()) + b"".join(prefixed(4, call) for call in calls)
 
 
 def commitment(salt: bytes, content: bytes) -> bytes:
