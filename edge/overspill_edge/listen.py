@@ -102,7 +102,7 @@ def make_private_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        if not stat.S_ISDIR(found.st_mode) or not _is_ours(found):
             raise ConfigurationError(
                 f"{folder} is not a folder of this user.", mend="Remove it, or name another place."
             )
@@ -111,6 +111,11 @@ def make_private_folder(folder: Path) -> None:
         raise ConfigurationError(
             f"{folder} cannot be made private: {error.strerror}.", mend="Name another place."
         ) from None
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    """Windows has no user ids; its profile folders are private by their access lists."""
+    return os.name != "posix" or found.st_uid == os.geteuid()
 
 
 def _check_folder(path: Path) -> None:
@@ -129,7 +134,7 @@ def _check_folder(path: Path) -> None:
         make_private_folder(folder)
     found = folder.stat()
     writable_by_others = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
-    if found.st_uid not in (0, os.geteuid()) or writable_by_others:
+    if not (_is_ours(found) or found.st_uid == 0) or writable_by_others:
         raise ConfigurationError(
             f"Other users could replace a socket in {folder}.",
             mend=f"Run: chmod 700 {folder}, or name another place with --socket.",
