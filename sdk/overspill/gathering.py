@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from overspill.cloud_gate import CloudGate, CloudState
 from overspill.conversations import Conversations
 from overspill.engines.base import Engine
-from overspill.errors import ModelNotFound
+from overspill.errors import ModelNotFound, PolicyRefusal
 from overspill.profile import DeviceMeter
 from overspill.routing.policy import RoutingPolicy
 from overspill.routing.situation import Situation
@@ -44,9 +44,11 @@ class Gathered:
 async def gather(routes: Routes, request: Request) -> Gathered:
     """Look at device, cloud and conversation. Under the floor ``device`` nothing is contacted.
 
-    Raises ``ModelNotFound`` when the request names a model that is on no route.
+    Raises ``ModelNotFound`` when the request names a model that is on no route, and
+    ``PolicyRefusal`` when the floor forbids to look for it elsewhere.
     """
-    cloud = CloudState() if _stays(routes, request) else await routes.cloud.state()
+    stays = _stays(routes, request)
+    cloud = CloudState() if stays else await routes.cloud.state()
     cards = _cards(routes, cloud, request.model)
     tokens = await routes.device.count_prompt_tokens(request) if routes.device else None
     situation = Situation(
@@ -56,7 +58,7 @@ async def gather(routes: Routes, request: Request) -> Gathered:
         session_floor=routes.floor,
         memory=routes.conversations.recall(request),
         unavailable=_unavailable(cloud),
-        pinned=_pinned(request.model, cards, routes, cloud),
+        pinned=_pinned(request.model, cards, routes, cloud, stays=stays),
         device_loaded=routes.device is not None,
         now_unix=int(time.time()),
     )
@@ -85,7 +87,12 @@ def _unavailable(cloud: CloudState) -> dict[Route, str]:
 
 
 def _pinned(
-    model: str | None, cards: Mapping[Route, ModelCard], routes: Routes, cloud: CloudState
+    model: str | None,
+    cards: Mapping[Route, ModelCard],
+    routes: Routes,
+    cloud: CloudState,
+    *,
+    stays: bool,
 ) -> Route | None:
     """The route of the model that the request names; None when it names none."""
     if model is None:
@@ -95,6 +102,11 @@ def _pinned(
             return route
     if cloud.problem is not None:  # it may well serve the model: the reason is the problem
         return Route.CLOUD
+    if stays and routes.cloud.engine is not None:
+        raise PolicyRefusal(
+            f"There is no model '{model}' on this device, and the privacy floor keeps it there.",
+            mend="Name a model of the device, or allow a weaker floor for this request.",
+        )
     known = sorted({card.name for card in (*cards.values(), *cloud.cards)})
     raise ModelNotFound(
         f"There is no model '{model}'.",

@@ -140,6 +140,15 @@ async def test_without_a_device_model_the_cloud_answers(cloud_at):
             await ai.chat("hi", privacy="device")
 
 
+async def test_a_model_of_the_cloud_is_not_looked_for_under_the_floor_device(cloud_at):
+    async with (
+        cloud_at() as cloud,
+        AsyncOverspill("t", settings=cloud.settings, device=FakeEngine()) as ai,
+    ):
+        with pytest.raises(PolicyRefusal, match="river"):
+            await ai.chat("hi", model="river", privacy="device")
+
+
 async def test_private_data_stays_and_taints_the_rest_of_the_conversation(cloud_at):
     async with (
         cloud_at() as cloud,
