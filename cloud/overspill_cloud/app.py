@@ -127,6 +127,7 @@ async def serve(
         database = Database(Store(options.state))
         stack.callback(database.close)
         attester = await asyncio.to_thread(open_attester, options.attester, options.state)
+        stack.callback(attester.close)
         keys = await asyncio.to_thread(_keys, options, attester, models, clock, log)
         node = Node(
             NodeParts(
