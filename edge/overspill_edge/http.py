@@ -6,7 +6,6 @@ A failure before the first byte is a status; after it, an error event and no ``[
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import time
@@ -23,7 +22,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from overspill._version import __version__
-from overspill.errors import InvalidRequest, ModelNotFound, OverspillError, PolicyRefusal
+from overspill.errors import InvalidRequest, ModelNotFound
 from overspill.types.card import ModelCard
 from overspill.types.chat import Finish, Privacy, Request
 from overspill.types.reply import ReplyChunk
@@ -73,24 +72,6 @@ class Service:
     registry: WorkRegistry
     limits: HttpLimits
     started_unix: int
-
-    async def not_found(self, asked: str) -> OverspillError:
-        """The error for a model that a request could not have, with names of others.
-
-        A request that may not leave the device does not see the cloud's models: for the client,
-        which sees them listed, that is a refusal.
-        """
-        names = [AUTO_MODEL, *(card.name for card in await self.answerer.models())]
-        if asked in names:
-            return PolicyRefusal(
-                f"The model '{asked}' is on no route that this request may take.",
-                mend="Loosen its privacy, or use auto.",
-            )
-        close = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
-        return ModelNotFound(
-            f"There is no model '{asked[:80]}'.",
-            mend=f"Did you mean {' or '.join(close)}?" if close else f"Use {', '.join(names)}.",
-        )
 
 
 def routes(service: Service) -> Router:
@@ -149,8 +130,6 @@ class ChatCompletions(_Endpoint):
                     await stream.run(pieces)
                 else:
                     await _answer_whole(pieces, request, chat, scope, receive, send)
-        except ModelNotFound:
-            raise await self._service.not_found(chat.model) from None
         except InvalidRequest as error:
             error.param = DIALECT_NAMES.get(error.param or "", error.param)
             raise
@@ -277,7 +256,7 @@ class OneModel(_Endpoint):
         name = scope["path_params"]["name"]
         names = [card.name for card in await self._service.answerer.models()]
         if name not in (AUTO_MODEL, *names):
-            raise await self._service.not_found(name)
+            raise ModelNotFound.among(name, (AUTO_MODEL, *names))
         body = model_object(name, self._service.started_unix)
         await JSONResponse(body)(scope, receive, send)
 
@@ -293,11 +272,8 @@ class PlanOnly(_Endpoint):
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Say where it would run, why, and what would leave."""
-        chat, request = await self._read_chat(scope, receive)
-        try:
-            plan = await self._service.answerer.plan_request(request)
-        except ModelNotFound:
-            raise await self._service.not_found(chat.model) from None
+        _, request = await self._read_chat(scope, receive)
+        plan = await self._service.answerer.plan_request(request)
         await JSONResponse(plan_object(plan))(scope, receive, send)
 
 

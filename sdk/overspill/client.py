@@ -22,7 +22,7 @@ from overspill.remote import RemoteEngine
 from overspill.session import Session
 from overspill.state.receipts import ReceiptStore
 from overspill.types.card import ModelCard
-from overspill.types.chat import Request
+from overspill.types.chat import Privacy, Request
 from overspill.types.reply import Availability, AvailabilityState, Reply, ReplyChunk
 from overspill.types.route import Plan
 
@@ -149,7 +149,7 @@ class AsyncOverspill:
         """The models that can answer now: the device's, and a verified cloud's."""
         routes = self._open
         device = (routes.device.card,) if routes.device else ()
-        return (*device, *(await routes.cloud.state()).cards)
+        return (*device, *(await self._cloud_state()).cards)
 
     async def availability(self) -> Availability:
         """Whether device and cloud can answer, each with a reason in words."""
@@ -159,7 +159,7 @@ class AsyncOverspill:
             health = await routes.device.health()
             why = health.detail or f"{routes.device.card.name} is loaded."
             device = AvailabilityState.AVAILABLE if health.ok else AvailabilityState.UNAVAILABLE
-        state = await routes.cloud.state()
+        state = await self._cloud_state()
         if state.result is not None:
             cloud, cloud_why = (
                 AvailabilityState.AVAILABLE,
@@ -170,8 +170,11 @@ class AsyncOverspill:
         return Availability(device, why, cloud, cloud_why)
 
     async def cloud_state(self) -> CloudState:
-        """The cloud's verified evidence and cards, or the problem that keeps it out."""
-        return await self._open.cloud.state()
+        """The cloud's verified evidence and cards, or the problem that keeps it out.
+
+        Under the floor ``device`` of the settings no cloud is contacted, and the state is empty.
+        """
+        return await self._cloud_state()
 
     async def enroll(self, code: str) -> int:
         """Enrol this device's key with the cloud by a one-time code.
@@ -199,6 +202,10 @@ class AsyncOverspill:
         if self._routes is None:
             raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
         return self._routes
+
+    async def _cloud_state(self) -> CloudState:
+        floor = self.settings.privacy.tightened_by(self._open.policy.floor)
+        return CloudState() if floor is Privacy.DEVICE else await self._open.cloud.state()
 
     def _session(self, request: Request) -> Session:
         return Session(self._open, request)

@@ -39,7 +39,8 @@ Each error says in one line what is wrong (``message``) and how to mend it (``me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
 
@@ -137,6 +138,17 @@ class ModelNotFound(ModelError):
     """No such model or file."""
 
     code = "model_not_found"
+
+    @classmethod
+    def among(cls, wanted: str, known: Iterable[str]) -> Self:
+        """For a name that is none of ``known``, with the ones that it may have meant."""
+        names = sorted(known)
+        close = get_close_matches(wanted, names, n=3, cutoff=0.5)
+        if close:
+            mend = f"Did you mean {' or '.join(close)}?"
+        else:
+            mend = f"Use one of: {', '.join(names)}." if names else "No model is loaded."
+        return cls(f"There is no model '{wanted[:80]}'.", mend=mend)
 
 
 class ModelInvalid(ModelError):

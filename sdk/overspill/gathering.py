@@ -107,8 +107,4 @@ def _pinned(
             f"There is no model '{model}' on this device, and the privacy floor keeps it there.",
             mend="Name a model of the device, or allow a weaker floor for this request.",
         )
-    known = sorted({card.name for card in (*cards.values(), *cloud.cards)})
-    raise ModelNotFound(
-        f"There is no model '{model}'.",
-        mend=f"Use one of: {', '.join(known)}." if known else "No model is loaded.",
-    )
+    raise ModelNotFound.among(model, {card.name for card in (*cards.values(), *cloud.cards)})

@@ -186,5 +186,7 @@ async def test_under_the_floor_device_the_cloud_is_not_even_contacted(tmp_path, 
             async with AsyncOverspill("t", settings=settings, device=FakeEngine()) as ai:
                 await ai.chat("hello")
                 await ai.plan("hello")
+                await ai.models()
+                await ai.availability()
                 assert contacts == 0
         tasks.cancel_scope.cancel()

@@ -18,7 +18,7 @@ from overspill.engines.control_guard import ControlGuard
 from overspill.engines.generation import Generation
 from overspill.engines.options import EngineOptions
 from overspill.engines.sampling import MAX_TOP_LOGPROBS, TokenSampler, check_sampling
-from overspill.engines.scheduler import Scheduler
+from overspill.engines.scheduler import Scheduler, SchedulerStatus
 from overspill.errors import (
     ContextOverflow,
     InvalidRequest,
@@ -54,8 +54,10 @@ class ScheduledEngine(Engine):
         name: str,
         runtime: str,
         options: EngineOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_backend = open_backend
+        self._clock = clock
         self._options = options or EngineOptions()
         self._card = ModelCard(name=name, context=0, runtime=runtime)
         self._loading: asyncio.Future[_Loaded] | None = None
@@ -94,6 +96,10 @@ class ScheduledEngine(Engine):
         loaded = await self._ready()
         return len(await asyncio.to_thread(_prompt_tokens, loaded, request))
 
+    def status(self) -> SchedulerStatus | None:
+        """What the scheduler does now; None while nothing is loaded."""
+        return None if self._scheduler is None else self._scheduler.status()
+
     def queue_position(self, request_id: str) -> int | None:
         """How many requests wait ahead of this one; None when it isn't queued (any more)."""
         generation = self._generations.get(request_id)
@@ -116,7 +122,7 @@ class ScheduledEngine(Engine):
             loaded.scheduler.cancel(generation)
 
     def _prepare(self, loaded: _Loaded, request: Request, stream: AnswerStream) -> Generation:
-        submitted_s = time.monotonic()
+        submitted_s = self._clock()
         _check_options(request, loaded.backend.vocabulary.size)
         prompt = _prompt_tokens(loaded, request)
         return Generation(
@@ -156,7 +162,7 @@ class ScheduledEngine(Engine):
         return self._loaded
 
     async def _load(self) -> _Loaded:
-        scheduler = Scheduler(self._open_backend, self._options.scheduler)
+        scheduler = Scheduler(self._open_backend, self._options.scheduler, clock=self._clock)
         self._scheduler = scheduler
         try:
             backend = await asyncio.wrap_future(scheduler.start())

@@ -80,10 +80,11 @@ class ToolCallParser:
             call = json.loads(block)
         except (json.JSONDecodeError, RecursionError):
             return None
-        if not isinstance(call, dict) or call.get("name") not in self._names:
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(name, str) or name not in self._names:
             return None
         arguments = call.get("arguments", {})
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
         self.calls_seen += 1
-        return ToolCall(f"call_{self._id_prefix}_{self.calls_seen}", call["name"], arguments)
+        return ToolCall(f"call_{self._id_prefix}_{self.calls_seen}", name, arguments)
