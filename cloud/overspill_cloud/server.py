@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, trust_pb2, trust_pb2_
 from overspill_cloud import events
 from overspill_cloud.node import Node
 
+HALF_CLOSE_TIMEOUT_S = 2.0
 MAX_MESSAGE_BYTES = (1 << 20) + (1 << 16)
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Open = Callable[[SealedHead, AsyncIterator[bytes]], AsyncGenerator[bytes]]
@@ -102,6 +104,7 @@ class SealedServicer(sealed_pb2_grpc.SealedServicer):
             # grpcio would log the traceback, and with it whatever the exception quotes.
             self._log.write(events.InternalError(type(error).__name__, "stream"))
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        await _until_half_closed(requests)
 
 
 async def start_server(
@@ -159,6 +162,15 @@ async def _frames(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> AsyncGener
     # Anything that is no frame becomes an empty one, which does not open.
     async for message in requests:
         yield message.frame
+
+
+async def _until_half_closed(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> None:
+    """Let the client finish writing: when a call ends under its hands, grpcio reports an internal
+    error to it in place of what we answered."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(HALF_CLOSE_TIMEOUT_S):
+            async for _ in requests:
+                pass
 
 
 def _public(error: OverspillError) -> sealed_pb2.PublicError:

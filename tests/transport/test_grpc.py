@@ -70,6 +70,12 @@ async def script(act, tmp_path):
         await server.stop(0)
 
 
+async def read(requests):
+    """As the node does: an answer before the client has written would be lost in grpcio."""
+    async for _ in requests:
+        pass
+
+
 async def frames(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
@@ -100,6 +106,7 @@ async def test_head_and_frames_go_out_nonce_and_frames_come_back(tmp_path):
 )
 async def test_the_three_public_errors(tmp_path, code, kind):
     async def act(script, requests, context):
+        await read(requests)
         code_number = sealed_pb2.PublicError.Code.Value(code)
         await context.write(Part(error=sealed_pb2.PublicError(code=code_number)))
 
@@ -124,6 +131,7 @@ async def test_the_three_public_errors(tmp_path, code, kind):
 async def test_statuses_become_typed_errors(tmp_path, status, before, after):
     async def act(script, requests, context):
         if requests is not None:
+            await read(requests)
             await context.write(Part(response_nonce=b"r" * 32))
         await context.abort(getattr(grpc.StatusCode, status), "line one\nline two")
 
@@ -148,6 +156,7 @@ async def test_statuses_become_typed_errors(tmp_path, status, before, after):
 )
 async def test_parts_out_of_order_are_corrupt(tmp_path, parts):
     async def act(script, requests, context):
+        await read(requests)
         for part in parts:
             await context.write(part)
 
