@@ -89,6 +89,8 @@ def test_contributions_sum_to_the_gain(text: str) -> None:
     assert sum(score.contributions.values()) == score.gain
     assert 0 <= score.p_device_right <= 1
     assert 0 <= score.p_cloud_right <= 1
+    if 0 < score.p_device_right < 1 and 0 < score.p_cloud_right < 1:
+        assert score.gain == pytest.approx(score.p_cloud_right - score.p_device_right)
     assert 0 <= score.confidence <= 1
 
 

@@ -14,7 +14,7 @@ from overspill.routing.normalise import normalise, outgoing_text
 from overspill.types.chat import Message, Request, Sampling, Tool, ToolCall
 
 USER = Message("user", "hello there")
-CALL = Message("assistant", "", tool_calls=(ToolCall("c1", "clock", "{}"),))
+CALL = Message("assistant", "", tool_calls=(ToolCall("c1", "clock", '{"zone": "nine"}'),))
 RESULT = Message("tool", "12:00", tool_call_id="c1")
 
 
@@ -93,7 +93,7 @@ def test_all_that_would_leave_is_listed() -> None:
     )
     sent = set(outgoing_text(request))
     assert sent >= {"one", "two", "three", "four", "five", "six", "seven", "eight"}
-    assert sent >= {"clock", "secret-key", "deep"}
+    assert sent >= {"clock", '{"zone": "nine"}', "secret-key", "deep"}
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ def test_any_of_the_floors_keeps_it_on_the_device(
     assert decision.alternatives == ()
 
 
+def test_the_device_floor_is_the_reason_even_where_no_cloud_was_looked_up(
+    ask: Ask, route_of: Decide, cards: Mapping[Route, ModelCard]
+) -> None:
+    alone = {Route.DEVICE: cards[Route.DEVICE]}
+    assert route_of(ask(HARD), cards=alone).reason is RouteReason.ONLY_ROUTE
+    kept = route_of(ask(HARD, privacy=Privacy.DEVICE), cards=alone)
+    assert (kept.route, kept.reason) == (Route.DEVICE, RouteReason.PRIVACY)
+
+
 def test_the_device_floor_never_falls_back(
     ask: Ask, route_of: Decide, situation: Situation
 ) -> None:
