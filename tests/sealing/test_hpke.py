@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overspill.errors import StreamCorrupt, UsageError
+from overspill.errors import EvidenceRejected, StreamCorrupt, UsageError
 from overspill.sealing import hpke
 from overspill.sealing.hpke import (
     AEAD_CHACHA20_POLY1305,
@@ -116,8 +116,30 @@ def test_t35_a_key_of_another_kem_is_not_sealed_to(result_for):
     node = NodeKeyPair.generate(KEM_X25519)
     result = result_for(node, b"nkc")
     object.__setattr__(result, "kem_id", KEM_MLKEM768_X25519)
-    with pytest.raises(UsageError, match="none of KEM 0x647a"):
+    with pytest.raises(EvidenceRejected, match="a public key of KEM 0x647a"):
         seal_secret(result)
+
+
+@pytest.mark.parametrize(
+    ("kem", "public"),
+    [
+        (KEM_X25519, b""),
+        (KEM_X25519, bytes(32)),
+        (KEM_X25519, b"\x01" + bytes(31)),
+        (KEM_X25519, bytes(33)),
+        (KEM_MLKEM768_X25519, bytes(32)),
+        (KEM_MLKEM768_X25519, bytes(1216)),
+        (KEM_MLKEM768_X25519, b"\xff" * 1216),
+    ],
+    ids=["none", "zero", "small-order", "long", "short", "zero-hybrid", "not-reduced"],
+)
+def test_nothing_is_sealed_to_what_is_no_key(ends, kem, public):
+    """The peer is wrong, not the call: a trust error."""
+    object.__setattr__(ends.result, "kem_id", kem)
+    object.__setattr__(ends.result, "hpke_public_key", public)
+    with pytest.raises(EvidenceRejected) as caught:
+        seal_secret(ends.result)
+    assert caught.value.reason == "hpke_key_invalid"
 
 
 @pytest.mark.parametrize(("field", "value"), [("kem_id", 0x10), ("kdf_id", 2), ("aead_id", 1)])

@@ -51,6 +51,14 @@ def test_rule_3_a_typed_assurance_in_the_result(dev_node, at):
     assert all(v.assurance is Assurance.NONE for v in REGISTRY.values() if v.dev)
 
 
+def test_rule_3_accepting_it_is_said_aloud(dev_node, pinned_node, at, caplog):
+    verify(pinned_node.bundle(), at(), pinned_node.policy)
+    assert not caplog.records
+    verify(dev_node.bundle(), at(), dev_node.policy)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "proves nothing" in caplog.text
+
+
 def test_t59_dev_evidence_under_the_default_policy(dev_node, at):
     assert reason(dev_node.bundle(), at(), default_policy()) == "dev_evidence"
 

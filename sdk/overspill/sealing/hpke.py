@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
-from overspill.errors import StreamCorrupt, UsageError
+from overspill.errors import EvidenceRejected, StreamCorrupt, UsageError
 
 if TYPE_CHECKING:
     from overspill.types.evidence import AttestationResult
@@ -67,7 +67,8 @@ def seal_secret(result: AttestationResult) -> SealedSecret:
     """Seals 32 fresh random bytes to the key that the verifier accepted.
 
     ``info`` binds them to the exact NodeKeyConfig, so a sealed key moved to another node's
-    configuration opens nowhere. Raises ``UsageError`` for a suite that this build cannot seal to.
+    configuration opens nowhere. Raises ``UsageError`` for a suite that this build cannot seal to,
+    ``EvidenceRejected("hpke_key_invalid")`` for a key that is no key of its KEM.
     """
     if (result.kdf_id, result.aead_id) != (KDF_HKDF_SHA256, AEAD_CHACHA20_POLY1305):
         raise UsageError(
@@ -75,9 +76,17 @@ def seal_secret(result: AttestationResult) -> SealedSecret:
             mend="Use HKDF-SHA256 with ChaCha20-Poly1305.",
         )
     secret = secrets.token_bytes(SECRET_BYTES)
-    public_key = _public_key(result.kem_id, result.hpke_public_key)
-    info = _INFO_LABEL + result.nkc_sha256
-    sealed_key = _suite(result.kem_id).encrypt(secret, public_key, info=info)
+    suite = _suite(result.kem_id)
+    try:
+        public_key = _public_key(result.kem_id, result.hpke_public_key)
+        sealed_key = suite.encrypt(secret, public_key, info=_INFO_LABEL + result.nkc_sha256)
+    except (ValueError, UnsupportedAlgorithm) as error:  # off the curve, of small order, cut
+        raise EvidenceRejected(
+            "hpke_key_invalid",
+            "seal",
+            expected=f"a public key of KEM {result.kem_id:#06x}",
+            actual=f"{len(result.hpke_public_key)} bytes that nothing can be sealed to",
+        ) from error
     return SealedSecret(sealed_key, secret)
 
 
@@ -132,14 +141,11 @@ def _suite(kem_id: int) -> Suite:
 
 
 def _public_key(kem_id: int, public: bytes) -> X25519PublicKey | MLKEM768X25519PublicKey:
-    _suite(kem_id)
+    """The key's parts. Raises ``ValueError`` for bytes that are no key of this KEM."""
+    x25519 = X25519PublicKey.from_public_bytes(public[-_X25519_PUBLIC_BYTES:])
     if len(public) != PUBLIC_KEY_BYTES[kem_id]:
-        raise UsageError(f"A key of {len(public)} bytes is none of KEM {kem_id:#06x}.")
-    try:
-        x25519 = X25519PublicKey.from_public_bytes(public[-_X25519_PUBLIC_BYTES:])
-        if kem_id == KEM_X25519:
-            return x25519
-        mlkem = MLKEM768PublicKey.from_public_bytes(public[:_MLKEM768_PUBLIC_BYTES])
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"The node's key is no valid key of KEM {kem_id:#06x}.") from error
+        raise ValueError("wrong length")
+    if kem_id == KEM_X25519:
+        return x25519
+    mlkem = MLKEM768PublicKey.from_public_bytes(public[:_MLKEM768_PUBLIC_BYTES])
     return MLKEM768X25519PublicKey(mlkem, x25519)

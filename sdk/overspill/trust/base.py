@@ -6,6 +6,7 @@ in ``policy.py``. A verifier is asked about its exact type only; nothing is ever
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +18,8 @@ from overspill.types.evidence import Assurance, Evidence
 
 if TYPE_CHECKING:
     from overspill.trust.policy import TrustPolicy
+
+_log = logging.getLogger(__name__)
 
 STEP = "8"
 """The step of the verification in which evidence is checked; verifiers number theirs 8.1, 8.2..."""
@@ -55,6 +58,11 @@ class EvidenceVerifier(Protocol):
 
     def check(self, evidence: Evidence, subject: Subject, policy: TrustPolicy) -> Mapping[str, str]:
         """Returns claims for display, or raises ``EvidenceRejected``. No clock, no network."""
+
+
+def warn_of(evidence_type: str) -> None:
+    """Says aloud that development evidence was accepted: whoever runs this has to see it."""
+    _log.warning("Development evidence accepted (%s): it proves nothing.", evidence_type)
 
 
 def rejected(

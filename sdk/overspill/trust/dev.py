@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from overspill.trust.base import Subject, refuse_collateral
+from overspill.trust.base import Subject, refuse_collateral, warn_of
 from overspill.trust.statement import StatementKind, check
 from overspill.types.evidence import Assurance, Evidence
 
@@ -40,4 +40,5 @@ class UnsafeDevVerifier:
             unknown_key="dev_root_unknown",
             mend="Name this node's development key in [dev-ed25519] roots, for loopback only.",
         )
+        warn_of(TYPE)
         return {"dev_root": statement.public_key.hex()}

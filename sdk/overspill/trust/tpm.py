@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from overspill.errors import EvidenceRejected
 from overspill.trust import tpm_structures as tpm
-from overspill.trust.base import Subject, check_binding, refuse_collateral, rejected
+from overspill.trust.base import Subject, check_binding, refuse_collateral, rejected, warn_of
 from overspill.trust.nkc import qualifying_data
 from overspill.types.binary import ByteReader, prefixed
 from overspill.types.evidence import Assurance, Evidence
@@ -117,6 +117,7 @@ class UnsafeSoftwareTpmVerifier:
         )
         # 8.7 The registers, replayed
         _check_registers(quote, subject.log.replay())
+        warn_of(TYPE)
         return {
             "ek_certificate_sha256": hashlib.sha256(ek_der).hexdigest(),
             "ak_name": ak.name.hex(),
