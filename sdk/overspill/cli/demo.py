@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +26,7 @@ from overspill.config import Settings, load_settings
 from overspill.errors import ModelNotFound, OverspillError, ReceiptInvalid
 from overspill.evals.grade import grade
 from overspill.receipts import verify_receipt
-from overspill.trust.template import dev_policy
+from overspill.trust.template import dev_policy, tpm_dev_policy
 from overspill.types.chat import Privacy, Request
 from overspill.types.reply import Reply
 from overspill.types.route import Route
@@ -70,6 +72,9 @@ def demo(
     ] = None,
     device_model: Annotated[str, typer.Option(help="The device's model.")] = "brook",
     cloud_model: Annotated[Path, typer.Option(help="The cloud's model file.")] = RIVER,
+    attester: Annotated[
+        str, typer.Option(help="dev, tpm (a software TPM, by swtpm), or auto: tpm where it is.")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
 ) -> None:
     """Run the main job on this machine: device, proven cloud, and why each prompt went where."""
@@ -82,7 +87,8 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="overspill-demo-") as folder:
         state = Path(folder) / "node"
         state.mkdir()
-        with running_node("river", cloud_model, state) as node:
+        kind = choose_attester() if attester == "auto" else attester
+        with running_node("river", cloud_model, state, kind) as node:
             settings = demo_settings(Path(folder), node, device_model)
             result = asyncio.run(play(settings, node, prompts))
     print_table(result["requests"])
@@ -97,12 +103,21 @@ def load_prompts() -> list[dict[str, Any]]:
     return [*json.loads(PROMPTS.read_text("utf-8")), *PRIVATE]
 
 
+def choose_attester() -> str:
+    """A software TPM where swtpm and its client are installed, else a development key."""
+    return "tpm" if shutil.which("swtpm") and find_spec("tpm2_pytss") else "dev"
+
+
 def demo_settings(folder: Path, node: NodeProcess, device_model: str) -> Settings:
     """This user's settings, but all places in ``folder`` and a policy for that one node."""
     policy = folder / "trust.toml"
     models = {node.model_name: bytes.fromhex(node.model_sha256)}
-    root = bytes.fromhex(node.started["dev_root"])
-    policy.write_text(dev_policy(root, models), "utf-8")
+    authority = node.state / "tpm-authority.pem"
+    if authority.exists():
+        text = tpm_dev_policy(authority.read_text("utf-8"), models)
+    else:
+        text = dev_policy(bytes.fromhex(node.started["dev_root"]), models)
+    policy.write_text(text, "utf-8")
     home = folder / "device"
     settings = load_settings(environ={"OVERSPILL_HOME": str(home)})
     settings = replace(settings, model=device_model, privacy=Privacy.ANY, device_key="file")

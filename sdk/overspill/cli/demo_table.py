@@ -17,13 +17,14 @@ def print_evidence(address: str, result: AttestationResult | None) -> None:
     """Each step of the verification, and what stands behind the node."""
     if result is None:
         return
-    console = Console(highlight=False)
-    console.print(f"\nThe node at {address} proved itself before anything was sent:")
+    print(
+        f"\nThe node at {address} proved itself ({result.evidence_type}) before anything was sent:"
+    )
     for step in result.steps:
         mark = {True: "ok", False: "REFUSED", None: "not run"}[step.ok]
-        console.print(f"  {step.n:>3} {step.name:<44} {mark:<8} {step.detail}", markup=False)
+        print(f"  {step.n}  {step.name:<57} {mark}  {step.detail}".rstrip())
     warning = " (development evidence: it proves nothing about hardware)" if result.dev else ""
-    console.print(f"  assurance: {result.assurance.name}{warning}\n")
+    print(f"  assurance: {result.assurance.name}{warning}\n")
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -31,7 +31,9 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def running_node(name: str, model: Path, state: Path) -> Iterator[NodeProcess]:
+def running_node(
+    name: str, model: Path, state: Path, attester: str = "dev"
+) -> Iterator[NodeProcess]:
     """Start ``overspill-cloud serve`` on a free loopback port; stop it at the end.
 
     ``name`` is what the node calls the model in the file ``model``. Raises ``MissingExtra``
@@ -39,6 +41,7 @@ def running_node(name: str, model: Path, state: Path) -> Iterator[NodeProcess]:
     does not start.
     """
     options = ["--model", f"{name}={model}", "--listen", "127.0.0.1:0", "--state", str(state)]
+    options += ["--attester", attester]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((state / "node.log").open("w+", encoding="utf-8"))
         process = subprocess.Popen(
