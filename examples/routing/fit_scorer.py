@@ -259,7 +259,12 @@ def main() -> None:
     pair = (args.device, args.cloud)
     rows = load(args.results, excluded_texts(args.exclude))
     ridge, scale, crossed = choose(rows, pair)
-    about = {"ridge": ridge, "ngram_scale": scale, "cross_fitted": report(rows, crossed)}
+    about = {
+        "excluded": [path.name for path in args.exclude],
+        "ridge": ridge,
+        "ngram_scale": scale,
+        "cross_fitted": report(rows, crossed),
+    }
     args.out.write_text(to_json(fit(rows, pair, ridge, scale), about), encoding="utf-8")
     print(json.dumps(about, indent=2))
     print(f"wrote {args.out} ({args.out.stat().st_size} bytes)")
