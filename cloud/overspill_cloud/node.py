@@ -294,4 +294,7 @@ def _failure(run: Run) -> OverspillError:
 def _outcome(answer: _Answer, run: Run) -> str:
     if answer.finish is not None:
         return answer.finish.reason.value
-    return run.ending.code if isinstance(run.ending, OverspillError) else str(run.ending)
+    if isinstance(run.ending, OverspillError):
+        return run.ending.code
+    # The engine may have come to its end while nobody read it any more.
+    return run.ending or Stop.DETACHED

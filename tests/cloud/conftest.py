@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -173,8 +174,6 @@ class NodeProcess:
         return str(self.started["listen"])
 
     def policy(self, **models: bytes) -> TrustPolicy:
-        import hashlib
-
         named = models or {"echo": hashlib.sha256().digest()}
         return parse_policy(dev_policy(bytes.fromhex(self.started["dev_root"]), named))
 
@@ -188,8 +187,10 @@ class NodeProcess:
         finally:
             store.close()
 
-    async def enrolled(self, policy: TrustPolicy | None = None) -> RemoteEngine:
-        engine = self.client(device_key(), policy)
+    async def enrolled(
+        self, policy: TrustPolicy | None = None, key: SoftwareKey | None = None
+    ) -> RemoteEngine:
+        engine = self.client(key or device_key(), policy)
         await engine.enroll(self.code())
         return engine
 

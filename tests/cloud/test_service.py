@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import json
 import os
 import signal
@@ -17,14 +18,20 @@ from overspill.errors import (
     BusyError,
     ConfigurationError,
     ConnectFailed,
+    ContextOverflow,
+    DoesNotFit,
     EvidenceRejected,
+    KeyUnknown,
     OverspillError,
     StreamBroken,
     TransportError,
 )
+from overspill.exchange import ExchangeLimits
+from overspill.remote import RemoteEngine, RemoteOptions
+from overspill.transport.base import SealedHead
 from overspill.transport.grpc import GrpcOptions, GrpcTransport
 from overspill.trust.policy import default_policy
-from overspill_cloud.store import Store
+from overspill_cloud.store import Device, Store
 
 pytestmark = pytest.mark.anyio
 SLOW = ("--echo-delay-s", "0.05")
@@ -37,8 +44,6 @@ async def test_the_first_line_tells_where_and_what(start_node):
     assert node.started["pid"] == node.process.pid
     assert node.started["assurance"] == "NONE"
     bundle = await GrpcTransport(node.listen).get_bundle()
-    import hashlib
-
     assert hashlib.sha256(bundle.node_key_config).hexdigest() == node.started["nkc_sha256"]
 
 
@@ -73,6 +78,67 @@ async def test_a_killed_node_leaves_the_text_that_came(start_node, cloud):
     assert text
     with pytest.raises(TransportError):
         await cloud.collect(engine, cloud.ask())
+    await engine.aclose()
+
+
+async def test_a_frozen_node_is_noticed(start_node, cloud):
+    node = start_node(*SLOW)
+    key = cloud.device_key()
+    await (await node.enrolled(key=key)).aclose()
+    limits = ExchangeLimits(idle_timeout_s=1.0, closing_timeout_s=0.2)
+    engine = RemoteEngine(
+        GrpcTransport(node.listen), node.policy(), key, RemoteOptions(limits=limits)
+    )
+    stream = engine.generate(cloud.ask("a rather long sentence to be echoed slowly"))
+    text = (await anext(stream)).text
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(StreamBroken) as caught:
+            await _drained(stream)
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+    assert caught.value.partial.startswith(text)
+    await engine.aclose()
+
+
+@pytest.mark.parametrize(("how", "outcome"), [("leave", "cancelled"), ("hang up", "detached")])
+async def test_a_stream_that_nobody_reads_is_ended(start_node, cloud, how, outcome):
+    node = start_node(*SLOW)
+    engine = await node.enrolled()
+    stream = engine.generate(cloud.ask("a rather long sentence to be echoed slowly"))
+    await anext(stream)
+    if how == "hang up":
+        await engine.aclose()
+        with pytest.raises(StreamBroken):
+            await _drained(stream)
+    await stream.aclose()
+    while f'"outcome": "{outcome}"' not in node.log.read_text():  # noqa: ASYNC110 - a file
+        await anyio.sleep(0.05)
+    await engine.aclose()
+
+
+async def test_an_early_refusal_of_a_long_request_arrives(start_node):
+    node = start_node()
+    transport = GrpcTransport(node.listen)
+
+    async def megabytes():
+        for _ in range(8):
+            yield os.urandom(1 << 20)
+
+    with pytest.raises(KeyUnknown):
+        await _drained(transport.chat(SealedHead(b"?" * 32, b"k" * 1168), megabytes()))
+    await transport.aclose()
+
+
+async def test_a_request_over_16_mib_is_refused_before_anything_leaves(start_node, cloud):
+    node = start_node()
+    engine = await node.enrolled()
+    request = cloud.ask("x" * (17 << 20))
+    with pytest.raises(DoesNotFit):
+        await cloud.collect(engine, request)
+    assert engine.bytes_sent(request.id) == 0
+    with pytest.raises(ContextOverflow):  # in several frames, and whole
+        await cloud.collect(engine, cloud.ask("x" * (3 << 20)))
     await engine.aclose()
 
 
@@ -231,8 +297,6 @@ def test_devices_are_listed_and_revoked(cloud, tmp_path):
     state = str(tmp_path)
     key = cloud.device_key()
     code = json.loads(_run(cloud, "enroll-code", "--state", state, "--json").stdout)["code"]
-    from overspill_cloud.store import Device
-
     store = Store(tmp_path)
     store.enrol(Device(key.thumbprint, key.public_der, "laptop", 1, 1 << 32), code, 1)
     store.close()

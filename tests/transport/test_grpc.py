@@ -204,6 +204,32 @@ async def test_our_own_cancellation_stays_one(tmp_path):
         await server.left.wait()
 
 
+@pytest.mark.parametrize("call", ["get_bundle", "chat"])
+async def test_a_cancel_scope_knows_its_own_cancellation(tmp_path, call):
+    async def act(script, requests, context):
+        script.begun.set()
+        await anyio.sleep_forever()
+
+    async with script(act, tmp_path) as (server, transport):
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+
+                async def leave():
+                    await server.begun.wait()
+                    scope.cancel()
+
+                tasks.start_soon(leave)
+                await (transport.get_bundle() if call == "get_bundle" else received(transport))
+        assert scope.cancelled_caught
+
+
+async def test_a_closed_road_stays_closed(tmp_path):
+    async with script(None, tmp_path) as (_, transport):
+        await transport.aclose()
+        with pytest.raises(ConnectFailed, match="closed"):
+            await transport.get_bundle()
+
+
 async def test_a_cancel_names_its_stream(tmp_path):
     async with script(None, tmp_path) as (server, transport):
         await transport.cancel(b"s" * 32, b"m" * 32)

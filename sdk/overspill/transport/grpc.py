@@ -59,6 +59,7 @@ class GrpcTransport:
         self._address = address
         self._bytes_sent = 0
         self._open: _Open | None = None
+        self._closed = False
         self._calls: set[grpc.aio.Call] = set()
 
     @property
@@ -105,7 +106,8 @@ class GrpcTransport:
         await self._unary(self._opened().sealed.Cancel, request)
 
     async def aclose(self) -> None:
-        """Cancel every call and close the connection."""
+        """Cancel every call and close the connection, for good."""
+        self._closed = True
         for call in tuple(self._calls):
             call.cancel()
         opened, self._open = self._open, None
@@ -113,6 +115,8 @@ class GrpcTransport:
             await opened.channel.close()
 
     def _opened(self) -> _Open:
+        if self._closed:
+            raise errors.ConnectFailed(f"The connection to {self._address} was closed.")
         # The channel belongs to the running event loop, so it is made at the first call.
         if self._open is None:
             self._open = _Open(_channel(self._address, self._options))
@@ -122,13 +126,16 @@ class GrpcTransport:
         self._bytes_sent += request.ByteSize()
         call: Any = method(request, timeout=self._options.call_timeout_s)
         self._calls.add(call)
+        answer: asyncio.Future[_T] = asyncio.ensure_future(_answer(call))
         try:
-            answer: _T = await call
-            return answer
+            # In a task of its own: a cancellation that arrives here is ours, and unchanged.
+            # grpcio would raise another one, which no cancel scope knows for its own.
+            await asyncio.wait({answer})
+            return answer.result()
         except grpc.aio.AioRpcError as error:
             raise _mapped(error, self._address, begun=False) from error
         except asyncio.CancelledError:
-            if _we_left():
+            if not answer.cancelled():
                 raise
             raise _broken(self._address, "it cancelled the call", begun=False) from None
         finally:
@@ -175,6 +182,10 @@ class _Open:
         self.channel = channel
         self.trust = trust_pb2_grpc.TrustStub(channel)  # type: ignore[no-untyped-call]  # generated
         self.sealed = sealed_pb2_grpc.SealedStub(channel)  # type: ignore[no-untyped-call]  # generated
+
+
+async def _answer(call: Awaitable[_T]) -> _T:
+    return await call
 
 
 def _channel(address: str, options: GrpcOptions) -> grpc.aio.Channel:
