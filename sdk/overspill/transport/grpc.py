@@ -23,6 +23,7 @@ from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, trust_pb2, trust_pb2_
 
 _T = TypeVar("_T")
 _Code = grpc.StatusCode
+_IT_CANCELLED = "it cancelled the call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +127,12 @@ class GrpcTransport:
         self._bytes_sent += request.ByteSize()
         call: Any = method(request, timeout=self._options.call_timeout_s)
         self._calls.add(call)
-        answer: asyncio.Future[_T] = asyncio.ensure_future(_answer(call))
         try:
-            # In a task of its own: a cancellation that arrives here is ours, and unchanged.
-            # grpcio would raise another one, which no cancel scope knows for its own.
-            await asyncio.wait({answer})
-            return answer.result()
+            return await _in_a_task(call)
         except grpc.aio.AioRpcError as error:
             raise _mapped(error, self._address, begun=False) from error
-        except asyncio.CancelledError:
-            if not answer.cancelled():
-                raise
-            raise _broken(self._address, "it cancelled the call", begun=False) from None
+        except _Dropped:
+            raise _broken(self._address, _IT_CANCELLED, begun=False) from None
         finally:
             call.cancel()
             self._calls.discard(call)
@@ -149,15 +144,21 @@ class GrpcTransport:
         self._calls.add(call)
         begun = False
         try:
-            async for message in call:
-                yield _part(message, expect_nonce=not begun)
+            answers = aiter(call)
+            message = await _in_a_task(anext(answers, None))
+            if message is not None:
+                yield _part(message, expect_nonce=True)
                 begun = True
+            async for message in answers:
+                yield _part(message, expect_nonce=False)
         except grpc.aio.AioRpcError as error:
             raise _mapped(error, self._address, begun=begun) from error
+        except _Dropped:
+            raise _broken(self._address, _IT_CANCELLED, begun=begun) from None
         except asyncio.CancelledError:
             if _we_left():
                 raise
-            raise _broken(self._address, "it cancelled the call", begun=begun) from None
+            raise _broken(self._address, _IT_CANCELLED, begun=begun) from None
         finally:
             call.cancel()
             self._calls.discard(call)
@@ -184,8 +185,26 @@ class _Open:
         self.sealed = sealed_pb2_grpc.SealedStub(channel)  # type: ignore[no-untyped-call]  # generated
 
 
-async def _answer(call: Awaitable[_T]) -> _T:
-    return await call
+class _Dropped(Exception):
+    """The call was cancelled, and not by our task."""
+
+
+async def _in_a_task(answer: Awaitable[_T]) -> _T:
+    """Await a call's beginning in a task of its own, so that a cancellation here is ours.
+
+    Until a call has begun, grpcio answers our own cancellation with another CancelledError, which
+    no cancel scope knows for its own.
+    """
+    task = asyncio.ensure_future(_awaited(answer))
+    await asyncio.wait({task})
+    try:
+        return task.result()
+    except asyncio.CancelledError:
+        raise _Dropped from None
+
+
+async def _awaited(answer: Awaitable[_T]) -> _T:
+    return await answer
 
 
 def _channel(address: str, options: GrpcOptions) -> grpc.aio.Channel:
