@@ -172,6 +172,8 @@ def test_a_hostile_count_does_not_take_memory():
         ModelsManifest.decode(b"OVSM\x01\xff\xff")
     with pytest.raises(EvidenceRejected):
         MeasuredLog.decode([b""] * 100_000)
+    with pytest.raises(EvidenceRejected, match="at most 131072"):
+        MeasuredLog.decode([bytes(65_537)] * 2)
 
 
 # --- TPM structures ---------------------------------------------------------------------------

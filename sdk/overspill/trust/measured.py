@@ -23,7 +23,7 @@ from overspill.types.binary import ByteReader, prefixed
 
 _MANIFEST_HEAD: Final = b"OVSM\x01"
 _MAX_NAME_BYTES: Final = 256
-_MAX_CONTENT_BYTES: Final = 128 << 10
+_MAX_LOG_BYTES: Final = 128 << 10
 _MAX_ENTRIES: Final = 64
 _STEP: Final = "5"
 _SINGLE_MODEL: Final = b"overspill/v1/model\x00"
@@ -61,7 +61,7 @@ class MeasuredEntry:
 
     def encode(self) -> bytes:
         """The entry's bytes; a TPM extends their SHA-256."""
-        if len(self.sha256) != 32 or len(self.content) > _MAX_CONTENT_BYTES:
+        if len(self.sha256) != 32 or len(self.content) > _MAX_LOG_BYTES:
             raise UsageError(f"The measured {self.kind.name} does not fit a log entry.")
         head = bytes((self.kind,)) + _name(self.name)
         return head + self.sha256 + prefixed(4, self.content)
@@ -134,6 +134,8 @@ class MeasuredLog:
         raw = tuple(log)
         if len(raw) > _MAX_ENTRIES:
             raise _extra(f"{len(raw)} entries")
+        if (size := sum(len(entry) for entry in raw)) > _MAX_LOG_BYTES:
+            raise _bad_log(f"{size} bytes, at most {_MAX_LOG_BYTES} are allowed")
         entries = tuple(_entry(data) for data in raw)
         kinds = sorted(entry.kind for entry in entries)
         if len(set(kinds)) != len(kinds):
@@ -179,7 +181,7 @@ def _entry(data: bytes) -> MeasuredEntry:
         kind=Measured(number),
         name=_read_name(reader, _bad_log),
         sha256=reader.take(32, "the digest"),
-        content=reader.prefixed(4, "the content", max_bytes=_MAX_CONTENT_BYTES),
+        content=reader.prefixed(4, "the content", max_bytes=_MAX_LOG_BYTES),
     )
     reader.end("the entry")
     if entry.kind in _WITH_CONTENT and hashlib.sha256(entry.content).digest() != entry.sha256:
