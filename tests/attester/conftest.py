@@ -97,6 +97,9 @@ def swtpm_state(tmp_path: Path, need_program) -> Path:
     """A state folder on a machine with swtpm and tpm2-pytss; skips, saying what to install."""
     need_program("swtpm", "swtpm")
     pytest.importorskip(
-        "tpm2_pytss", reason='tpm2-pytss is not installed: pip install "overspill[tpm]"'
+        "tpm2_pytss",
+        reason="tpm2-pytss is not installed: apt-get install libtss2-dev; "
+        'pip install "overspill[tpm]"',
+        exc_type=ImportError,
     )
     return tmp_path

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 
-from overspill.errors import ConfigurationError, EvidenceRejected
+from overspill.errors import ConfigurationError, EvidenceRejected, MissingExtra
 from overspill.trust.measured import MeasuredLog
 from overspill.trust.nkc import NodeKeyConfig, qualifying_data
 from overspill.trust.policy import parse_policy
@@ -240,6 +241,16 @@ def test_a_lost_tpm_is_a_clear_error(swtpm_state, log, bundle_of):
     attester._on_close()
     with pytest.raises(ConfigurationError, match="The TPM"):
         bundle_of(attester, log)
+
+
+def test_an_absent_tpm_library_names_the_extra(tmp_path, monkeypatch):
+    from overspill_cloud.attester import open_attester
+
+    for name in ("tpm", "tpm_device", "tpm_authority"):
+        monkeypatch.delitem(sys.modules, f"overspill_cloud.attester.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "tpm2_pytss", None)
+    with pytest.raises(MissingExtra, match="'tpm'"):
+        open_attester("tpm", tmp_path)
 
 
 def test_an_absent_swtpm_names_its_package(tmp_path, monkeypatch):
