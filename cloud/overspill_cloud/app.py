@@ -128,6 +128,7 @@ async def serve(
         stack.callback(database.close)
         attester = await asyncio.to_thread(open_attester, options.attester, options.state)
         stack.callback(attester.close)
+        stack.callback(attester.close)
         keys = await asyncio.to_thread(_keys, options, attester, models, clock, log)
         node = Node(
             NodeParts(

@@ -111,6 +111,21 @@ def enroll_code(
     _print({"code": code, "expires": _iso(expires)}, code, as_json)
 
 
+@app.command()
+def policy(
+    model: Annotated[list[str], typer.Option("--model", help="NAME=FILE; may be repeated.")],
+    state: StateOption = None,
+    attester: Annotated[str, typer.Option(help="dev, pinned, tpm or tpm:TCTI.")] = "dev",
+) -> None:
+    """Print the trust policy (TOML) with which clients accept this node and these models."""
+    from overspill_cloud.app import parse_model
+    from overspill_cloud.client_policy import client_policy
+
+    folder = _state(state)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    typer.echo(client_policy(attester, folder, [parse_model(text) for text in model]), nl=False)
+
+
 @devices.command("list")
 def list_devices(state: StateOption = None, as_json: JsonOption = False) -> None:
     """All devices that were ever enrolled."""
