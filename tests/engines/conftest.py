@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from overspill.engines.base import Engine, EngineHealth
 from overspill.engines.registry import BROOK, EngineOptions, open_engine
 from overspill.types.chat import Message, Request
 
@@ -151,11 +154,11 @@ _NEEDS = {"llama.cpp": ("llama_cpp", "llama"), "mlx": ("mlx_lm", "mlx")}
 
 
 @pytest.fixture(scope="session")
-def open_kind(tiny_gguf, tiny_folder):
+def open_kind(tiny_gguf, tiny_folder, tmp_path_factory):
     """``open_kind("mlx")``: an engine over the tiny model; skips when not installed."""
 
     def build(kind, **options):
-        runtime = kind.removeprefix("worker-")
+        runtime = kind.removeprefix("worker-").removeprefix("remote-")
         if runtime in _NEEDS and find_spec(_NEEDS[runtime][0]) is None:
             pytest.skip(
                 f"{runtime} is not installed; pip install 'overspill[{_NEEDS[runtime][1]}]'"
@@ -165,6 +168,9 @@ def open_kind(tiny_gguf, tiny_folder):
         settings = EngineOptions(**{"context_tokens": 512, "token_delay_s": 0.001, **options})
         # One thread: OpenMP's spinning costs tenfold on a machine that has other work.
         settings = replace(settings, threads=1)
+        if kind.startswith("remote-"):
+            pytest.importorskip("sqlalchemy", reason="pip install 'overspill[cloud]'")
+            return RemoteOverNode(tmp_path_factory.mktemp("node"), settings)
         if kind.startswith("worker-"):
             from overspill.worker import WorkerEngine
 
@@ -174,7 +180,69 @@ def open_kind(tiny_gguf, tiny_folder):
     return build
 
 
-KINDS = ["echo", "llama.cpp", "mlx", "worker-echo", "worker-llama.cpp"]
+class RemoteOverNode(Engine):
+    """A cloud as an engine, with a node of its own: the whole sealed road over a Unix socket."""
+
+    def __init__(self, folder: Path, options: EngineOptions) -> None:
+        self._folder = folder
+        self._engine_options = options
+        self._stack = AsyncExitStack()
+        self._remote = None
+
+    @property
+    def card(self):
+        return self._remote.card
+
+    async def start(self) -> None:
+        from overspill.identity.keys import SoftwareKey
+        from overspill.remote import RemoteEngine
+        from overspill.transport.grpc import GrpcTransport
+        from overspill.trust.policy import parse_policy
+        from overspill.trust.template import dev_policy
+        from overspill_cloud.app import ModelSpec, NodeOptions, serve
+        from overspill_cloud.store import Store
+
+        options = NodeOptions(
+            models=(ModelSpec("echo", "echo"),),
+            listen=f"unix:{self._folder}/node.sock",
+            state=self._folder / "state",
+            engine=self._engine_options,
+        )
+        node = await self._stack.enter_async_context(serve(options, log_to=io.StringIO()))
+        self._node_engine = node.models["echo"].engine
+        policy = dev_policy(bytes.fromhex(node.dev_root), {"echo": node.models["echo"].sha256})
+        remote = RemoteEngine(
+            GrpcTransport(node.listen), parse_policy(policy), SoftwareKey.generate(1 << 40)
+        )
+        store = Store(options.state)
+        await remote.enroll(store.new_code(1 << 40))
+        store.close()
+        await remote.start()
+        self._stack.push_async_callback(remote.aclose)
+        self._remote = remote
+
+    async def aclose(self) -> None:
+        self._remote = None
+        await self._stack.aclose()
+
+    async def health(self):
+        """The road's health, and what runs at the node."""
+        if self._remote is None:
+            return EngineHealth(ok=False)
+        return replace(await self._node_engine.health(), ok=(await self._remote.health()).ok)
+
+    async def count_prompt_tokens(self, request):
+        return await self._node_engine.count_prompt_tokens(request)
+
+    async def _generate(self, request):
+        if self._remote is None:
+            await self.start()
+        async with aclosing(self._remote.generate(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+KINDS = ["echo", "llama.cpp", "mlx", "worker-echo", "worker-llama.cpp", "remote-echo"]
 
 
 @pytest.fixture(params=KINDS)

@@ -1,0 +1,174 @@
+"""Choosing tokens: what each option may leave, and draws that only seed and position decide."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from overspill.engines.sampling import (
+    TokenSampler,
+    choose_tokens,
+    filter_candidates,
+    log_softmax,
+    margin,
+    top_tokens,
+    uniform,
+)
+from overspill.errors import EngineError
+from overspill.types.chat import Sampling
+
+rows = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-30, 30, width=32))
+temperatures = st.floats(0.05, 5.0)
+
+
+def _sampler(sampling, size, top_logprobs=None):
+    return TokenSampler(sampling, vocabulary_size=size, top_logprobs=top_logprobs)
+
+
+@given(rows)
+def test_greedy_takes_the_largest_logit(row):
+    assert _sampler(Sampling(), row.size).choose(row, 0).token == int(row.argmax())
+
+
+@given(rows, temperatures, st.integers(1, 10))
+def test_top_k_leaves_k_and_the_best_ones(row, temperature, k):
+    ids, weights = filter_candidates(row, Sampling(temperature=temperature, top_k=k))
+    assert len(ids) == min(k, row.size)
+    assert min(row[ids]) >= max((v for i, v in enumerate(row) if i not in set(ids)), default=-99)
+    assert weights.sum() == pytest.approx(1.0)
+
+
+@given(rows, temperatures, st.floats(0.05, 0.99))
+def test_top_p_leaves_the_smallest_set_that_reaches_p(row, temperature, p):
+    ids, _ = filter_candidates(row, Sampling(temperature=temperature, top_p=p))
+    scaled = row.astype(np.float64) / temperature
+    chances = np.exp(scaled - scaled.max())
+    chances /= chances.sum()
+    assert chances[ids].sum() >= p - 1e-6
+    assert chances[ids[:-1]].sum() < p + 1e-6
+
+
+@given(rows, temperatures, st.floats(0.01, 1.0))
+def test_min_p_leaves_what_is_near_the_best(row, temperature, min_p):
+    ids, weights = filter_candidates(row, Sampling(temperature=temperature, min_p=min_p))
+    assert int(row.argmax()) in {int(i) for i in ids if row[i] == row.max()} | {int(row.argmax())}
+    assert all(weights >= min_p * weights[0] - 1e-9)
+
+
+@given(rows, temperatures, st.integers(0, 2**63 - 1), st.integers(0, 10_000))
+def test_a_draw_is_possible_and_repeats(row, temperature, seed, position):
+    sampling = Sampling(temperature=temperature, top_k=5, top_p=0.9, seed=seed)
+    allowed = {int(i) for i in filter_candidates(row, sampling)[0]}
+    first = _sampler(sampling, row.size).choose(row, position).token
+    assert first in allowed
+    assert _sampler(sampling, row.size).choose(row, position).token == first
+
+
+def test_draws_follow_the_probabilities():
+    row = np.log(np.array([0.5, 0.3, 0.2], np.float32))
+    sampler = _sampler(Sampling(temperature=1.0, seed=3), 3)
+    counts = np.bincount([sampler.choose(row, i).token for i in range(6000)], minlength=3)
+    assert counts / 6000 == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40))
+def test_the_generator_is_counter_based(seed, position):
+    value = uniform(seed, position)
+    assert 0.0 <= value < 1.0
+    assert uniform(seed, position) == value
+    assert uniform(seed, position + 1) != value
+    assert uniform(seed ^ 1, position) != value
+
+
+def test_the_generator_is_philox_and_stays_so():
+    # A change here would break continuations that were begun by an older version.
+    assert [uniform(7, 0), uniform(7, 1), uniform(8, 0)] == pytest.approx(PHILOX, abs=0)
+
+
+PHILOX = [0.8720734548204873, 0.0828426870273763, 0.9956763359513338]
+
+
+def test_without_a_seed_two_requests_differ():
+    samplers = [_sampler(Sampling(temperature=1.0), 4) for _ in range(2)]
+    assert samplers[0].seed != samplers[1].seed
+
+
+@given(rows)
+def test_log_probabilities_sum_to_one(row):
+    assert math.fsum(np.exp(log_softmax(row))) == pytest.approx(1.0)
+
+
+@given(rows, st.integers(1, 50))
+def test_top_tokens_are_the_largest_in_order(row, count):
+    found = top_tokens(row, count)
+    assert list(row[found]) == sorted(row, reverse=True)[:count]
+    assert len(set(found)) == len(found) == min(count, row.size)
+
+
+@given(rows)
+def test_log_probs_ignore_bias_penalties_and_temperature(row):
+    odd = Sampling(temperature=0.3, seed=1, logit_bias={0: 50.0}, presence_penalty=1.0)
+    sampler = _sampler(odd, row.size, top_logprobs=2)
+    sampler.observe(0)
+    choice = sampler.choose(row, 5)
+    assert choice.logprob == pytest.approx(float(log_softmax(row)[choice.token]))
+    assert [p for _, p in choice.top] == sorted(log_softmax(row), reverse=True)[:2]
+
+
+def test_the_margin_is_how_far_the_best_leads():
+    row = np.array([1.0, 3.0, 2.5], np.float32)
+    top = _sampler(Sampling(), 3, top_logprobs=2).choose(row, 0).top
+    assert margin(top) == pytest.approx(0.5)
+    assert margin(top[:1]) == math.inf
+
+
+def test_penalties_lower_what_was_said():
+    row = np.array([2.0, 1.5, -1.0], np.float32)
+    for sampling in (
+        Sampling(presence_penalty=1.0),
+        Sampling(frequency_penalty=1.0),
+        Sampling(repeat_penalty=2.0),
+    ):
+        sampler = _sampler(sampling, 3)
+        assert sampler.choose(row, 0).token == 0
+        sampler.observe(0)
+        assert sampler.choose(row, 1).token == 1
+    frequent = _sampler(Sampling(frequency_penalty=0.3), 3)
+    frequent.observe(0)
+    assert frequent.choose(row, 0).token == 0
+    frequent.observe(0)
+    assert frequent.choose(row, 0).token == 1
+
+
+def test_the_row_itself_is_left_alone():
+    row = np.array([2.0, 1.5], np.float32)
+    sampler = _sampler(Sampling(presence_penalty=1.0, logit_bias={0: -9.0}), 2)
+    sampler.observe(0)
+    sampler.choose(row, 0)
+    assert list(row) == [2.0, 1.5]
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, (5, 12), elements=st.floats(-20, 20, width=32)),
+    st.lists(st.booleans(), min_size=5, max_size=5),
+)
+def test_a_batch_gives_each_row_what_it_gets_alone(logits, greedy):
+    samplings = [Sampling() if plain else Sampling(temperature=1.0, seed=4) for plain in greedy]
+    samplers = [_sampler(sampling, 12) for sampling in samplings]
+    together = choose_tokens(samplers, logits, list(range(5)))
+    alone = [s.choose(row, i) for i, (s, row) in enumerate(zip(samplers, logits, strict=True))]
+    assert together == alone
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
+def test_logits_that_are_no_numbers_are_an_error(bad, sampling):
+    logits = np.array([[1.0, bad, 0.0]], np.float32)
+    with pytest.raises(EngineError, match="not numbers"):
+        choose_tokens([_sampler(sampling, 3)], logits, [0])
