@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,7 @@ class Serving:
     """A node that serves: where, under which configuration, and how strong its evidence is."""
 
     node: Node
+    models: Mapping[str, ServedModel]
     keys: KeyRing
     listen: str
     assurance: str
@@ -90,7 +91,7 @@ def parse_model(text: str) -> ModelSpec:
 
 def check_options(options: NodeOptions) -> Tls | None:
     """What can be refused without starting anything. Raises ``UsageError`` or
-    ``ConfigurationError``; returns the certificate and key, if there are any."""
+    ``ConfigurationError`` or ``BusyError``; returns certificate and key, if there are any."""
     names = [model.name for model in options.models]
     if not names:
         raise UsageError("No model to serve.", mend="Give --model NAME=FILE")
@@ -130,9 +131,10 @@ async def serve(
         stack.callback(attester.close)
         stack.callback(attester.close)
         keys = await asyncio.to_thread(_keys, options, attester, models, clock, log)
+        named = {model.name: model for model in models}
         node = Node(
             NodeParts(
-                models={model.name: model for model in models},
+                models=named,
                 keys=keys,
                 admission=Admission(database, clock, options.admission),
                 database=database,
@@ -145,7 +147,7 @@ async def serve(
         stack.push_async_callback(server.stop, 1.0)
         renewing = asyncio.create_task(keys.renew_forever())
         stack.callback(renewing.cancel)
-        serving = Serving(node, keys, listen, attester.assurance.name, _dev_root(attester))
+        serving = Serving(node, named, keys, listen, attester.assurance.name, _dev_root(attester))
         _log_start(log, serving, options.models, stated)
         try:
             yield serving

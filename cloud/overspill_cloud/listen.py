@@ -7,14 +7,15 @@ import os
 import socket
 import stat
 
-from overspill.errors import ConfigurationError, UsageError
+from overspill.errors import BusyError, ConfigurationError, UsageError
 
 
 def check_listen(address: str) -> None:
     """Bind ``HOST:PORT`` or ``unix:/path`` for a moment; a stale socket file is removed.
 
-    Raises ``UsageError`` for what is no address, ``ConfigurationError`` for one that cannot be
-    had. gRPC's own check comes late, and tells the reason to the log only.
+    Raises ``UsageError`` for what is no address, ``BusyError`` for one in use and
+    ``ConfigurationError`` for one that cannot be had. gRPC's own check comes late, and tells the
+    reason to the log only.
     """
     try:
         if address.startswith("unix:"):
@@ -22,7 +23,8 @@ def check_listen(address: str) -> None:
         else:
             _check_tcp(*_host_and_port(address))
     except OSError as error:
-        raise ConfigurationError(
+        kind = BusyError if error.errno == errno.EADDRINUSE else ConfigurationError
+        raise kind(
             f"Cannot listen on {address}: {os.strerror(error.errno or 0).lower()}.",
             mend="Stop the other program, or give another --listen (port 0 takes a free one).",
         ) from error

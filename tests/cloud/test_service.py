@@ -285,7 +285,7 @@ def test_a_port_in_use_is_named(cloud, tmp_path):
         arguments = ["--model", "a=echo", "--listen", where, "--state", str(tmp_path)]
         plain = _run(cloud, "serve", *arguments)
         as_json = _run(cloud, "serve", *arguments, "--json")
-    assert (plain.returncode, as_json.returncode) == (2, 2)
+    assert (plain.returncode, as_json.returncode) == (7, 7)
     assert plain.stderr.count("\n") == 1
     assert where in plain.stderr
     error = json.loads(as_json.stdout)["error"]
