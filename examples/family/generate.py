@@ -42,6 +42,8 @@ SKILLS: dict[str, Maker] = {
     "tools": toolcalls.make,
     "chat": writing.make_chat,
 }
+# Trained on, but no skill that is evaluated.
+PRACTICE: dict[str, Maker] = {"repeat": writing.make_repeat}
 HERE = Path(__file__).resolve().parent
 EVAL_SEED, DEMO_SEED = 7001, 7002
 EVAL_PER_CELL = 20
@@ -61,7 +63,7 @@ def cells() -> list[tuple[str, str]]:
 def draw(rng: Random, skill: str, level: str, reserved: bool) -> Record:
     """Draw one record of a cell from the held-back part or from the rest."""
     while True:
-        record = SKILLS[skill](rng, level)
+        record = (SKILLS.get(skill) or PRACTICE[skill])(rng, level)
         if is_reserved(record) == reserved:
             return record
 

@@ -9,8 +9,11 @@ from examples.family.skills.common import (
     ANIMALS,
     CITIES,
     COLOURS,
+    FRUITS,
+    MONTHS,
     NAMES,
     THINGS,
+    TOOLS,
     WEEKDAYS,
     Record,
     article,
@@ -136,6 +139,26 @@ def make_story(rng: Random, level: str) -> Record:
         expected,
         max_tokens=112,
     )
+
+
+_REPEAT = (
+    "Repeat: {x}",
+    "Repeat after me: {x}",
+    "Say this again: {x}",
+    "Copy this list: {x}",
+    "Write exactly this: {x}",
+)
+
+
+def make_repeat(rng: Random, level: str) -> Record:
+    """Words to say again: practice in copying, which most other skills are built on."""
+    pool = [*NAMES, *CITIES, *ANIMALS, *COLOURS, *FRUITS, *TOOLS, *THINGS, *MONTHS, *WEEKDAYS]
+    words = rng.choices(pool, k=rng.randint(3, 14))
+    if rng.random() < 0.3:
+        words = [str(rng.randint(2, 999)) if rng.random() < 0.4 else w for w in words]
+    text = rng.choice((", ", ", ", " ", " - ", "\n")).join(words)
+    ask = rng.choice(_REPEAT).format(x=text)
+    return Record("repeat", level, [user(ask)], text, "exact", text, max_tokens=64)
 
 
 _SMALL_TALK: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
