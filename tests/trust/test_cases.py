@@ -58,6 +58,12 @@ def test_t2_zero_nonce_in_challenge_mode(node, at):
     refused(node.bundle(None), at(nonce=None), node.policy, "nonce_required")
 
 
+def test_evidence_without_nonce_needs_witnesses(node, at):
+    """A policy of a later version: this one cannot load it, and does not take it for fresh."""
+    policy = replace(node.policy, freshness="witnesses")
+    refused(node.bundle(None), at(nonce=None), policy, "freshness_unproven")
+
+
 def test_t6_report_data_under_the_other_label(node, at):
     bundle = node.bundle(label_dev=not node.dev)
     refused(bundle, at(), node.policy, "report_data_label")

@@ -154,6 +154,17 @@ def test_one_flipped_byte_in_a_log_changes_it_or_is_refused(manifest, config, da
     assert other.replay() != good.replay()
 
 
+@pytest.mark.parametrize("kind", list(Measured))
+def test_content_is_what_its_digest_says_and_only_where_it_belongs(log_of, kind):
+    log = [
+        MeasuredEntry(kind, "x", bytes(32), b"unmeasured").encode() if entry[0] == kind else entry
+        for entry in log_of(ModelsManifest(()))
+    ]
+    with pytest.raises(EvidenceRejected) as caught:
+        MeasuredLog.decode(log)
+    assert caught.value.reason == "measured_log_malformed"
+
+
 @given(st.lists(st.binary(max_size=100), max_size=5))
 def test_garbage_is_no_log(entries):
     with pytest.raises(EvidenceRejected):
