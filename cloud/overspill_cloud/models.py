@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +12,12 @@ from overspill.engines.base import Engine
 from overspill.errors import ModelInvalid, ModelNotFound
 from overspill.types.card import ModelCard
 
-_Stamp = tuple[int, ...]
+_Stamp = tuple[tuple[str | int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A file's SHA-256, and the stamp (device, inode, size, mtime, ctime) it then had."""
+    """A model's SHA-256, and its stamp then: (name, device, inode, size, mtime, ctime) per file."""
 
     path: Path
     sha256: bytes
@@ -27,21 +26,50 @@ class Measurement:
 
 
 def measure(path: Path) -> Measurement:
-    """Hash a model file. Raises ``ModelNotFound``; ``ModelInvalid`` if it changes meanwhile."""
+    """Hash a model file, or a folder in the MLX layout (over its files' names and hashes).
+
+    Raises ``ModelNotFound``; ``ModelInvalid`` if it changes meanwhile.
+    """
     try:
-        with path.open("rb") as file:
-            before = _stamp(os.fstat(file.fileno()))
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.file_digest(file, "sha256").digest()
-            after = _stamp(os.fstat(file.fileno()))
+        before = _stamp(path)
+        digest = _digest(path)
+        after = _stamp(path)
     except OSError as error:
         raise ModelNotFound(
-            f"The model file {path} cannot be read: {error.strerror}.",
+            f"The model {path} cannot be read: {error.strerror}.",
             mend="Give the path of a model file: --model NAME=FILE",
         ) from error
     if before != after:
         raise ModelInvalid(f"{path} changed while it was measured.", mend="Start the node again.")
-    return Measurement(path, digest, size, before)
+    return Measurement(path, digest, sum(int(entry[3]) for entry in before), before)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _digest(path: Path) -> bytes:
+    if not path.is_dir():
+        return _file_digest(path)
+    whole = hashlib.sha256(b"overspill/v1/model-folder\x00")
+    for file in _files(path):
+        name = hashlib.sha256(file.relative_to(path).as_posix().encode()).digest()
+        whole.update(name + _file_digest(file))
+    return whole.digest()
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _stamp(path: Path) -> _Stamp:
+    # ctime too: a file's owner can set its mtime back, but not its ctime.
+    return tuple(
+        (file.name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        for file in _files(path)
+        for s in (file.stat(),)
+    )
 
 
 @dataclass(slots=True)
@@ -70,13 +98,13 @@ class ServedModel:
     async def check_unchanged(self) -> None:
         """Raise ``ModelInvalid`` when the file is no longer the one in the evidence.
 
-        Costs one ``stat``; a file whose stamp moved is read again.
+        Costs a ``stat`` per file; what moved is read again.
         """
         if self.measurement is None:
             return
         known = self._checked or self.measurement.stamp
         try:
-            found = _stamp(self.measurement.path.stat())
+            found = _stamp(self.measurement.path)
         except OSError:
             raise self._changed() from None
         if found == known:
@@ -103,8 +131,3 @@ def pick(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
         raise ModelNotFound(
             f"This node has no model '{name}'.", mend=f"It serves: {', '.join(models)}."
         ) from None
-
-
-def _stamp(stat: os.stat_result) -> _Stamp:
-    # ctime too: a file's owner can set its mtime back, but not its ctime.
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

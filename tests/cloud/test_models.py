@@ -69,6 +69,29 @@ async def test_a_file_that_is_gone_is_found(served, model_file):
         await served.check_unchanged()
 
 
+async def test_a_folder_is_measured_with_every_file_in_it(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "more").mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    (folder / "more" / "tokenizer.json").write_text("{}")
+    served = ServedModel("m", FakeEngine(name="m"), measure(folder))
+    await served.check_unchanged()
+    assert served.card.size_bytes == len(b"weights{}")
+    changes = [
+        lambda: (folder / "more" / "tokenizer.json").write_text("[]"),
+        lambda: (folder / "extra.json").write_text("{}"),
+        lambda: (folder / "weights.safetensors").rename(folder / "other.safetensors"),
+    ]
+    seen = {served.sha256}
+    for change in changes:
+        served = ServedModel("m", FakeEngine(name="m"), measure(folder))
+        change()
+        with pytest.raises(ModelInvalid):
+            await served.check_unchanged()
+        seen.add(measure(folder).sha256)
+    assert len(seen) == 4
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ModelNotFound, match=r"nothing\.gguf"):
         measure(tmp_path / "nothing.gguf")
