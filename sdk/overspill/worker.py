@@ -249,7 +249,7 @@ class _Process:
     @property
     def is_alive(self) -> bool:
         """Whether the process runs."""
-        return self._process.returncode is None
+        return self._exit_code() is None
 
     async def has_ended(self, within_s: float) -> bool:
         """Wait a while for the process to end."""
@@ -274,12 +274,25 @@ class _Process:
 
     def epitaph(self) -> str:
         """How the process ended, in words."""
-        code = self._process.returncode
+        code = self._exit_code()
         ended = f"ended with code {code}"
         if code is not None and code < 0:
             ended = f"ended by {signal.Signals(-code).name}"
         last = self._last_words()
         return f"{ended} ({last})" if last else ended
+
+    def _exit_code(self) -> int | None:
+        """As ``returncode``, but known at once: asyncio learns of a death a moment later."""
+        code = self._process.returncode
+        if code is not None or sys.platform == "win32":
+            return code
+        try:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return self._process.returncode
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     async def _load(self, orders: Mapping[str, Any], name: str) -> str:
         """Send the orders and wait; returns the address, or raises what the worker met."""

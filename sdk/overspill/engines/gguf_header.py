@@ -198,7 +198,7 @@ class _Reader:
     def _array(self, depth: int) -> ArrayInfo:
         kind, length = self._number(_U32), self._number(_U64)
         if length > self._size:
-            self._fail("is truncated in its metadata")
+            self._fail(f"is truncated in its header, after {self._size} bytes")
         start = self._at
         if kind == STRING:
             for _ in range(length):

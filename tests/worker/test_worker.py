@@ -1,0 +1,253 @@
+"""The worker process: who dies, who is told, what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from overspill.engines.options import EngineOptions, SchedulerOptions
+from overspill.errors import BusyError, ContextOverflow, EngineDied, TransportError
+from overspill.transport.local import LocalClient, LocalOptions
+from overspill.types.chat import Message, Request
+from overspill.worker import WorkerEngine, WorkerOptions
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(os.name == "nt", reason="signals: POSIX only"),
+]
+
+SLOW = EngineOptions(token_delay_s=0.02)
+
+
+def _ask(text="x" * 400, **options):
+    return Request((Message("user", text),), **options)
+
+
+async def _collect(engine, request):
+    return [chunk async for chunk in engine.generate(request)]
+
+
+def _text(chunks):
+    return "".join(chunk.text for chunk in chunks)
+
+
+async def _until(condition):
+    while not condition():  # noqa: ASYNC110 - the other side is a process
+        await asyncio.sleep(0.01)
+
+
+def _exists(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie has ended; only its parent hasn't looked yet.
+    return (
+        Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if os.path.exists("/proc") else True
+    )
+
+
+@pytest.fixture
+async def engine():
+    async with WorkerEngine("echo", options=SLOW) as running:
+        yield running
+
+
+@pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
+async def test_a_death_ends_running_streams_with_what_they_had(engine, deadly):
+    seen = []
+
+    async def read(stream):
+        async for chunk in stream:
+            seen.append(chunk.text)  # noqa: PERF401 - others look at it meanwhile
+
+    tasks = [asyncio.create_task(read(engine.generate(_ask()))) for _ in range(2)]
+    await _until(lambda: len(seen) > 8)
+    os.kill(engine.pid, deadly)
+    for task in tasks:
+        with pytest.raises(EngineDied, match=deadly.name) as caught:
+            await task
+        assert caught.value.partial.startswith("echo")
+    health = await engine.health()
+    assert not health.ok
+    assert deadly.name in health.detail
+
+
+async def test_the_next_request_starts_a_new_worker(engine):
+    first = engine.pid
+    os.kill(first, signal.SIGKILL)
+    await _until(lambda: not _exists(first))
+    assert _text(await _collect(engine, _ask("again"))) == "echo: again"
+    assert engine.pid != first
+    assert (await engine.health()).ok
+
+
+async def test_a_worker_that_keeps_dying_is_given_up():
+    options = WorkerOptions(max_deaths=2, deaths_window_s=600.0)
+    async with WorkerEngine("echo", worker=options) as engine:
+        for _ in range(2):
+            await engine.start()
+            pid = engine.pid
+            os.kill(pid, signal.SIGKILL)
+            await _until(lambda pid=pid: not _exists(pid))
+        with pytest.raises(EngineDied, match="died 2 times"):
+            await _collect(engine, _ask("x"))
+        assert not (await engine.health()).ok
+
+
+async def test_leaving_a_stream_reaches_the_scheduler_over_there(engine):
+    stream = engine.generate(_ask(max_tokens=1000))
+    await anext(stream)
+    assert (await engine.health()).active == 1
+    await stream.aclose()
+    for _ in range(200):
+        if (await engine.health()).active == 0:
+            break
+        await asyncio.sleep(0.01)
+    assert (await engine.health()).active == 0
+
+
+async def test_typed_errors_cross_the_border(engine):
+    with pytest.raises(ContextOverflow) as caught:
+        await _collect(engine, _ask("x" * 10_000))
+    assert caught.value.prompt_tokens > caught.value.context == engine.card.context
+    full = EngineOptions(
+        max_sequences=1, token_delay_s=0.02, scheduler=SchedulerOptions(max_queued=0)
+    )
+    async with WorkerEngine("echo", options=full) as small:
+        with pytest.raises(BusyError) as busy:
+            await _collect(small, _ask("x"))
+        assert busy.value.retry_after_s == 1.0
+
+
+async def test_a_frozen_worker_is_noticed_killed_and_replaced():
+    options = WorkerOptions(
+        health_timeout_s=0.5, local=LocalOptions(silence_s=1.0, heartbeat_s=0.2)
+    )
+    async with WorkerEngine("echo", options=SLOW, worker=options) as engine:
+        task = asyncio.create_task(_collect(engine, _ask()))
+        await asyncio.sleep(0)
+        pid = engine.pid
+        os.kill(pid, signal.SIGSTOP)
+        assert not (await engine.health()).ok
+        with pytest.raises(EngineDied, match="did not answer"):
+            await task
+        assert not _exists(pid)
+        assert _text(await _collect(engine, _ask("back"))) == "echo: back"
+
+
+async def test_a_slow_step_is_bridged_by_heartbeats():
+    options = WorkerOptions(local=LocalOptions(silence_s=0.6, heartbeat_s=0.1))
+    slow = EngineOptions(token_delay_s=1.0)
+    async with WorkerEngine("echo", options=slow, worker=options) as engine:
+        assert _text(await _collect(engine, _ask("x", max_tokens=1))) == "e"
+
+
+async def test_the_queue_position_is_told_by_heartbeats():
+    options = WorkerOptions(local=LocalOptions(heartbeat_s=0.05))
+    one = EngineOptions(max_sequences=1, token_delay_s=0.02)
+    async with WorkerEngine("echo", options=one, worker=options) as engine:
+        first = asyncio.create_task(_collect(engine, _ask(id="first")))
+        await _until(lambda: not first.done())
+        others = [asyncio.create_task(_collect(engine, _ask(id=f"r{i}"))) for i in range(2)]
+        await _until(lambda: {engine.queue_position(f"r{i}") for i in range(2)} >= {0, 1})
+        for task in (first, *others):
+            task.cancel()
+        await asyncio.wait({first, *others})
+
+
+async def test_only_we_can_talk_to_it(engine):
+    process = engine._process
+    folder = process._folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "engine.sock").stat().st_mode) == 0o600
+    stranger = LocalClient(f"unix:{folder / 'engine.sock'}", token="guess")
+    with pytest.raises(TransportError, match="UNAUTHENTICATED"):
+        await stranger.status()
+    with pytest.raises(TransportError, match="UNAUTHENTICATED"):
+        [chunk async for chunk in stranger.chat(_ask())]
+    await stranger.aclose()
+    # The failed calls are nobody's death.
+    assert (await engine.health()).ok
+
+
+async def test_loopback_serves_where_there_are_no_unix_sockets():
+    async with WorkerEngine("echo", worker=WorkerOptions(loopback=True)) as engine:
+        assert _text(await _collect(engine, _ask("tcp"))) == "echo: tcp"
+
+
+async def test_nothing_is_left_behind(engine):
+    folder, pid = engine._process._folder, engine.pid
+    await _collect(engine, _ask("x"))
+    await engine.aclose()
+    assert not folder.exists()
+    assert not _exists(pid)
+
+
+async def test_a_worker_ends_with_its_parent(tmp_path):
+    code = (
+        "import asyncio, os, sys\n"
+        "from overspill.worker import WorkerEngine\n"
+        "async def main():\n"
+        "    engine = WorkerEngine('echo')\n"
+        "    await engine.start()\n"
+        "    print(engine.pid, engine._process._folder, flush=True)\n"
+        "    await asyncio.sleep(3600)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
+    )
+    pid, folder = (await parent.stdout.readline()).decode().split()
+    assert _exists(int(pid))
+    parent.kill()
+    await parent.wait()
+    await _until(lambda: not _exists(int(pid)))
+    await _until(lambda: not Path(folder).exists())
+
+
+async def test_closing_while_it_starts_leaves_no_process():
+    engine = WorkerEngine("echo")
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(0.05)
+    await engine.aclose()
+    with pytest.raises((asyncio.CancelledError, EngineDied)):
+        await starting
+    assert engine.pid is None
+
+
+async def test_concurrent_first_requests_share_one_worker():
+    engine = WorkerEngine("echo")
+    answers = await asyncio.gather(*(_collect(engine, _ask(f"n{i}")) for i in range(5)))
+    assert [_text(chunks) for chunks in answers] == [f"echo: n{i}" for i in range(5)]
+    await engine.aclose()
+
+
+async def test_calls_do_not_pile_up(engine):
+    client = engine._process.client
+    for _ in range(20):
+        stream = engine.generate(_ask(max_tokens=500))
+        await anext(stream)
+        await stream.aclose()
+    assert not client._calls
+    assert isinstance(client._channel, grpc.aio.Channel)
+    answer = await _collect(engine, replace(_ask("last"), id="last"))
+    assert _text(answer) == "echo: last"
+
+
+def test_started_by_hand_it_says_what_it_is():
+    done = subprocess.run(
+        [sys.executable, "-m", "overspill.worker"], input="", capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "started by overspill" in done.stderr
+    assert "Traceback" not in done.stderr
