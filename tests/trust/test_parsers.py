@@ -154,6 +154,16 @@ def test_one_flipped_byte_in_a_log_changes_it_or_is_refused(manifest, config, da
     assert other.replay() != good.replay()
 
 
+def test_nothing_goes_without_a_name():
+    nameless = ModelEntry("a", *[bytes(32)] * 3).encode().replace(b"\x00\x01a", b"\x00\x00", 1)
+    with pytest.raises(EvidenceRejected, match="empty name"):
+        ModelsManifest.decode(b"OVSM\x01\x00\x01" + nameless)
+    with pytest.raises(EvidenceRejected, match="empty name"):
+        MeasuredLog.decode([b"\x01\x00\x00" + bytes(36)])
+    with pytest.raises(UsageError, match="name"):
+        ModelEntry("", *[bytes(32)] * 3).encode()
+
+
 @pytest.mark.parametrize("kind", list(Measured))
 def test_content_is_what_its_digest_says_and_only_where_it_belongs(log_of, kind):
     log = [
