@@ -502,3 +502,26 @@ class JoinsAndLeaves(RuleBasedStateMachine):
 
 TestJoinsAndLeaves = JoinsAndLeaves.TestCase
 TestJoinsAndLeaves.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.anyio
+async def test_closing_while_it_loads_ends_who_waits_for_it():
+    opened = threading.Event()
+    backend = EchoBackend()
+    closed = []
+    backend.close = lambda: closed.append(True)
+
+    def slowly():
+        opened.wait()
+        return backend
+
+    engine = ScheduledEngine(slowly, name="echo", runtime="echo")
+    waiting = asyncio.create_task(_collect(engine, _ask(3)))
+    await _until(lambda: engine.status() is not None)
+    closing = asyncio.create_task(engine.aclose())
+    await _until(lambda: engine.status() is None)
+    opened.set()
+    await closing
+    with pytest.raises(EngineDied, match="closed while it loaded"):
+        await waiting
+    assert closed

@@ -80,6 +80,11 @@ class LlamaCppBackend:
         self._options = options
         self._vocabulary = _vocabulary(self._vocab, _control_tokens(path, header))
         self._card = _card(name, header, self._model, self._context_tokens)
+        try:
+            self._warm_up()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def card(self) -> ModelCard:
@@ -182,6 +187,11 @@ class LlamaCppBackend:
             self._batch.free()
             native.llama_free(self._context)
             native.llama_model_free(self._model)
+
+    def _warm_up(self) -> None:
+        """Run one token: it reads the weights in, and what breaks the runtime breaks it here."""
+        self.run([BatchRow(0, 0, [self._vocabulary.bos_id or 0], wants_logits=True)])
+        self.forget(0, 0)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -21,6 +21,7 @@ from overspill.engines.sampling import MAX_TOP_LOGPROBS, TokenSampler, check_sam
 from overspill.engines.scheduler import Scheduler, SchedulerStatus
 from overspill.errors import (
     ContextOverflow,
+    EngineDied,
     InvalidRequest,
     ModelInvalid,
     OverspillError,
@@ -118,7 +119,7 @@ class ScheduledEngine(Engine):
                 async for chunk in chunks:
                     yield chunk
         finally:
-            del self._generations[request.id]
+            self._generations.pop(request.id, None)
             loaded.scheduler.cancel(generation)
 
     def _prepare(self, loaded: _Loaded, request: Request, stream: AnswerStream) -> Generation:
@@ -154,11 +155,13 @@ class ScheduledEngine(Engine):
             loading = self._loading
             try:
                 # Whoever leaves while it loads leaves alone: others may wait for it too.
-                self._loaded = await asyncio.shield(loading)
+                loaded = await asyncio.shield(loading)
             except Exception:
                 self._loading = None
                 raise
-            self._card = self._loaded.card
+            if loaded.scheduler is not self._scheduler:
+                raise EngineDied("The engine was closed while it loaded.", mend="Start it again.")
+            self._loaded, self._card = loaded, loaded.card
         return self._loaded
 
     async def _load(self) -> _Loaded:

@@ -159,6 +159,8 @@ class Scheduler:
     # --- the scheduler's thread ---------------------------------------------------------------
 
     def _main(self) -> None:
+        # From here on nobody who waits for the loading can cancel it: he leaves alone.
+        self._loaded.set_running_or_notify_cancel()
         try:
             backend = self._open_backend()
         except BaseException as error:
