@@ -71,7 +71,7 @@ async def test_a_call_cut_off_by_max_tokens_is_handed_over_as_text(echo, kit):
 
 
 # Any ASCII, and no end: bytes that are no text could not be handed over as text.
-ASCII = {token: -100.0 for token in range(128, 258)}
+ASCII = dict.fromkeys(range(128, 258), -100.0)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ DEFAULT_CONTEXT_TOKENS = 4096
 _ABORTED = 2
 _LOG_ERROR = 4
 _MAX_ERRORS = 8
+_ONE_THREAD_BYTES = 16 << 20
 _GGML_TYPE_F32 = 0
 
 
@@ -42,7 +43,7 @@ _GGML_TYPE_F32 = 0
 class LlamaCppOptions:
     """``context_tokens`` is per sequence; None takes what the model was trained for, up to 4,096.
 
-    ``threads`` None takes the CPUs that this process may use. Sequences keep separate KV caches:
+    ``threads`` None takes the CPUs that this process may use (one for very small models). Sequences keep separate KV caches:
     8 to 21% faster for unrelated ones than a unified cache. ``exact_attention`` keeps the cache in
     F32 and leaves flash attention out, which rounds to half precision (errors of 4e-3 in the
     logits instead of 2e-6): twice the memory, and the same tokens as a reference implementation.
@@ -215,7 +216,7 @@ class LlamaCppBackend:
         params.n_ctx = self._context_tokens * options.max_sequences
         params.n_batch = params.n_ubatch = options.batch_tokens
         params.n_seq_max = options.max_sequences
-        params.n_threads = params.n_threads_batch = options.threads or _available_cpus()
+        params.n_threads = params.n_threads_batch = options.threads or _threads(self._model)
         if options.exact_attention:
             params.type_k = params.type_v = _GGML_TYPE_F32
             params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -422,6 +423,14 @@ def _card(name: str, header: GgufHeader, model: Any, context_tokens: int) -> Mod
         parameters=int(native.llama_model_n_params(model)),
         size_bytes=header.file_size,
     )
+
+
+def _threads(model: Any) -> int:
+    """All CPUs that this process may use; one for weights that fit a core's share of the cache,
+    where waiting for a second thread at each layer costs more than its work is worth."""
+    if native.llama_model_size(model) <= _ONE_THREAD_BYTES:
+        return 1
+    return _available_cpus()
 
 
 def _available_cpus() -> int:
