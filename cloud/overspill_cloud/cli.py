@@ -34,9 +34,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 @app.command()
 def serve(
     model: Annotated[
-        list[str], typer.Option("--model", help="NAME=FILE, or NAME=echo; may be repeated.")
+        list[str], typer.Option("--model", help="NAME=FILE, NAME=echo, or a FILE; may be repeated.")
     ],
-    listen: Annotated[str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")],
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")
+    ] = "127.0.0.1:8443",
     state: StateOption = None,
     attester: Annotated[str, typer.Option(help="dev, pinned, tpm or tpm:TCTI.")] = "dev",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,

@@ -8,18 +8,21 @@ them. After it everything is sealed into the stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 
 from overspill.errors import (
     BusyError,
     DeviceRejected,
+    DoesNotFit,
     EngineError,
     InvalidRequest,
     KeyUnknown,
+    ModelError,
     OverspillError,
     StreamCorrupt,
+    StreamTruncated,
 )
 from overspill.sealing.receipt import ReceiptClaims, commitment, response_content
 from overspill.sealing.signing import check_clock, check_request
@@ -37,6 +40,18 @@ from overspill_cloud.store import Device, UsageEntry
 from overspill_cloud.streams import Run, Running, Stop, StreamLimits
 
 DEVICE_LIFETIME_S = 365 * 86_400
+
+_TELLABLE = (
+    BusyError,
+    DeviceRejected,
+    DoesNotFit,
+    EngineError,
+    InvalidRequest,
+    ModelError,
+    StreamCorrupt,
+    StreamTruncated,
+)
+"""What a client is told as it is. Other errors name what is the node's own: paths, settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,7 @@ class Node:
         self._parts = parts
         self._running = Running(parts.limits)
         self._draining = False
+        self._arriving = 0
 
     # Trust ------------------------------------------------------------------------------------
 
@@ -105,13 +121,14 @@ class Node:
 
     async def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Answer one sealed request: the response nonce, then sealed frames."""
-        stream = self._open(head)
-        yield stream.response_nonce
-        try:
-            answer = await self._admit(stream, frames)
-        except Exception as error:
-            yield stream.error(self._refused(error, "admission"))
-            return
+        with self._opening():
+            stream = self._open(head)
+            yield stream.response_nonce
+            try:
+                answer = await self._admit(stream, frames)
+            except Exception as error:
+                yield stream.error(self._refused(error, "admission"))
+                return
         run = Run(answer.model.engine.generate(answer.request), self._parts.limits)
         self._running.add(stream.id, stream.keys, run)
         try:
@@ -130,14 +147,15 @@ class Node:
 
     async def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Enrol a device: its key signs the enrolment, its code pays for it."""
-        stream = self._open(head)
-        yield stream.response_nonce
-        try:
-            sealed = await self._read(stream, frames)
-            enrolled = await self._enrol(stream, sealed)
-        except Exception as error:
-            yield stream.error(self._refused(error, "enrolment"))
-            return
+        with self._opening():
+            stream = self._open(head)
+            yield stream.response_nonce
+            try:
+                sealed = await self._read(stream, frames)
+                enrolled = await self._enrol(stream, sealed)
+            except Exception as error:
+                yield stream.error(self._refused(error, "enrolment"))
+                return
         self._parts.log.write(events.DeviceEnrolled())
         yield stream.enrolled(enrolled)
 
@@ -155,6 +173,18 @@ class Node:
         await self._running.drain(timeout_s)
 
     # In calling order -------------------------------------------------------------------------
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """A place among the requests that are still arriving: nobody is known yet, and each may
+        hold 16 MiB."""
+        if self._arriving >= self._parts.limits.max_arriving:
+            raise BusyError("Too many requests are arriving.", mend="Try again later.")
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     def _open(self, head: SealedHead) -> SealedStream:
         if self._draining:
@@ -277,7 +307,7 @@ class Node:
 
     def _refused(self, error: Exception, where: str) -> OverspillError:
         """Log a refusal by its code alone, and give what may be sealed to the client."""
-        if isinstance(error, OverspillError):
+        if isinstance(error, _TELLABLE):
             reason = error.reason if isinstance(error, DeviceRejected) else ""
             self._parts.log.write(events.RequestRefused(error.code, reason))
             return error
@@ -286,6 +316,9 @@ class Node:
 
 
 def _failure(run: Run) -> OverspillError:
+    if isinstance(run.ending, ModelError):
+        # A worker that started anew names the file as this machine knows it.
+        return EngineError("The node's model cannot be loaded any more.")
     if isinstance(run.ending, OverspillError):
         return run.ending
     return EngineError("The engine stopped without an end.")

@@ -23,6 +23,8 @@ from overspill.types.chat import Chunk
 class StreamLimits:
     """``detach_grace_s``: how long a stream whose connection was lost goes on."""
 
+    max_arriving: int = 64
+    """Requests that are not admitted yet."""
     max_queued_chunks: int = 64
     heartbeat_s: float = 2.0
     detach_grace_s: float = 2.0

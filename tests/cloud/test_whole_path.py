@@ -10,19 +10,23 @@ import pytest
 
 from overspill.errors import (
     BusyError,
+    ConfigurationError,
     ContextOverflow,
     DeviceRejected,
     EngineError,
     EvidenceRejected,
     InvalidRequest,
     KeyUnknown,
+    ModelInvalid,
     ModelNotFound,
 )
 from overspill.exchange import Exchange, ExchangeLimits, seal_request
 from overspill.sealing.frames import CLIENT, FrameSealer, FrameType
+from overspill.sealing.hpke import seal_secret
 from overspill.sealing.receipt import open_receipt
 from overspill.sealing.signing import sign_request
 from overspill.testing import FakeEngine
+from overspill.transport.base import SealedHead
 from overspill.transport.memory import MemoryTransport, Taps
 from overspill.trust.policy import default_policy
 from overspill.types.chat import FinishReason
@@ -437,6 +441,54 @@ async def test_an_unexpected_failure_is_sealed_without_its_text(cloud, tmp_path)
         with pytest.raises(EngineError):
             await cloud.collect(await here.enrolled(), cloud.ask("CANARY-7432"))
         assert "CANARY" not in here.log.getvalue()
+
+
+async def test_what_is_the_nodes_own_is_not_told(cloud, tmp_path):
+    errors = (
+        ConfigurationError(f"{tmp_path} cannot be used."),
+        ModelInvalid(f"{tmp_path} is truncated."),
+    )
+    for error in errors:
+        async with cloud.world(tmp_path, FakeEngine(error=error)) as here:
+            with pytest.raises(EngineError) as caught:
+                await cloud.collect(await here.enrolled(), cloud.ask())
+            assert str(tmp_path) not in str(caught.value)
+
+
+async def test_requests_that_never_arrive_hold_a_bounded_place(cloud, tmp_path):
+    streams = StreamLimits(max_arriving=2)
+    async with cloud.world(tmp_path, streams=streams) as here:
+        engine = await here.enrolled()
+        result = await engine.attest()
+
+        async def nothing():
+            await anyio.sleep_forever()
+            yield b""
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                secret = seal_secret(result)
+                stuck = here.node.chat(SealedHead(result.nkc_sha256, secret.sealed_key), nothing())
+                await anext(stuck)
+                tasks.start_soon(anext, stuck)
+            with pytest.raises(BusyError, match="arriving"):
+                await cloud.collect(engine, cloud.ask())
+            tasks.cancel_scope.cancel()
+        assert await cloud.collect(engine, cloud.ask())
+
+
+async def test_a_request_that_takes_too_long_to_arrive_is_refused(cloud, tmp_path):
+    streams = StreamLimits(request_timeout_s=0.05)
+    async with cloud.world(tmp_path, streams=streams) as here:
+
+        class Stalled(MemoryTransport):
+            async def _outgoing(self, frames):
+                await anyio.sleep_forever()
+                yield b""
+
+        engine = await here.enrolled(Stalled(here.node))
+        with pytest.raises(InvalidRequest, match="in time"):
+            await cloud.collect(engine, cloud.ask())
 
 
 async def _until(condition):
