@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from overspill.engines.registry import BROOK
 from overspill.errors import EvidenceRejected, ModelInvalid, ModelNotFound
 from overspill.testing import FakeEngine
 from overspill.trust.measured import Measured, MeasuredLog
@@ -141,11 +142,10 @@ async def test_a_node_with_another_model_than_the_policy_lists_is_refused(start_
     await engine.aclose()
 
 
-async def test_a_swapped_gguf_is_refused_by_a_real_node(start_node, cloud, shared_data, tmp_path):
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    source = shared_data / "models" / "stories260K-tok512-q8_0.gguf"
+async def test_a_swapped_gguf_is_refused_by_a_real_node(start_node, cloud, tmp_path):
+    pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
     path = tmp_path / "story.gguf"
-    shutil.copy(source, path)
+    shutil.copy(BROOK, path)
     digest = hashlib.sha256(path.read_bytes()).digest()
     node = start_node(model=f"story={path}")
     engine = await node.enrolled(node.policy(story=digest))
