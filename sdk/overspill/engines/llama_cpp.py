@@ -44,9 +44,10 @@ class LlamaCppOptions:
     """``context_tokens`` is per sequence; None takes what the model was trained for, up to 4,096.
 
     ``threads`` None takes the CPUs that this process may use (one for very small models).
-    Sequences keep separate KV caches: 8 to 21% faster for unrelated ones than a unified cache. ``exact_attention`` keeps the cache in
-    F32 and leaves flash attention out, which rounds to half precision (errors of 4e-3 in the
-    logits instead of 2e-6): twice the memory, and the same tokens as a reference implementation.
+    Sequences keep separate KV caches: 8 to 21% faster for unrelated ones than a unified cache.
+    ``exact_attention`` keeps the cache in F32 and leaves flash attention out, which rounds to half
+    precision (errors of 4e-3 in the logits instead of 2e-6): twice the memory, and the same tokens
+    as a reference implementation.
     """
 
     context_tokens: int | None = None
