@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from overspill.config import default_places
+from overspill.config import default_places, quiet_grpc
 from overspill.errors import MissingExtra, OverspillError, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ async def _serve(options: NodeOptions, as_json: bool) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+        # Not loop.add_signal_handler: Windows has none.
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
     async with serving_node(options, stated=harden_process()) as node:
         facts: dict[str, Any] = {
             "listen": node.listen,
@@ -171,6 +172,7 @@ def revoke_device(
 
 def run() -> None:
     """Entry point: every error is one line, or one JSON document, and its exit code."""
+    quiet_grpc()
     try:
         app()
     except OverspillError as error:

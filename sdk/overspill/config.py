@@ -111,6 +111,15 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
     return _from_environment(settings, env)
 
 
+def quiet_grpc() -> None:
+    """Keep gRPC's C core from writing lines of its own to stderr; before ``grpc`` is imported.
+
+    They name peers' addresses, and every failure is raised as a typed error anyway. A
+    ``GRPC_VERBOSITY`` that was set stays.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child process, with ``extra`` on top."""
     return {**os.environ, **(extra or {})}
