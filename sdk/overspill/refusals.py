@@ -29,6 +29,10 @@ _MENDS = {
 }
 
 
+Causes = Mapping[Route, list[StageReason]]
+"""For each route that was a candidate: what took it away."""
+
+
 def refusal(
     decision: RouteDecision, cards: Mapping[Route, ModelCard], problem: OverspillError | None
 ) -> OverspillError:
@@ -37,35 +41,40 @@ def refusal(
     ``problem`` is what kept the cloud out: it is the answer where nothing else did.
     """
     causes = {route: [r for r in decision.stages if route in r.removed] for route in cards}
-    codes = {route: {reason.code for reason in found} for route, found in causes.items()}
     if not causes:
         return PolicyRefusal(
             "There is neither a model on the device nor a cloud.",
             mend="See `overspill models`, or name a cloud in the settings.",
         )
-    if problem is not None and codes.get(Route.CLOUD) == {"unavailable"}:
+    if problem is not None and _codes(causes, Route.CLOUD) == {"unavailable"}:
         return problem
-    if codes.get(Route.THIRD_PARTY) == {"consent_required"}:
+    if _codes(causes, Route.THIRD_PARTY) == {"consent_required"}:
         return ConsentRequired(
             "Only a third party could answer this, and nobody granted it.",
             mend="Grant this one request, or allow another route.",
         )
-    if all("context" in found for found in codes.values()):
+    if all("context" in _codes(causes, route) for route in causes):
         return _overflow(causes, cards)
+    if _codes(causes, Route.DEVICE) == {"context"}:
+        return _overflow(causes, {Route.DEVICE: cards[Route.DEVICE]})
+    return _listed(causes)
+
+
+def _codes(causes: Causes, route: Route) -> set[str]:
+    return {reason.code for reason in causes.get(route, ())}
+
+
+def _listed(causes: Causes) -> OverspillError:
+    """Every cause by route, and every mend once."""
     message = "No route is left: " + "; ".join(
         f"{route}: {', '.join(map(_in_words, found))}" for route, found in causes.items()
     )
     mend = _mend([reason.code for found in causes.values() for reason in found])
-    if codes.get(Route.DEVICE) == {"memory"} and len(codes) == 1:
-        return DoesNotFit(f"{message}.", mend=mend)
-    if codes.get(Route.DEVICE) == {"context"}:
-        return _overflow(causes, {Route.DEVICE: cards[Route.DEVICE]})
-    return PolicyRefusal(f"{message}.", mend=mend)
+    only_memory = len(causes) == 1 and _codes(causes, Route.DEVICE) == {"memory"}
+    return (DoesNotFit if only_memory else PolicyRefusal)(f"{message}.", mend=mend)
 
 
-def _overflow(
-    causes: Mapping[Route, list[StageReason]], cards: Mapping[Route, ModelCard]
-) -> ContextOverflow:
+def _overflow(causes: Causes, cards: Mapping[Route, ModelCard]) -> ContextOverflow:
     """By the route with the largest context: it came closest."""
     route = max(cards, key=lambda r: cards[r].context)
     numbers = next(cause.numbers for cause in causes[route] if cause.code == "context")
