@@ -28,6 +28,7 @@ from overspill.errors import (
     EvidenceRejected,
     KeyUnknown,
     OverspillError,
+    ReceiptInvalid,
     StreamCorrupt,
     UsageError,
 )
@@ -143,14 +144,15 @@ class RemoteEngine(Engine):
         Raises as :meth:`attest`, and ``ReceiptInvalid`` for a signature that is not the node's.
         """
         attested = await self._verified()
-        nkc_sha256 = attested.result.nkc_sha256
-        if self._cards is None or self._cards[0] != nkc_sha256:
-            data, signature = await self._transport.get_cards()
-            check_cards(data, signature, attested.result.receipt_public_key, nkc_sha256)
-            cards = convert.cards_from_bytes(data)
-            _check_digests(cards, attested.models)
-            self._cards = (nkc_sha256, cards)
-        return self._cards[1]
+        if self._cards is not None and self._cards[0] == attested.result.nkc_sha256:
+            return self._cards[1]
+        try:
+            return await self._fetch_cards(attested)
+        except ReceiptInvalid:
+            # Signed under a configuration that the node renewed since? Then what it shows now is
+            # verified like a stranger's, and a second failure is final.
+            self._forget(attested)
+        return await self._fetch_cards(await self._verified())
 
     async def count_prompt_tokens(self, request: Request) -> int | None:
         """Unknown: to have them counted, the prompt would have to leave first."""
@@ -230,10 +232,22 @@ class RemoteEngine(Engine):
         except KeyUnknown:
             # The node changed its key since; it opened nothing. What it shows now is verified
             # like a stranger's, and a second refusal is final.
-            if self._attested is attested:
-                self._attested = None
+            self._forget(attested)
         attested = await self._verified()
         return attested, await self._send(attested, request)
+
+    async def _fetch_cards(self, attested: _Attested) -> tuple[ModelCard, ...]:
+        result = attested.result
+        data, signature = await self._transport.get_cards()
+        check_cards(data, signature, result.receipt_public_key, result.nkc_sha256)
+        cards = parsed(convert.cards_from_bytes, data)
+        _check_digests(cards, attested.models)
+        self._cards = (result.nkc_sha256, cards)
+        return cards
+
+    def _forget(self, attested: _Attested) -> None:
+        if self._attested is attested:
+            self._attested = None
 
     async def _verified(self) -> _Attested:
         async with self._attesting:

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from overspill.errors import BusyError, InvalidRequest
+from overspill.errors import BusyError, InvalidRequest, ReceiptInvalid
+from overspill.transport.memory import MemoryTransport
 from overspill.trust.nkc import NodeKeyConfig
 from overspill_cloud.keys import (
     CLIENT_ACCEPTS_S,
@@ -37,6 +38,28 @@ async def test_a_renewed_configuration_overlaps_with_the_old_one(cloud, tmp_path
         assert here.keys.lookup(old.nkc_sha256) is None
         await cloud.collect(engine, cloud.ask())  # the client moved on by itself
         assert (await engine.attest()).nkc_sha256 == here.keys.current().nkc_sha256
+
+
+async def test_cards_of_a_configuration_renewed_in_between_are_verified_anew(cloud, tmp_path):
+    async with cloud.world(tmp_path) as here:
+        engine = here.client()
+        before = await engine.attest()
+        here.clock.offset_s += RENEW_S
+        await here.keys.renew()
+        assert [card.name for card in await engine.cards()] == ["echo"]
+        assert (await engine.attest()).nkc_sha256 != before.nkc_sha256
+
+
+async def test_cards_that_the_node_did_not_sign_are_refused(cloud, tmp_path):
+    async with cloud.world(tmp_path) as here:
+
+        class Forger(MemoryTransport):
+            async def get_cards(self):
+                cards, signature = await super().get_cards()
+                return cards.replace(b"echo", b"gpt9"), signature
+
+        with pytest.raises(ReceiptInvalid):
+            await here.client(Forger(here.node)).cards()
 
 
 async def test_a_key_lives_for_a_day_and_its_configurations_within_it(cloud, tmp_path):
