@@ -45,7 +45,7 @@ from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
 from overspill.types.evidence import AttestationResult, EvidenceBundle
 from overspill.types.reply import ReceiptRecord
-from overspill.wire import convert, plaintext
+from overspill.wire import plaintext
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ class RemoteEngine(Engine):
         result = attested.result
         data, signature = await self._transport.get_cards()
         check_cards(data, signature, result.receipt_public_key, result.nkc_sha256)
-        cards = parsed(convert.cards_from_bytes, data)
+        cards = parsed(plaintext.cards_from_bytes, data)
         _check_digests(cards, attested.models)
         self._cards = (result.nkc_sha256, cards)
         return cards

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from overspill.errors import BusyError, InvalidRequest, OverspillError
 from overspill.types.chat import Chunk, Finish, FinishReason, Message, Request
 from overspill.types.usage import Usage
 from overspill.wire import plaintext
+from overspill.wire.v1 import chat_pb2
 
 EVENTS = [
     Chunk("grüße", (1, 2)),
@@ -34,6 +37,20 @@ def test_an_error_comes_back_typed():
     assert seq == 0
     assert isinstance(back, BusyError)
     assert (back.message, back.mend, back.retry_after_s) == ("Full.", "Wait.", 2.0)
+
+
+@pytest.mark.parametrize(
+    "detail", [{"exit_code": 0}, {"code": "ok"}, {"partial": "words"}, {"as_dict": 1}, {"n": [1]}]
+)
+def test_a_peer_sets_nothing_of_an_error_that_is_ours(detail):
+    message = chat_pb2.ChatEvent()
+    message.error.code, message.error.message = "busy", "Full."
+    message.error.detail_json = json.dumps(detail)
+    _, error = plaintext.event_from_bytes(message.SerializeToString())
+    assert isinstance(error, BusyError)
+    assert (error.code, error.exit_code, error.partial) == ("busy", 7, "")
+    assert error.as_dict() == {"code": "busy", "message": "Full.", "mend": ""}
+    assert not hasattr(error, "n")
 
 
 def test_the_request_side_comes_back():
@@ -61,6 +78,7 @@ def test_garbage_raises_one_kind_of_error(data):
         plaintext.enrolment_from_bytes,
         plaintext.enrolled_from_bytes,
         plaintext.event_from_bytes,
+        plaintext.cards_from_bytes,
     ):
         try:
             parse(data)

@@ -256,7 +256,14 @@ def error_to_proto(error: errors.OverspillError) -> chat_pb2.ErrorEvent:
 
 def error_from_proto(event: chat_pb2.ErrorEvent) -> errors.OverspillError:
     """The typed error again; a code from a newer version becomes an ``EngineError``."""
-    fields = _load_object(event.detail_json, "error")
+    fields = {
+        name: value
+        for name, value in _load_object(event.detail_json, "error").items()
+        # Numbers and words only; what belongs to the class or to this side is not the peer's to say.
+        if isinstance(value, str | int | float | None)
+        and name != "partial"
+        and not hasattr(errors.OverspillError, name)
+    }
     fields |= {"message": event.message, "mend": event.mend}
     return _ERRORS.get(event.code, errors.EngineError).from_fields(fields)
 

@@ -14,9 +14,10 @@ from typing import NamedTuple, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from overspill import errors
+from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Finish, Request
 from overspill.wire import convert
-from overspill.wire.v1 import chat_pb2, sealed_pb2
+from overspill.wire.v1 import chat_pb2, sealed_pb2, trust_pb2
 
 _M = TypeVar("_M", bound=Message)
 
@@ -133,6 +134,11 @@ def enrolled_from_bytes(data: bytes) -> Enrolled:
     """Inverse of :func:`enrolled_to_bytes`."""
     m = _parse(sealed_pb2.EnrollResponse, data)
     return Enrolled(m.device_thumbprint, m.not_after_unix)
+
+
+def cards_from_bytes(data: bytes) -> tuple[ModelCard, ...]:
+    """A node's signed list of model cards; :func:`convert.cards_to_bytes` makes it."""
+    return tuple(convert.card_from_proto(m) for m in _parse(trust_pb2.CardList, data).cards)
 
 
 def event_to_bytes(seq: int, event: Event) -> bytes:
