@@ -159,6 +159,14 @@ class WorkerEngine(Engine):
         try:
             # Whoever leaves while it starts leaves alone: others may wait for it too.
             return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise errors.EngineDied(
+                f"The worker of {self._card.name} was closed while it started.",
+                mend="Start it again.",
+            ) from None
         finally:
             if starting.done() and self._starting is starting:
                 self._starting = None
@@ -249,7 +257,7 @@ class _Process:
     @property
     def is_alive(self) -> bool:
         """Whether the process runs."""
-        return self._exit_code() is None
+        return self._state()[0]
 
     async def has_ended(self, within_s: float) -> bool:
         """Wait a while for the process to end."""
@@ -274,25 +282,27 @@ class _Process:
 
     def epitaph(self) -> str:
         """How the process ended, in words."""
-        code = self._exit_code()
-        ended = f"ended with code {code}"
+        _, code = self._state()
+        ended = "ended" if code is None else f"ended with code {code}"
         if code is not None and code < 0:
             ended = f"ended by {signal.Signals(-code).name}"
         last = self._last_words()
         return f"{ended} ({last})" if last else ended
 
-    def _exit_code(self) -> int | None:
-        """As ``returncode``, but known at once: asyncio learns of a death a moment later."""
+    def _state(self) -> tuple[bool, int | None]:
+        """Whether it runs, and its exit code: known at once, where asyncio learns it later."""
         code = self._process.returncode
         if code is not None or sys.platform == "win32":
-            return code
+            return code is None, code
         try:
             ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            return self._process.returncode
+            # asyncio has reaped it, and will tell the code in a moment.
+            return False, None
         if ended is None:
-            return None
-        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            return True, None
+        exited = ended.si_code == os.CLD_EXITED
+        return False, ended.si_status if exited else -ended.si_status
 
     async def _load(self, orders: Mapping[str, Any], name: str) -> str:
         """Send the orders and wait; returns the address, or raises what the worker met."""

@@ -380,6 +380,11 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
             await _collect(engine, _ask(1000, first_token_s=5.0))
         assert caught.value.retry_after_s > 5.0
         assert len(backend.steps) == before
+        # A short prompt is not held up by a long one, so it isn't refused for one either.
+        long = asyncio.create_task(_collect(engine, _ask(3000, max_tokens=1)))
+        await _until(lambda: engine.status().active + engine.status().queued == 1)
+        assert (await _collect(engine, _ask(10, max_tokens=1, first_token_s=30.0)))[-1].finish
+        await long
         assert (await _collect(engine, _ask(1000, max_tokens=1, first_token_s=60.0)))[-1].finish
 
 

@@ -89,6 +89,10 @@ class AdmissionQueue(Generic[T]):
         """All that wait, interactive lane first."""
         return [*self._lanes["interactive"], *self._lanes["batch"]]
 
+    def ahead_of(self, lane: Lane) -> list[T]:
+        """All that surely go before a newcomer of that lane."""
+        return self.items() if lane == "batch" else list(self._lanes[lane])
+
     def position(self, item: T) -> int | None:
         """How many are ahead of it, ageing left aside; None when it isn't queued."""
         waiting = self.items()

@@ -146,9 +146,12 @@ class Scheduler:
         limit_s = min((limit for limit in limits if limit is not None), default=None)
         if limit_s is None or self._prefill_tokens_per_s is None:
             return
-        ahead = sum(len(g.prompt) - g.prefilled for g in [*self._prefilling, *self._queue.items()])
-        # A lower bound: waiting for a free slot and decoding come on top.
-        least_s = (ahead + len(generation.prompt)) / self._prefill_tokens_per_s
+        own, chunk = len(generation.prompt), self._options.prefill_chunk_tokens
+        ahead = [*self._prefilling, *self._queue.ahead_of(generation.lane)]
+        # A lower bound: round-robin, each of them gets as many chunks as this one, or all of its
+        # own; decoding, and waiting for a free slot, come on top.
+        shared = sum(max(0, min(own, len(g.prompt) - g.prefilled) - chunk) for g in ahead)
+        least_s = (own + shared) / self._prefill_tokens_per_s
         if least_s > limit_s:
             raise DeadlineExceeded(
                 f"The first token would take at least {least_s:.1f} s; {limit_s:g} s were allowed.",
