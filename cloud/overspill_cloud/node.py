@@ -207,11 +207,11 @@ class Node:
             sealed.signature, th=stream.keys.th, body=sealed.body
         )
         try:
-            if stream.id in self._running:
-                raise DeviceRejected("This stream was already started.", reason="replay")
             request = plaintext.request_from_bytes(sealed.body)
             model = pick(self._parts.models, request.model)
             await model.check_unchanged()
+            if stream.id in self._running:
+                raise DeviceRejected("This stream was already started.", reason="replay")
         except BaseException:
             admitted.release()
             raise

@@ -259,7 +259,7 @@ def error_from_proto(event: chat_pb2.ErrorEvent) -> errors.OverspillError:
     fields = {
         name: value
         for name, value in _load_object(event.detail_json, "error").items()
-        # Numbers and words only; what belongs to the class or to this side is not the peer's to say.
+        # Numbers and words only; what is the class's or this side's is not the peer's to say.
         if isinstance(value, str | int | float | None)
         and name != "partial"
         and not hasattr(errors.OverspillError, name)
