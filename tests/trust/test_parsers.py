@@ -101,6 +101,29 @@ def test_fields_that_do_not_fit_are_not_encoded(dev_node, change):
         dev_node.config(**change).encode()
 
 
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [(0, b"X"), (4, b"\x02"), (4, b"\x00"), (5, b"\x02"), (5, b"\xff")],
+    ids=["magic", "version-2", "version-0", "mode-2", "mode-255"],
+)
+def test_other_magics_versions_and_modes_are_refused(dev_node, at, value):
+    good = dev_node.config().encode()
+    with pytest.raises(EvidenceRejected) as caught:
+        NodeKeyConfig.decode(good[:at] + value + good[at + 1 :])
+    assert caught.value.reason == "nkc_malformed"
+
+
+@pytest.mark.parametrize(
+    ("hpke_key", "receipt_key"), [(b"", bytes(32)), (b"k", bytes(31)), (b"k", bytes(33))]
+)
+def test_keys_of_no_length_are_refused(dev_node, hpke_key, receipt_key):
+    good = dev_node.config(hpke_public_key=b"k").encode()
+    head, tail = good[:12], good[12 + 3 + 34 :]
+    with pytest.raises(EvidenceRejected) as caught:
+        NodeKeyConfig.decode(head + sized(hpke_key) + sized(receipt_key) + tail)
+    assert caught.value.reason == "nkc_malformed"
+
+
 # --- measured log and manifest ----------------------------------------------------------------
 
 
@@ -160,8 +183,22 @@ def test_nothing_goes_without_a_name():
         ModelsManifest.decode(b"OVSM\x01\x00\x01" + nameless)
     with pytest.raises(EvidenceRejected, match="empty name"):
         MeasuredLog.decode([b"\x01\x00\x00" + bytes(36)])
-    with pytest.raises(UsageError, match="name"):
-        ModelEntry("", *[bytes(32)] * 3).encode()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ModelEntry("", *[bytes(32)] * 3),
+        ModelEntry("x" * 257, *[bytes(32)] * 3),
+        ModelEntry("x", bytes(31), bytes(32), bytes(32)),
+        ModelEntry("x", *[bytes(32)] * 3, (("tuned", b""),)),
+        MeasuredEntry(Measured.WHEEL, "x", bytes(33)),
+        MeasuredEntry(Measured.CONFIG, "x", bytes(32), bytes(131_073)),
+    ],
+)
+def test_what_does_not_fit_is_not_measured(entry):
+    with pytest.raises(UsageError):
+        entry.encode()
 
 
 @pytest.mark.parametrize("kind", list(Measured))

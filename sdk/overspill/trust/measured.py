@@ -24,7 +24,6 @@ from overspill.types.binary import ByteReader, prefixed
 _MANIFEST_HEAD: Final = b"OVSM\x01"
 _MAX_NAME_BYTES: Final = 256
 _MAX_LOG_BYTES: Final = 128 << 10
-_MAX_ENTRIES: Final = 64
 _STEP: Final = "5"
 _SINGLE_MODEL: Final = b"overspill/v1/model\x00"
 _ALL_MODELS: Final = b"overspill/v1/models\x00"
@@ -132,8 +131,6 @@ class MeasuredLog:
         """Strict decoding. Raises ``EvidenceRejected``: ``measured_log_malformed``, or
         ``extra_measurement`` for a second entry of a kind or one of an unknown kind."""
         raw = tuple(log)
-        if len(raw) > _MAX_ENTRIES:
-            raise _extra(f"{len(raw)} entries")
         if (size := sum(len(entry) for entry in raw)) > _MAX_LOG_BYTES:
             raise _bad_log(f"{size} bytes, at most {_MAX_LOG_BYTES} are allowed")
         entries = tuple(_entry(data) for data in raw)
