@@ -23,6 +23,13 @@ import numpy as np
 from overspill.engines.backend import BatchRow, Interrupted, Vocabulary
 from overspill.engines.gguf_header import INT32 as GGUF_INT32
 from overspill.engines.gguf_header import ArrayInfo, GgufHeader, read_header
+from overspill.engines.memory import (
+    F16_BYTES,
+    available_memory,
+    check_fits,
+    gguf_kv_shape,
+    memory_need,
+)
 from overspill.errors import DoesNotFit, EngineError, InvalidRequest, ModelInvalid
 from overspill.types.card import ModelCard
 
@@ -71,6 +78,7 @@ class LlamaCppBackend:
         self._model = self._load_model(path)
         try:
             self._context_tokens = _context_tokens(options, self._model, name)
+            _check_memory(options, header, self._context_tokens, name)
             self._vocab = native.llama_model_get_vocab(self._model)
             self._abort = _AbortFlag()
             self._context = self._open_context(options, name)
@@ -362,6 +370,19 @@ def _check_options(options: LlamaCppOptions) -> None:
             f"{options.max_sequences} sequences.",
             param="batch_tokens",
         )
+
+
+def _check_memory(
+    options: LlamaCppOptions, header: GgufHeader, context_tokens: int, name: str
+) -> None:
+    bytes_each = 4 if options.exact_attention else F16_BYTES
+    need = memory_need(
+        header.file_size,
+        gguf_kv_shape(header.metadata, bytes_each=bytes_each),
+        context_tokens=context_tokens,
+        max_sequences=options.max_sequences,
+    )
+    check_fits(need, name, available_bytes=available_memory())
 
 
 def _context_tokens(options: LlamaCppOptions, model: Any, name: str) -> int:

@@ -19,6 +19,13 @@ import mlx.core as mx
 import numpy as np
 
 from overspill.engines.backend import BatchRow, Interrupted, Vocabulary
+from overspill.engines.memory import (
+    F16_BYTES,
+    available_memory,
+    check_fits,
+    config_kv_shape,
+    memory_need,
+)
 from overspill.engines.mlx_tokenizer import FolderTokenizer, read_json
 from overspill.errors import EngineError, InvalidRequest, ModelInvalid
 from overspill.types.card import ModelCard
@@ -48,6 +55,7 @@ class MlxBackend:
             raise InvalidRequest("MLX needs room for one sequence and one token at least.")
         config = read_json(folder / "config.json")
         self._context_tokens = _context_tokens(self._options, config, name)
+        _check_memory(self._options, config, folder, self._context_tokens, name)
         self._model, self._new_caches = _load(folder)
         self._tokenizer = FolderTokenizer(folder, size=self._count_logits())
         self._caches: dict[int, Any] = {}
@@ -168,8 +176,25 @@ class MlxBackend:
             runtime="mlx",
             quantization=kind,
             parameters=0 if quantization else sum(array.size for array in weights),
-            size_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+            size_bytes=_weights_bytes(folder),
         )
+
+
+def _check_memory(
+    options: MlxOptions, config: dict[str, Any], folder: Path, context_tokens: int, name: str
+) -> None:
+    kind = str(config.get("torch_dtype") or config.get("dtype") or "")
+    need = memory_need(
+        _weights_bytes(folder),
+        config_kv_shape(config, bytes_each=4 if kind == "float32" else F16_BYTES),
+        context_tokens=context_tokens,
+        max_sequences=options.max_sequences,
+    )
+    check_fits(need, name, available_bytes=available_memory())
+
+
+def _weights_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
