@@ -56,6 +56,25 @@ async def test_an_enrolled_device_gets_its_answer(start_node, cloud):
     await engine.aclose()
 
 
+async def test_many_streams_at_once_keep_apart(start_node, cloud):
+    node = start_node("--echo-delay-s", "0.001")
+    engines = [await node.enrolled() for _ in range(3)]
+    answers = {}
+
+    async def one(engine, words):
+        answers[words] = await cloud.collect(engine, cloud.ask(words))
+
+    async with anyio.create_task_group() as tasks:
+        for index in range(36):
+            tasks.start_soon(one, engines[index % 3], f"stream number {index}")
+    assert len(answers) == 36
+    for words, chunks in answers.items():
+        assert cloud.text_of(chunks) == f"echo: {words}"
+        assert chunks[-1].finish.receipt
+    for engine in engines:
+        await engine.aclose()
+
+
 async def test_a_unix_socket_serves_too_and_a_stale_one_is_replaced(start_node, cloud, tmp_path):
     path = tmp_path / "node.sock"
     with socket.socket(socket.AF_UNIX) as stale:
