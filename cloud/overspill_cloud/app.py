@@ -129,7 +129,6 @@ async def serve(
         stack.callback(database.close)
         attester = await asyncio.to_thread(open_attester, options.attester, options.state)
         stack.callback(attester.close)
-        stack.callback(attester.close)
         keys = await asyncio.to_thread(_keys, options, attester, models, clock, log)
         named = {model.name: model for model in models}
         node = Node(
