@@ -9,13 +9,15 @@ import signal
 import sys
 import time
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from overspill.config import default_places, quiet_grpc
-from overspill.errors import MissingExtra, OverspillError, UsageError
+from overspill.errors import MissingExtra, UsageError
+from overspill.terminal import run_app
 
 if TYPE_CHECKING:
     from overspill_cloud.app import NodeOptions
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 devices = typer.Typer(no_args_is_help=True, help="Enrolled devices.")
 app.add_typer(devices, name="devices")
+
+
+@app.callback()
+def _needs_the_extra() -> None:
+    if find_spec("sqlalchemy") is None:
+        raise MissingExtra("The cloud service", "cloud")
+
 
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="Folder for devices, replay window and ledger.")
@@ -173,24 +182,7 @@ def revoke_device(
 def run() -> None:
     """Entry point: every error is one line, or one JSON document, and its exit code."""
     quiet_grpc()
-    try:
-        app()
-    except OverspillError as error:
-        _fail(error)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "sqlalchemy":
-            raise
-        _fail(MissingExtra("The cloud service", "cloud"))
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _fail(error: OverspillError) -> NoReturn:
-    if "--json" in sys.argv:
-        typer.echo(json.dumps({"error": error.as_dict()}))
-    else:
-        typer.echo(f"overspill-cloud: {error}", err=True)
-    sys.exit(error.exit_code)
+    sys.exit(run_app(app, "overspill-cloud", sys.argv[1:]))
 
 
 def _state(folder: Path | None) -> Path:

@@ -6,7 +6,7 @@ Every kind compares a model's answer with an ``expected`` string:
 ``number``        the number after the last ``Answer:``, else the last number of the answer
 ``label``         one label; words around it are allowed, another label's name is not needed
 ``json``          equal as JSON; the first JSON value found in the answer counts
-``tool_call``     one ``<tool_call>{...}</tool_call>`` (or the bare JSON) with equal name and arguments
+``tool_call``     one ``<tool_call>{...}</tool_call>``, or its bare JSON: equal name and arguments
 ``contains_all``  criteria for free text, see :func:`_grade_contains_all`
 """
 
