@@ -18,6 +18,8 @@ DATA = (
     ("overspill_edge", "py.typed"),
     ("overspill_cloud", "py.typed"),
     ("overspill", "routing/scorer.json"),
+    ("overspill", "cli/demo_prompts.json"),
+    ("overspill", "models/brook/brook-q8_0.gguf"),
 )
 
 

@@ -34,7 +34,7 @@ from overspill.types.route import Route
 Floats = NDArray[np.float64]
 BUCKETS = 8192
 FOLDS = 5
-RIDGES = (0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0)
 # An n-gram says less than the structure does, and there are many of them.
 NGRAM_SCALES = (0.0, 0.3, 1.0, 3.0)
 DIGITS = 4

@@ -150,22 +150,6 @@ def test_leaving_has_to_gain_more_than_the_threshold(
     assert decision.alternatives == tuple({Route.DEVICE, Route.CLOUD} - {route})
 
 
-def test_the_shipped_heads_prefer_the_cloud_for_what_is_hard(
-    cards: Mapping[Route, ModelCard],
-) -> None:
-    scorer = shipped_scorer()
-    pair = {
-        Route.DEVICE: replace(cards[Route.DEVICE], name=scorer.fitted_for[0]),
-        Route.CLOUD: replace(cards[Route.CLOUD], name=scorer.fitted_for[1]),
-    }
-
-    def gain(text: str) -> float:
-        return scorer.score(features_of(text, scorer.buckets), pair).gain
-
-    assert gain("What is 8 + 7?") < gain("What is 4821 * 377?")
-    assert gain("hello") < gain("Sort: 44, 3, 91, 18, 12, 88, 31, 57, 20, 64")
-
-
 def test_a_scorer_file_survives_reading(steep: Scorer) -> None:
     text = json.dumps(
         {

@@ -97,11 +97,21 @@ def test_tool_calls_in_results_become_a_request(script: ModuleType) -> None:
     assert script.user_text(request) == "What time is it?"
 
 
-def test_the_shipped_scorer_was_fitted_without_the_demos_prompts(
-    script: ModuleType, repository: Path
-) -> None:
-    """Its record names the demo's file among what was left out, and its size is as agreed."""
+@pytest.fixture(scope="module")
+def about(repository: Path) -> dict[str, Any]:
+    """How the shipped scorer came to be, by its own record."""
     path = repository / "sdk/overspill/routing/scorer.json"
-    about = json.loads(path.read_text(encoding="utf-8"))["about"]
-    assert "demo_prompts.json" in about["excluded"]
     assert path.stat().st_size <= 1_000_000
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["about"]
+    return record
+
+
+def test_the_shipped_scorer_was_fitted_without_the_demos_prompts(about: dict[str, Any]) -> None:
+    assert "demo_prompts.json" in about["excluded"]
+
+
+def test_the_shipped_scorer_beats_chance_and_length_on_prompts_it_has_not_seen(
+    about: dict[str, Any],
+) -> None:
+    crossed = about["cross_fitted"]
+    assert crossed["apgr"] > max(0.5, crossed["apgr_length"])
