@@ -1,4 +1,4 @@
-"""The `overspill` command and its verbs; `overspill.terminal` turns errors into lines and exit codes."""
+"""The `overspill` command: its verbs, found where they are; `terminal` shows the errors."""
 
 from __future__ import annotations
 
