@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from overspill.engines.admission import AdmissionQueue, KvReservations
+from overspill.engines.answer_stream import AnswerStream, Outbox
 from overspill.engines.echo import EchoBackend, EchoOptions
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.scheduled import ScheduledEngine
 from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError
-from overspill.types.chat import FinishReason, Message, Request
+from overspill.types.chat import Chunk, FinishReason, Message, Request
 
 CHUNK = 64
 
@@ -530,3 +531,19 @@ async def test_closing_while_it_loads_ends_who_waits_for_it():
     with pytest.raises(EngineDied, match="closed while it loaded"):
         await waiting
     assert closed
+
+
+@pytest.mark.anyio
+async def test_a_step_wakes_each_loop_once_and_names_streams_whose_loop_is_gone():
+    gone = asyncio.new_event_loop()
+    gone.close()
+    lost, here = AnswerStream(gone), AnswerStream(asyncio.get_running_loop())
+    outbox = Outbox()
+    for text in ("a", "b"):
+        outbox.put(lost, Chunk(text))
+        outbox.put(here, Chunk(text, (ord(text),)))
+    assert set(outbox.flush()) == {lost}
+    assert outbox.flush() == []
+    # Both came with one wake-up, so they are one chunk for the reader.
+    chunk = await anext(here.chunks())
+    assert (chunk.text, chunk.token_ids) == ("ab", (97, 98))

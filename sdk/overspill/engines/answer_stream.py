@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable
-from queue import SimpleQueue
 from typing import TypeAlias
 
 from overspill.errors import OverspillError
@@ -24,7 +22,6 @@ class AnswerStream:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.is_lost = False
         self._pending: list[Item] = []
         self._arrived = asyncio.Event()
 
@@ -50,50 +47,28 @@ class AnswerStream:
                     raise item
 
 
-_Batch: TypeAlias = list[tuple[AnswerStream, Item]]
-
-
 class Outbox:
-    """What each step has for the waiting streams: one wake-up for each event loop.
-
-    Waking a loop writes to a socket, which lets go of the GIL; the scheduler would get it back
-    only when the loop has done its work or 5 ms have passed. So a thread of its own carries the
-    items over, and does so while the backend computes the next step.
-    """
+    """What one step has for the waiting streams: sent with one wake-up for each event loop."""
 
     def __init__(self) -> None:
-        self._items: _Batch = []
-        self._handover: SimpleQueue[_Batch | None] = SimpleQueue()
-        self._carrier = threading.Thread(target=self._carry, name="overspill-outbox", daemon=True)
-        self._carrier.start()
+        self._items: dict[asyncio.AbstractEventLoop, list[tuple[AnswerStream, Item]]] = defaultdict(
+            list
+        )
 
     def put(self, stream: AnswerStream, item: Item) -> None:
         """Keep an item until ``flush``."""
-        self._items.append((stream, item))
+        self._items[stream.loop].append((stream, item))
 
-    def flush(self) -> None:
-        """Hand everything to the carrier; returns at once."""
-        if self._items:
-            self._handover.put(self._items)
-            self._items = []
-
-    def close(self) -> None:
-        """End the carrier once it has delivered everything."""
-        self.flush()
-        self._handover.put(None)
-
-    def _carry(self) -> None:
-        while (batch := self._handover.get()) is not None:
-            loops: dict[asyncio.AbstractEventLoop, _Batch] = defaultdict(list)
-            for stream, item in batch:
-                loops[stream.loop].append((stream, item))
-            for loop, items in loops.items():
-                try:
-                    loop.call_soon_threadsafe(_deliver, items)
-                except RuntimeError:
-                    # The loop is closed: nobody will ever read these streams.
-                    for stream, _ in items:
-                        stream.is_lost = True
+    def flush(self) -> list[AnswerStream]:
+        """Send everything; returns the streams whose event loop is gone."""
+        lost: list[AnswerStream] = []
+        for loop, items in self._items.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, items)
+            except RuntimeError:
+                lost += [stream for stream, _ in items]
+        self._items.clear()
+        return lost
 
 
 def merge(chunks: Iterable[Chunk]) -> Chunk:
@@ -110,6 +85,6 @@ def merge(chunks: Iterable[Chunk]) -> Chunk:
     )
 
 
-def _deliver(items: _Batch) -> None:
+def _deliver(items: list[tuple[AnswerStream, Item]]) -> None:
     for stream, item in items:
         stream.deliver(item)

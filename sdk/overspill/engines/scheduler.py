@@ -198,7 +198,7 @@ class Scheduler:
         batch = self._plan(backend.batch_tokens)
         if batch:
             self._run(backend, batch)
-        self._outbox.flush()
+        self._flush()
 
     def _drop_left_and_late(self, backend: Backend) -> None:
         now_s = self._clock()
@@ -209,7 +209,7 @@ class Scheduler:
         for generation in late:
             self._fail(generation, _too_late(generation))
         for generation in list(self._running):
-            if generation.cancelled or generation.stream.is_lost:
+            if generation.cancelled:
                 self._leave(backend, generation)
             elif generation.is_late(now_s):
                 self._fail(generation, _too_late(generation))
@@ -311,6 +311,12 @@ class Scheduler:
             rate, old = tokens / took_s, self._prefill_tokens_per_s
             self._prefill_tokens_per_s = rate if old is None else 0.8 * old + 0.2 * rate
 
+    def _flush(self) -> None:
+        lost = set(self._outbox.flush())
+        for generation in self._running if lost else ():
+            if generation.stream in lost:
+                generation.cancelled = True
+
     def _end(self, error: EngineDied | None) -> None:
         with self._wake:
             self._died = error
@@ -320,7 +326,7 @@ class Scheduler:
             self._prefilling.clear()
         for generation in left:
             self._fail(generation, error or _closed())
-        self._outbox.close()
+        self._outbox.flush()
 
 
 def _decode_row(generation: Generation) -> BatchRow:
