@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overspill.config import default_places, quiet_grpc
+from overspill.config import default_places
 from overspill.errors import MissingExtra, UsageError
 from overspill.terminal import run_app
 
@@ -181,7 +181,6 @@ def revoke_device(
 
 def run() -> None:
     """Entry point: every error is one line, or one JSON document, and its exit code."""
-    quiet_grpc()
     sys.exit(run_app(app, "overspill-cloud", sys.argv[1:]))
 
 

@@ -12,13 +12,14 @@ import traceback
 
 import typer
 
-from overspill.config import default_places
+from overspill.config import default_places, quiet_grpc
 from overspill.errors import OverspillError
 
 
 def run_app(app: typer.Typer, program: str, arguments: list[str]) -> int:
     """Run one command line and return its exit code. Prints errors, never a traceback."""
     as_json = "--json" in arguments
+    quiet_grpc()  # before anything imports grpc: errors are ours to tell, in one line
     try:
         code = app(args=arguments, prog_name=program, standalone_mode=False)
         return code if isinstance(code, int) else 0
