@@ -5,6 +5,9 @@ from overspill.testing import FakeEngine
 
 async with AsyncOverspill(device=FakeEngine("Paris.")) as ai:
     assert (await ai.chat("Capital of France?")).text == "Paris."
+
+`FakeEngine` stands in for a model, `MemoryTransport` for the road to a node (with `Taps` to cut
+and alter what goes over it).
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from collections.abc import AsyncGenerator, Callable
 
 from overspill.engines.base import Engine, EngineHealth
 from overspill.errors import ContextOverflow, OverspillError
+from overspill.transport.memory import MemoryTransport, Taps
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Finish, FinishReason, Request
 from overspill.types.usage import Usage
 
-__all__ = ["FakeEngine"]
+__all__ = ["FakeEngine", "MemoryTransport", "Taps"]
 
 
 class FakeEngine(Engine):
