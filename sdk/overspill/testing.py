@@ -1,10 +1,12 @@
 """Fakes for an app's own tests, at the seams that ship. Shipped code never imports this module.
 
-from overspill import AsyncOverspill
-from overspill.testing import FakeEngine
+::
 
-async with AsyncOverspill(device=FakeEngine("Paris.")) as ai:
-    assert (await ai.chat("Capital of France?")).text == "Paris."
+    from overspill import AsyncOverspill
+    from overspill.testing import FakeEngine
+
+    async with AsyncOverspill(device=FakeEngine("Paris.")) as ai:
+        assert (await ai.chat("Capital of France?")).text == "Paris."
 
 `FakeEngine` stands in for a model, `MemoryTransport` for the road to a node (with `Taps` to cut
 and alter what goes over it).
