@@ -154,6 +154,15 @@ async def test_streams_join_and_leave_between_steps(engine, backend):
     assert engine.status().kv_tokens_reserved == 0
 
 
+@pytest.mark.anyio
+async def test_a_token_is_there_as_soon_as_its_step_is_done(engine, backend):
+    stream = engine.generate(_ask(5, max_tokens=8))
+    for letter in "echo":
+        backend.allow(1)
+        assert (await anext(stream)).text == letter
+    await stream.aclose()
+
+
 # --- who may start ------------------------------------------------------------------------------
 
 
