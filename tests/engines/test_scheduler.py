@@ -173,7 +173,7 @@ async def test_admission_counts_kv_tokens_and_not_requests():
         tasks = [asyncio.create_task(_collect(engine, _ask(100, max_tokens=50))) for _ in range(5)]
         await _until(lambda: engine.status().queued + engine.status().active == 5)
         backend.allow(1)
-        await _until(lambda: backend.steps)
+        await _until(lambda: engine.status().active == 2)
         status = engine.status()
         # About 180 tokens each: two fit into 400, though there are 16 sequences.
         assert (status.active, status.queued) == (2, 3)
@@ -330,7 +330,7 @@ async def test_closing_ends_all_streams_with_an_error(backend):
     engine = _engine(backend)
     await engine.start()
     streams = [asyncio.create_task(_collect(engine, _ask(5))) for _ in range(3)]
-    await _until(lambda: engine.status().active == 3)
+    await _until(lambda: engine.status().active + engine.status().queued == 3)
     await engine.aclose()
     for stream in streams:
         with pytest.raises(EngineDied, match="closed"):
@@ -392,7 +392,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
         assert len(backend.steps) == before
         # A short prompt is not held up by a long one, so it isn't refused for one either.
         long = asyncio.create_task(_collect(engine, _ask(3000, max_tokens=1)))
-        await _until(lambda: engine.status().active + engine.status().queued == 1)
+        await _until(lambda: len(backend.steps) > before)
         assert (await _collect(engine, _ask(10, max_tokens=1, first_token_s=30.0)))[-1].finish
         await long
         assert (await _collect(engine, _ask(1000, max_tokens=1, first_token_s=60.0)))[-1].finish

@@ -158,7 +158,7 @@ async def test_a_slow_step_is_bridged_by_heartbeats():
 
 async def test_the_queue_position_is_told_by_heartbeats():
     options = WorkerOptions(local=LocalOptions(heartbeat_s=0.05))
-    one = EngineOptions(max_sequences=1, token_delay_s=0.02)
+    one = EngineOptions(max_sequences=1, token_delay_s=0.05)
     async with WorkerEngine("echo", options=one, worker=options) as engine:
         first = asyncio.create_task(_collect(engine, _ask(id="first")))
         await _until(lambda: not first.done())
