@@ -39,7 +39,7 @@ def ask(folder: Path, started: dict[str, str], state: list[str]) -> None:
     code = subprocess.run([*NODE, "enroll-code", *state, "--json"], capture_output=True, check=True)
     settings = load_settings(environ={"OVERSPILL_HOME": str(folder / "device")})
     # Development evidence never satisfies the floor "attested"; this app accepts less, and says so.
-    settings = replace(settings, privacy=Privacy.ANY, device_key="file")
+    settings = replace(settings, device_key="file").with_floor(Privacy.ANY)
     settings = settings.with_cloud(started["listen"], trust_policy=policy)
     with Overspill(app="spill", settings=settings) as ai:
         ai.enroll(loads(code.stdout)["code"])

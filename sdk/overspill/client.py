@@ -130,7 +130,7 @@ class AsyncOverspill:
         async with aclosing(self._session(request).run()) as chunks:
             async for chunk in chunks:
                 if chunk.finish is not None and budget:
-                    budget.spend(chunk.finish, await self.models())
+                    budget.spend(chunk.finish, self._known_cards())
                 yield chunk
 
     async def plan(self, messages: Messages, **options: Unpack[Options]) -> Plan:
@@ -202,6 +202,12 @@ class AsyncOverspill:
         if self._routes is None:
             raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
         return self._routes
+
+    def _known_cards(self) -> tuple[ModelCard, ...]:
+        """Cards that are here already: to settle a bill nobody is asked anything."""
+        routes = self._open
+        device = (routes.device.card,) if routes.device else ()
+        return (*device, *routes.cloud.known_cards)
 
     async def _cloud_state(self) -> CloudState:
         floor = self.settings.privacy.tightened_by(self._open.policy.floor)

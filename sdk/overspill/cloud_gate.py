@@ -1,7 +1,7 @@
 """Whether the cloud can be considered now: its verified evidence, or why not.
 
-A problem is remembered for a few seconds, so that a cloud which is down costs one connection
-attempt and not one for every request.
+A problem is remembered, for longer each time, so that a cloud which is down does not cost every
+request a connection attempt; and a request that the device could answer waits a moment only.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from overspill.errors import OverspillError
+import anyio
+
+from overspill.errors import ConnectFailed, OverspillError
 from overspill.remote import RemoteEngine
 from overspill.types.card import ModelCard
 from overspill.types.evidence import AttestationResult
 
 PROBLEM_MEMORY_S = 5.0
+"""A first problem is remembered for so long; each further one in a row for twice as long."""
+MAX_PROBLEM_MEMORY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +35,42 @@ class CloudGate:
 
     def __init__(self, engine: RemoteEngine | None) -> None:
         self.engine = engine
+        self.known_cards: tuple[ModelCard, ...] = ()
+        """The cards that were verified last; asking for them contacts nobody."""
         self._problem: OverspillError | None = None
         self._problem_until = 0.0
+        self._problems_in_a_row = 0
 
-    async def state(self) -> CloudState:
-        """The cloud's state; contacts it only when nothing is known or evidence ran out."""
+    async def state(self, patience_s: float | None = None) -> CloudState:
+        """The cloud's state; contacts it only when nothing is known or evidence ran out.
+
+        After ``patience_s`` seconds without an answer the cloud counts as out of reach; None
+        waits as long as the transport does.
+        """
         if self.engine is None:
             return CloudState()
         if self._problem is not None and time.monotonic() < self._problem_until:
             return CloudState(problem=self._problem)
         try:
-            result = await self.engine.attest()
-            cards = await self.engine.cards()
+            with anyio.fail_after(patience_s):
+                result = await self.engine.attest()
+                self.known_cards = await self.engine.cards()
+        except TimeoutError:
+            return self._failed(
+                ConnectFailed(f"{self.engine.address} did not answer within {patience_s:g} s.")
+            )
         except OverspillError as error:
-            self.remember(error)
-            return CloudState(problem=error)
-        self._problem = None
-        return CloudState(result, cards)
+            return self._failed(error)
+        self._problem, self._problems_in_a_row = None, 0
+        return CloudState(result, self.known_cards)
+
+    def _failed(self, problem: OverspillError) -> CloudState:
+        self.remember(problem)
+        return CloudState(problem=problem)
 
     def remember(self, problem: OverspillError) -> None:
         """Keep the cloud out for a moment because of ``problem``."""
+        memory_s = min(PROBLEM_MEMORY_S * 2**self._problems_in_a_row, MAX_PROBLEM_MEMORY_S)
+        self._problems_in_a_row += 1
         self._problem = problem
-        self._problem_until = time.monotonic() + PROBLEM_MEMORY_S
+        self._problem_until = time.monotonic() + memory_s

@@ -70,6 +70,14 @@ class Settings:
     device_slots: int = 4
     private_terms: tuple[str, ...] = field(default=())
     device_key: str = "auto"
+    privacy_is_set: bool = False
+    """Whether somebody chose the floor: what was chosen is only ever raised."""
+
+    def with_floor(self, floor: Privacy) -> Settings:
+        """The same settings with this floor, or with their own where that was set and is higher."""
+        if self.privacy_is_set:
+            floor = floor.tightened_by(self.privacy)
+        return replace(self, privacy=floor, privacy_is_set=True)
 
     def with_cloud(
         self, address: str, *, trust_policy: Path | None = None, ca: Path | None = None
@@ -159,6 +167,7 @@ def _from_file(file: Path, places: Places) -> Settings:
         )
     if "privacy" in raw:
         raw["privacy"] = _privacy(raw["privacy"], str(file))
+        raw["privacy_is_set"] = True
     if "routing_policy" in raw:
         raw["routing_policy"] = _beside(file, raw["routing_policy"])
     if "private_terms" in raw:
@@ -190,7 +199,7 @@ def _from_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
         settings = replace(settings, cloud=replace(old, address=address))
     if privacy := env.get("OVERSPILL_PRIVACY"):
         floor = _privacy(privacy, "OVERSPILL_PRIVACY")
-        settings = replace(settings, privacy=settings.privacy.tightened_by(floor))
+        settings = settings.with_floor(settings.privacy.tightened_by(floor))
     return settings
 
 

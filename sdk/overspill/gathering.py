@@ -9,14 +9,23 @@ from dataclasses import dataclass
 from overspill.cloud_gate import CloudGate, CloudState
 from overspill.conversations import Conversations
 from overspill.engines.base import Engine
-from overspill.errors import ModelNotFound, PolicyRefusal
+from overspill.errors import (
+    EngineError,
+    ModelError,
+    ModelNotFound,
+    OverspillError,
+    PolicyRefusal,
+)
 from overspill.profile import DeviceMeter
 from overspill.routing.policy import RoutingPolicy
+from overspill.routing.privacy import floor_of
 from overspill.routing.situation import Situation
 from overspill.state.receipts import ReceiptStore
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
 from overspill.types.route import Route
+
+PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +56,20 @@ async def gather(routes: Routes, request: Request) -> Gathered:
     Raises ``ModelNotFound`` when the request names a model that is on no route, and
     ``PolicyRefusal`` when the floor forbids to look for it elsewhere.
     """
-    stays = _stays(routes, request)
-    cloud = CloudState() if stays else await routes.cloud.state()
+    memory = routes.conversations.recall(request)
+    stays = floor_of(request, routes.floor, memory, routes.policy) is Privacy.DEVICE
+    cloud = CloudState() if stays else await routes.cloud.state(_patience_s(routes, request))
     cards = _cards(routes, cloud, request.model)
-    tokens = await routes.device.count_prompt_tokens(request) if routes.device else None
+    tokens, device_problem = await _count(routes.device, request)
+    if device_problem is not None and Route.CLOUD not in cards:
+        raise device_problem
     situation = Situation(
         device=routes.meter.profile(tokens or 0),
         prompt_tokens={} if tokens is None else {Route.DEVICE: tokens},
         attestation=cloud.result,
         session_floor=routes.floor,
-        memory=routes.conversations.recall(request),
-        unavailable=_unavailable(cloud),
+        memory=memory,
+        unavailable=_unavailable(device_problem, cloud),
         pinned=_pinned(request.model, cards, routes, cloud, stays=stays),
         device_loaded=routes.device is not None,
         now_unix=int(time.time()),
@@ -65,9 +77,22 @@ async def gather(routes: Routes, request: Request) -> Gathered:
     return Gathered(situation, cards, cloud)
 
 
-def _stays(routes: Routes, request: Request) -> bool:
-    floor = request.privacy.tightened_by(routes.floor).tightened_by(routes.policy.floor)
-    return floor is Privacy.DEVICE
+def _patience_s(routes: Routes, request: Request) -> float | None:
+    """A request that the device can answer does not wait long for a cloud that is silent."""
+    device = routes.device.card.name if routes.device else None
+    return PATIENCE_S if device is not None and request.model in (None, device) else None
+
+
+async def _count(
+    device: Engine | None, request: Request
+) -> tuple[int | None, OverspillError | None]:
+    """The prompt's tokens, or what keeps the device from answering at all."""
+    if device is None:
+        return None, None
+    try:
+        return await device.count_prompt_tokens(request), None
+    except (EngineError, ModelError) as error:
+        return None, error
 
 
 def _cards(routes: Routes, cloud: CloudState, model: str | None) -> dict[Route, ModelCard]:
@@ -82,8 +107,9 @@ def _cards(routes: Routes, cloud: CloudState, model: str | None) -> dict[Route, 
     return cards
 
 
-def _unavailable(cloud: CloudState) -> dict[Route, str]:
-    return {Route.CLOUD: cloud.problem.code} if cloud.problem is not None else {}
+def _unavailable(device: OverspillError | None, cloud: CloudState) -> dict[Route, str]:
+    problems = {Route.DEVICE: device, Route.CLOUD: cloud.problem}
+    return {route: problem.code for route, problem in problems.items() if problem is not None}
 
 
 def _pinned(

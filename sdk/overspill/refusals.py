@@ -22,7 +22,7 @@ _MENDS = {
     "offline": "go online",
     "not_verified": "see why the node's evidence was refused: overspill cloud verify",
     "verification_expired": "have the node's evidence verified again",
-    "assurance": 'use a node with hardware evidence, or allow privacy = "any" for this request',
+    "assurance": 'use a node with hardware evidence, or set privacy = "any" in the settings',
     "floor": "allow a weaker privacy floor, if that is right for this text",
     "consent_required": "grant this one request",
     "unavailable": "see: overspill models",

@@ -25,6 +25,7 @@ import anyio
 
 from overspill.engines.base import Engine, EngineHealth
 from overspill.errors import (
+    ConnectFailed,
     EvidenceRejected,
     KeyUnknown,
     OverspillError,
@@ -281,8 +282,6 @@ class RemoteEngine(Engine):
     async def _send(self, attested: _Attested, request: Request) -> Exchange:
         body = plaintext.request_to_bytes(request)  # (4)
         outgoing = seal_request(attested.result, self._signer, body, self._unix_ms())  # (3)
-        sent = self.bytes_sent(request.id) + outgoing.size_bytes
-        self._keep(self._sent, request.id, sent)
         exchange = Exchange(  # (5)
             self._transport,
             attested.result,
@@ -291,11 +290,15 @@ class RemoteEngine(Engine):
             self._options.limits,
             model=request.model,
         )
+        size = outgoing.size_bytes
         try:
             await exchange.begin()
-        except BaseException:
+        except BaseException as error:
+            size = 0 if isinstance(error, ConnectFailed) else size  # nobody was there to take it
             await exchange.aclose()
             raise
+        finally:
+            self._keep(self._sent, request.id, self.bytes_sent(request.id) + size)
         return exchange
 
     def _remember(self, request_id: str, attested: _Attested, exchange: Exchange) -> None:

@@ -9,12 +9,21 @@ app was told is the route that answered. Nobody below retries across engines.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
 from overspill.engines.base import Engine
-from overspill.errors import BusyError, EngineError, OverspillError, TransportError, TrustError
+from overspill.errors import (
+    BusyError,
+    ConfigurationError,
+    EngineError,
+    ModelError,
+    OverspillError,
+    TransportError,
+    TrustError,
+)
 from overspill.forecast import forecast
 from overspill.gathering import Gathered, Routes, gather
 from overspill.refusals import refusal
@@ -23,7 +32,7 @@ from overspill.types.chat import Chunk, Finish, Request
 from overspill.types.reply import ReplyChunk
 from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken
 
-MOVABLE = (BusyError, EngineError, TransportError, TrustError)
+MOVABLE = (BusyError, EngineError, ModelError, TransportError, TrustError)
 """After these another route may answer; a usage error would fail everywhere. A trust error moves
 a request to the device only: the node that it names is never asked again for this request."""
 
@@ -144,5 +153,8 @@ class Session:
         if taken.route is not Route.CLOUD or cloud is None:
             return replace(piece, route=taken)
         receipt = cloud.record(self._request.id).receipt
-        self._routes.receipts.add(receipt)
+        try:
+            self._routes.receipts.add(receipt)
+        except ConfigurationError as error:  # the answer is confirmed, and carries its receipt
+            warnings.warn(f"{error}", stacklevel=2)
         return replace(piece, route=replace(taken, node=receipt.node), receipt=receipt)

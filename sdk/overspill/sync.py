@@ -5,7 +5,8 @@ The async core runs on an event loop in a thread of its own; every method here o
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -20,6 +21,20 @@ from overspill.types.route import Plan
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
+
+
+async def _next(chunks: AsyncGenerator[ReplyChunk]) -> ReplyChunk:
+    return await anext(chunks)
+
+
+def _wait(step: Future[ReplyChunk]) -> ReplyChunk:
+    """The step's result; on Ctrl-C the step is cancelled first, so that its stream can close."""
+    try:
+        return step.result()
+    except KeyboardInterrupt:
+        step.cancel()
+        wait([step])
+        raise
 
 
 class Overspill:
@@ -82,7 +97,7 @@ class Overspill:
         try:
             while True:
                 try:
-                    yield portal.call(chunks.__anext__)
+                    yield _wait(portal.start_task_soon(_next, chunks))
                 except StopAsyncIteration:
                     return
         finally:

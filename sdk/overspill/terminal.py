@@ -44,9 +44,12 @@ def _usage_message(error: Exception) -> str | None:
 
 def _unexpected(error: Exception) -> dict[str, str]:
     note = default_places().state / "last-error.txt"
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     what = f"Unexpected {type(error).__name__}."
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as unwritten:
+        return _line("unexpected", what, f"{note} could not be written: {unwritten.strerror}.")
     return _line("unexpected", what, f"The details are in {note}; please report them.")
 
 

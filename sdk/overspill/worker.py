@@ -292,7 +292,8 @@ class _Process:
     def _state(self) -> tuple[bool, int | None]:
         """Whether it runs, and its exit code: known at once, where asyncio learns it later."""
         code = self._process.returncode
-        if code is not None or sys.platform == "win32":
+        # macOS has waitid from Python 3.13 on; without it, what asyncio has seen must do.
+        if code is not None or sys.platform == "win32" or not hasattr(os, "waitid"):
             return code is None, code
         try:
             ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

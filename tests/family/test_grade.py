@@ -39,9 +39,13 @@ def test_grades(kind: str, expected: str, answer: str, right: bool) -> None:
 
 def test_tool_call_in_either_form() -> None:
     expected = json.dumps({"name": "f", "arguments": {"x": 1}})
-    assert grade("tool_call", expected, '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>')
+    assert grade(
+        "tool_call", expected, '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+    )
     assert grade("tool_call", expected, '{"name": "f", "arguments": "{\\"x\\": 1}"}')
-    assert not grade("tool_call", expected, '<tool_call>{"name": "g", "arguments": {"x": 1}}</tool_call>')
+    assert not grade(
+        "tool_call", expected, '<tool_call>{"name": "g", "arguments": {"x": 1}}</tool_call>'
+    )
     assert not grade("tool_call", expected, '{"name": "f", "arguments": {"x": "1"}}')
     assert not grade("tool_call", expected, '{"name": "f", "arguments": "oops"}')
     assert not grade("tool_call", expected, "f(1)")

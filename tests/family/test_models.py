@@ -121,9 +121,7 @@ def test_brook_answers_easy_prompts() -> None:
         rng = Random(22)
         for _ in range(5):
             record = draw(rng, skill, "easy", reserved=True)
-            ids = llama.tokenize(
-                render(record.messages).encode(), add_bos=False, special=True
-            )
+            ids = llama.tokenize(render(record.messages).encode(), add_bos=False, special=True)
             reply = llama.create_completion(ids, max_tokens=record.max_tokens, temperature=0.0)
             right += grade(record.kind, record.expected, reply["choices"][0]["text"])
             asked += 1

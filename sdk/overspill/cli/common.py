@@ -40,7 +40,7 @@ def settings_for(
     if privacy:
         if privacy not in tuple(Privacy):
             raise UsageError(f"--privacy is '{privacy}'.", mend="Use device, attested or any.")
-        settings = dataclasses.replace(settings, privacy=Privacy(privacy))
+        settings = settings.with_floor(Privacy(privacy))
     if trust_policy and not (cloud or settings.cloud):
         raise UsageError("--trust-policy without a cloud.", mend="Add --cloud HOST:PORT.")
     if cloud or (trust_policy and settings.cloud):

@@ -120,7 +120,7 @@ def demo_settings(folder: Path, node: NodeProcess, device_model: str) -> Setting
     policy.write_text(text, "utf-8")
     home = folder / "device"
     settings = load_settings(environ={"OVERSPILL_HOME": str(home)})
-    settings = replace(settings, model=device_model, privacy=Privacy.ANY, device_key="file")
+    settings = replace(settings, model=device_model, device_key="file").with_floor(Privacy.ANY)
     return settings.with_cloud(node.listen, trust_policy=policy)
 
 

@@ -12,6 +12,7 @@ from functools import reduce
 from overspill.routing.detectors import detect
 from overspill.routing.normalise import outgoing_text
 from overspill.routing.policy import RoutingPolicy
+from overspill.routing.session_memory import SessionMemory
 from overspill.routing.situation import Situation
 from overspill.types.chat import Privacy, Request
 from overspill.types.route import Route, StageReason
@@ -25,7 +26,7 @@ def privacy(
 ) -> tuple[StageReason, ...]:
     """What was found, the floor that follows, and which routes it and the evidence take away."""
     found = detect("\n".join(outgoing_text(request)), policy.detectors, policy.listed_terms)
-    floors = _floors(request, situation, policy, found)
+    floors = _floors(request, situation.session_floor, situation.memory, policy, found)
     floor = reduce(Privacy.tightened_by, floors.values())
     reasons = [StageReason(STAGE, FOUND, (), found, f"floor {floors['found']}")] if found else []
     reasons.append(
@@ -49,15 +50,28 @@ def taint(found: Mapping[str, float], policy: RoutingPolicy) -> Privacy:
     return reduce(Privacy.tightened_by, floors, Privacy.ANY)
 
 
+def floor_of(
+    request: Request, session_floor: Privacy, memory: SessionMemory, policy: RoutingPolicy
+) -> Privacy:
+    """The floor of a request before anything else is known: whether a cloud may be contacted."""
+    found = detect("\n".join(outgoing_text(request)), policy.detectors, policy.listed_terms)
+    floors = _floors(request, session_floor, memory, policy, found)
+    return reduce(Privacy.tightened_by, floors.values())
+
+
 def _floors(
-    request: Request, situation: Situation, policy: RoutingPolicy, found: Mapping[str, float]
+    request: Request,
+    session_floor: Privacy,
+    memory: SessionMemory,
+    policy: RoutingPolicy,
+    found: Mapping[str, float],
 ) -> dict[str, Privacy]:
     return {
         "policy": policy.floor,
-        "session": situation.session_floor,
+        "session": session_floor,
         "request": request.privacy,
         "found": taint(found, policy),
-        "taint": situation.memory.taint,
+        "taint": memory.taint,
     }
 
 

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
-from overspill.errors import UsageError
+from overspill.errors import ConfigurationError, UsageError
 from overspill.types.reply import ReceiptRecord
 
 _SCHEMA = """
@@ -23,7 +23,10 @@ _MARKS = ", ".join("?" * len(_COLUMNS))
 
 
 class ReceiptStore:
-    """Receipts in one SQLite file, readable by its owner only. No prompt and no answer in it."""
+    """Receipts in one SQLite file, readable by its owner only. No prompt and no answer in it.
+
+    Every method raises ``ConfigurationError`` when the file cannot be used.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,9 +59,15 @@ class ReceiptStore:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._path.touch(mode=0o600, exist_ok=True)
-        with closing(sqlite3.connect(self._path, timeout=10)) as db, db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute(_SCHEMA)
-            yield db
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._path.touch(mode=0o600, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=2)) as db, db:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute(_SCHEMA)
+                yield db
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigurationError(
+                f"The receipts in {self._path} cannot be used: {error}.",
+                mend="Make room, or move the file away.",
+            ) from error
