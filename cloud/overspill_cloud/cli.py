@@ -7,7 +7,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +63,9 @@ def serve(
     echo_delay_s: Annotated[
         float, typer.Option(min=0, help="Seconds per step of echo, to try a slow model.")
     ] = 0.0,
+    stop_with_stdin: Annotated[
+        bool, typer.Option(help="Stop when standard input ends: for who starts a node as a child.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
@@ -83,10 +89,10 @@ def serve(
         ),
         admission=AdmissionLimits(max_streams=max_streams),
     )
-    asyncio.run(_serve(options, as_json))
+    asyncio.run(_serve(options, as_json, stop_with_stdin))
 
 
-async def _serve(options: NodeOptions, as_json: bool) -> None:
+async def _serve(options: NodeOptions, as_json: bool, stop_with_stdin: bool) -> None:
     from overspill_cloud.app import serve as serving_node
     from overspill_cloud.hardening import harden_process
 
@@ -95,6 +101,8 @@ async def _serve(options: NodeOptions, as_json: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Not loop.add_signal_handler: Windows has none.
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
+    if stop_with_stdin:
+        threading.Thread(target=_at_end_of_stdin, args=(loop, stopped.set), daemon=True).start()
     async with serving_node(options, stated=harden_process()) as node:
         facts: dict[str, Any] = {
             "listen": node.listen,
@@ -107,6 +115,13 @@ async def _serve(options: NodeOptions, as_json: bool) -> None:
         text = f"Serving on {node.listen}; evidence: {node.assurance}."
         _print(facts, text, as_json)
         await stopped.wait()
+
+
+def _at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    with suppress(RuntimeError):  # the loop has ended by itself
+        loop.call_soon_threadsafe(stop)
 
 
 @app.command("enroll-code")

@@ -25,7 +25,7 @@ def check_listen(address: str) -> None:
     except OSError as error:
         kind = BusyError if error.errno == errno.EADDRINUSE else ConfigurationError
         raise kind(
-            f"Cannot listen on {address}: {os.strerror(error.errno or 0).lower()}.",
+            f"Cannot listen on {address}: {(error.strerror or str(error)).lower()}.",
             mend="Stop the other program, or give another --listen (port 0 takes a free one).",
         ) from error
 

@@ -10,6 +10,9 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from overspill.errors import (
     BusyError,
@@ -140,6 +143,7 @@ def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
         if tls is None:
             port = server.add_insecure_port(listen)
         else:
+            _check_pair(tls)
             pair = [(tls.key, tls.certificate)]
             port = server.add_secure_port(listen, grpc.ssl_server_credentials(pair))
     except RuntimeError as error:
@@ -148,6 +152,22 @@ def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
             mend="Stop the other program, or give another --listen (port 0 takes a free one).",
         ) from error
     return listen if listen.startswith("unix:") else f"{listen.rsplit(':', 1)[0]}:{port}"
+
+
+def _check_pair(tls: Tls) -> None:
+    """gRPC calls a bad pair a bad address: read it first. Raises ``ConfigurationError``."""
+    try:
+        certificate = x509.load_pem_x509_certificate(tls.certificate)
+        key = load_pem_private_key(tls.key, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(
+            "--tls-cert or --tls-key is not readable PEM without a password.",
+            mend="Give a certificate chain and its private key.",
+        ) from error
+    if certificate.public_key() != key.public_key():
+        raise ConfigurationError(
+            "--tls-key does not belong to --tls-cert.", mend="Give the certificate's own key."
+        )
 
 
 async def _head(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> SealedHead:

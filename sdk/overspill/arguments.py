@@ -51,6 +51,28 @@ class Options(TypedDict, total=False):
 
 
 _SAMPLING = frozenset(f.name for f in fields(Sampling))
+_INT32, _INT64 = 2**31 - 1, 2**63
+_IN_WORDS = {str: "text", int: "a whole number", (int, float): "a number"}
+_TYPES: dict[str, Any] = {
+    "model": str,
+    **dict.fromkeys(("max_tokens", "top_k", "seed", "top_logprobs"), int),
+    **dict.fromkeys(
+        (
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repeat_penalty",
+            "deadline_s",
+            "first_token_s",
+        ),
+        (int, float),
+    ),
+}
+_OPTIONAL = frozenset(
+    {"model", "max_tokens", "seed", "top_logprobs", "deadline_s", "first_token_s"}
+)
 _PASSED_ON = frozenset({"model", "max_tokens", "top_logprobs", "deadline_s", "first_token_s"})
 
 
@@ -66,6 +88,7 @@ def build_request(
             param=min(unknown),
             mend=f"Known: {', '.join(Options.__annotations__)}.",
         )
+    _check_types(options)
     tool_choice, tool_name = _tool_choice(options.get("tool_choice", "auto"))
     stop = options.get("stop", ())
     request = Request(
@@ -84,6 +107,41 @@ def build_request(
     return request
 
 
+def _check_types(options: Mapping[str, Any]) -> None:
+    """Raise ``InvalidRequest`` for a value of a type that the option cannot have."""
+    for name, value in options.items():
+        wanted = _TYPES.get(name)
+        if value is None and name in _OPTIONAL:
+            continue
+        # bool is an int to Python, and `max_tokens=True` is a mistake.
+        if wanted and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise InvalidRequest(
+                f"'{name}' is {value!r:.80}.", param=name, mend=f"Give {_IN_WORDS[wanted]}."
+            )
+    for text in (options.get("model") or "", *_texts(options.get("stop", ()))):
+        _check_text(text, "stop" if text != options.get("model") else "model")
+
+
+def _texts(stop: object) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,)
+    texts = tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidRequest("'stop' holds something that is no text.", param="stop")
+    return texts
+
+
+def _check_text(text: str, param: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            f"'{param}' holds what is no text: a lone surrogate.",
+            param=param,
+            mend="Decode the bytes that it came from as UTF-8.",
+        ) from None
+
+
 def check_ranges(request: Request) -> None:
     """Raise ``InvalidRequest`` for numbers that no engine could honour."""
     s = request.sampling
@@ -91,11 +149,16 @@ def check_ranges(request: Request) -> None:
         ("temperature", 0 <= s.temperature <= 2, "between 0 and 2"),
         ("top_p", 0 < s.top_p <= 1, "above 0 and at most 1"),
         ("min_p", 0 <= s.min_p <= 1, "between 0 and 1"),
-        ("top_k", s.top_k >= 0, "0 or more"),
+        ("top_k", 0 <= s.top_k <= _INT32, "0 or more, and less than 2^31"),
+        ("seed", s.seed is None or -_INT64 <= s.seed < _INT64, "a 64-bit integer"),
         ("presence_penalty", -2 <= s.presence_penalty <= 2, "between -2 and 2"),
         ("frequency_penalty", -2 <= s.frequency_penalty <= 2, "between -2 and 2"),
         ("repeat_penalty", s.repeat_penalty > 0, "above 0"),
-        ("max_tokens", request.max_tokens is None or request.max_tokens >= 1, "1 or more"),
+        (
+            "max_tokens",
+            request.max_tokens is None or 1 <= request.max_tokens <= _INT32,
+            "1 or more, and less than 2^31",
+        ),
         ("top_logprobs", request.top_logprobs is None or 0 <= request.top_logprobs <= 20, "0-20"),
         ("deadline_s", request.deadline_s is None or request.deadline_s > 0, "above 0"),
         ("first_token_s", request.first_token_s is None or request.first_token_s > 0, "above 0"),
@@ -108,12 +171,28 @@ def check_ranges(request: Request) -> None:
 
 def _messages(messages: Messages) -> tuple[Message, ...]:
     if isinstance(messages, str):
-        return (Message("user", messages),)
-    return tuple(m if isinstance(m, Message) else message_from_dict(m) for m in messages)
+        turns: tuple[Message, ...] = (Message("user", messages),)
+    elif isinstance(messages, bytes) or not isinstance(messages, Iterable):
+        raise InvalidRequest(
+            f"'messages' is of the type {type(messages).__name__}.",
+            param="messages",
+            mend="Give a prompt, or a list of turns.",
+        )
+    else:
+        turns = tuple(m if isinstance(m, Message) else message_from_dict(m) for m in messages)
+    for turn in turns:
+        _check_text(turn.content, "messages")
+    return turns
 
 
 def message_from_dict(raw: Mapping[str, Any]) -> Message:
     """One turn from OpenAI's dictionary; text parts are joined, other parts are refused."""
+    if not isinstance(raw, Mapping):
+        raise InvalidRequest(
+            f"A message is of the type {type(raw).__name__}.",
+            param="messages",
+            mend="Give a Message, or a dictionary with role and content.",
+        )
     role = raw.get("role")
     if role == "developer":
         role = "system"
@@ -166,6 +245,8 @@ def _tool_call(raw: Mapping[str, Any]) -> ToolCall:
 def _tool(raw: Tool | Mapping[str, Any]) -> Tool:
     if isinstance(raw, Tool):
         return raw
+    if not isinstance(raw, Mapping):
+        raise InvalidRequest("A tool is neither a Tool nor a dictionary.", param="tools")
     function = raw.get("function", raw)
     if raw.get("type", "function") != "function" or not isinstance(function, Mapping):
         raise UnsupportedOption("Only function tools are supported.", param="tools")

@@ -45,7 +45,8 @@ class AsyncOverspill:
         self.app = app
         self.settings = settings or load_settings()
         self._device, self._cloud = device, cloud
-        self._device_problem: OverspillError | None = None
+        self.device_problem: OverspillError | None = None
+        """What kept the device's model from starting, where a cloud must do alone."""
         self._routes: Routes | None = None
 
     async def __aenter__(self) -> Self:
@@ -154,7 +155,7 @@ class AsyncOverspill:
     async def availability(self) -> Availability:
         """Whether device and cloud can answer, each with a reason in words."""
         routes = self._open
-        device, why = AvailabilityState.UNAVAILABLE, str(self._device_problem or "No model.")
+        device, why = AvailabilityState.UNAVAILABLE, str(self.device_problem or "No model.")
         if routes.device is not None:
             health = await routes.device.health()
             why = health.detail or f"{routes.device.card.name} is loaded."
@@ -225,7 +226,7 @@ class AsyncOverspill:
         except OverspillError as error:
             if self._cloud is None:
                 raise
-            self._device_problem = error
+            self.device_problem = error
             return None
 
     async def _close_engines(self) -> None:

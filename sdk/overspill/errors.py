@@ -77,6 +77,17 @@ class OverspillError(Exception):
         return (_rebuild, (type(self), vars(self).copy()))
 
 
+def error_of(code: str, fields: Mapping[str, Any]) -> OverspillError:
+    """The typed error of a code; one from a newer version becomes an ``EngineError``."""
+
+    def find(cls: type[OverspillError]) -> type[OverspillError] | None:
+        if cls.code == code:
+            return cls
+        return next((found for sub in cls.__subclasses__() if (found := find(sub))), None)
+
+    return (find(OverspillError) or EngineError).from_fields(fields)
+
+
 def _rebuild(cls: type[OverspillError], fields: dict[str, Any]) -> OverspillError:
     return cls.from_fields(fields)
 

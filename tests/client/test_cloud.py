@@ -168,6 +168,59 @@ async def test_private_data_stays_and_taints_the_rest_of_the_conversation(cloud_
     assert second.route is Route.DEVICE
 
 
+async def test_a_device_that_cannot_count_leaves_the_cloud(cloud_at):
+    class Lost(FakeEngine):
+        async def count_prompt_tokens(self, request):
+            raise EngineDied("The worker is gone.")
+
+    async with (
+        cloud_at() as cloud,
+        AsyncOverspill("t", settings=cloud.settings, device=Lost()) as ai,
+    ):
+        await ai.enroll(cloud.code())
+        reply = await ai.chat("hi")
+        assert (reply.route.route, reply.route.reason) == (Route.CLOUD, RouteReason.SPILL)
+        with pytest.raises(EngineDied):
+            await ai.chat("hi", privacy="device")
+
+
+async def test_an_answer_is_kept_where_its_receipt_cannot_be(cloud_at):
+    async with (
+        cloud_at() as cloud,
+        AsyncOverspill("t", settings=cloud.settings, device=FakeEngine()) as ai,
+    ):
+        await ai.enroll(cloud.code())
+        file = cloud.settings.places.state / "receipts.sqlite"
+        file.write_bytes(b"this is no database" * 100)
+        with pytest.warns(UserWarning, match="receipts"):
+            reply = await ai.chat("hi", model="river")
+    assert reply.text == "echo: hi"
+    assert verify_receipt(reply.receipt).model == "river"
+
+
+async def test_a_silent_cloud_costs_an_easy_prompt_a_moment_once(cloud_at, monkeypatch):
+    from overspill import gathering
+
+    monkeypatch.setattr(gathering, "PATIENCE_S", 0.3)
+    async with anyio.create_task_group() as tasks:
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        contacts = []
+
+        async def stay_silent(stream):
+            contacts.append(stream)
+            await anyio.sleep_forever()
+
+        tasks.start_soon(listener.serve, stay_silent)
+        port = listener.listeners[0].extra(anyio.abc.SocketAttribute.local_port)
+        async with cloud_at() as cloud:
+            settings = cloud.settings.with_cloud(f"127.0.0.1:{port}")
+            async with AsyncOverspill("t", settings=settings, device=FakeEngine()) as ai:
+                for _ in range(3):
+                    assert (await ai.chat("hi")).route.route is Route.DEVICE
+                assert len(contacts) <= 1
+        tasks.cancel_scope.cancel()
+
+
 async def test_under_the_floor_device_the_cloud_is_not_even_contacted(tmp_path, cloud_at):
     contacts = 0
 
@@ -182,11 +235,16 @@ async def test_under_the_floor_device_the_cloud_is_not_even_contacted(tmp_path, 
         port = listener.listeners[0].extra(anyio.abc.SocketAttribute.local_port)
         async with cloud_at() as cloud:
             settings = cloud.settings.with_cloud(f"127.0.0.1:{port}")
+            async with AsyncOverspill("t", settings=settings, device=FakeEngine()) as ai:
+                await ai.chat(IBAN)  # found to be private: raised to the floor "device"
+                assert contacts == 0
             settings = replace(settings, privacy=Privacy.DEVICE)
             async with AsyncOverspill("t", settings=settings, device=FakeEngine()) as ai:
                 await ai.chat("hello")
                 await ai.plan("hello")
                 await ai.models()
                 await ai.availability()
+                with ai.budget(seconds=9, cost=1):
+                    await ai.chat("hello")
                 assert contacts == 0
         tasks.cancel_scope.cancel()

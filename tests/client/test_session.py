@@ -107,6 +107,15 @@ async def test_tools_that_the_only_model_cannot_use_are_refused_not_ignored(sett
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"privacy": "public"}, "privacy"),
         ({"best_of": 2}, "best_of"),
+        ({"top_k": 2**40}, "top_k"),
+        ({"seed": 2**63}, "seed"),
+        ({"max_tokens": 9_999_999_999}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"stop": [1]}, "stop"),
+        ({"model": 5}, "model"),
+        ({"tools": [1]}, "tools"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools"),
     ],
 )
@@ -115,6 +124,16 @@ async def test_a_bad_option_is_named(settings, options, param):
         with pytest.raises(InvalidRequest) as caught:
             await ai.chat("x", **options)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "messages", [5, b"hi", ["hi"], [{"role": "user", "content": 5}], "caf\udce9", [{}]]
+)
+async def test_messages_that_are_none_are_named(settings, messages):
+    async with AsyncOverspill("t", settings=settings, device=FakeEngine()) as ai:
+        with pytest.raises(InvalidRequest) as caught:
+            await ai.chat(messages)
+    assert caught.value.param == "messages"
 
 
 async def test_a_busy_device_without_another_route_is_a_busy_error(settings):

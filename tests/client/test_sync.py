@@ -1,6 +1,8 @@
 """The blocking client is the async one, and nothing but."""
 
 import inspect
+import signal
+import threading
 
 import pytest
 
@@ -50,6 +52,18 @@ def test_leaving_a_stream_early_cancels_the_work(settings):
         import gc
 
         gc.collect()
+        assert device.cancelled == 1
+
+
+def test_ctrl_c_in_a_stream_is_a_keyboard_interrupt_and_frees_the_engine(settings):
+    device = FakeEngine("one two three", delay_s=0.2)
+    with Overspill("t", settings=settings, device=device) as ai:
+        stream = ai.stream("x")
+        assert next(stream).text == "one"
+        threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            for _ in stream:
+                pass
         assert device.cancelled == 1
 
 

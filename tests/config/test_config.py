@@ -6,6 +6,8 @@ from overspill.config import ENVIRONMENT, load_settings
 from overspill.errors import ConfigurationError
 from overspill.types.chat import Privacy
 
+DEVICE = {"OVERSPILL_PRIVACY": "device"}
+
 
 def load(tmp_path, text: str, **environ: str):
     home = tmp_path / "home"
@@ -53,6 +55,12 @@ def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path, text, named):
 def test_the_environment_may_only_tighten_the_floor(tmp_path):
     assert load(tmp_path, "", OVERSPILL_PRIVACY="device").privacy is Privacy.DEVICE
     assert load(tmp_path, 'privacy = "device"', OVERSPILL_PRIVACY="any").privacy is Privacy.DEVICE
+
+
+def test_a_floor_that_was_set_is_only_raised(tmp_path):
+    assert load(tmp_path, "").with_floor(Privacy.ANY).privacy is Privacy.ANY
+    for settings in (load(tmp_path, 'privacy = "device"'), load(tmp_path, "", **DEVICE)):
+        assert settings.with_floor(Privacy.ANY).privacy is Privacy.DEVICE
 
 
 def test_the_environment_cannot_name_a_trust_policy(tmp_path):

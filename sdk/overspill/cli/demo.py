@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,13 +24,19 @@ from overspill.cli.demo_table import print_evidence, print_summary, print_table
 from overspill.cli.node_process import NodeProcess, enrolment_code, running_node
 from overspill.client import AsyncOverspill
 from overspill.config import Settings, load_settings
-from overspill.errors import ModelNotFound, OverspillError, ReceiptInvalid
+from overspill.errors import (
+    DoesNotFit,
+    ModelNotFound,
+    OverspillError,
+    PolicyRefusal,
+    ReceiptInvalid,
+)
 from overspill.evals.grade import grade
 from overspill.receipts import verify_receipt
 from overspill.trust.template import dev_policy, tpm_dev_policy
 from overspill.types.chat import Privacy, Request
 from overspill.types.reply import Reply
-from overspill.types.route import Route
+from overspill.types.route import Route, RouteReason
 
 PROMPTS = Path(__file__).with_name("demo_prompts.json")
 PRIVATE: tuple[dict[str, Any], ...] = (
@@ -84,6 +91,8 @@ def demo(
             mend="Run the demo in a checkout, or give --cloud-model FILE.",
         )
     prompts = load_prompts()[:limit]
+    # A demo that is ended from outside ends its node too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="overspill-demo-") as folder:
         state = Path(folder) / "node"
         state.mkdir()
@@ -134,20 +143,20 @@ async def play(
         if state.problem is not None:
             raise state.problem
         print_evidence(node.listen, state.result)
+        if ai.device_problem is not None:
+            raise ai.device_problem
         device, cloud = [card.name for card in await ai.models()]
         requests = [await _row(ai, prompt) for prompt in prompts]
-        # What has to stay is no part of the comparison: the cloud may not answer it.
-        free = [prompt for prompt in prompts if prompt not in PRIVATE]
-        all_device = [await _row(ai, prompt, device) for prompt in free]
-        all_cloud = [await _row(ai, prompt, cloud) for prompt in free]
+        all_device = [await _row(ai, prompt, device) for prompt in prompts]
+        # What has to stay is refused to the cloud, and so not answered there.
+        all_cloud = [await _row(ai, prompt, cloud) for prompt in prompts]
     kept = sum(row["route"] == Route.DEVICE for row in requests)
     return {
         "requests": requests,
         "summary": {
-            "right": _right(requests[: len(free)]),
+            "right": _right(requests),
             "right_all_device": _right(all_device),
             "right_all_cloud": _right(all_cloud),
-            "compared": len(free),
             "device_share": round(kept / len(requests), 4),
             "assurance": state.result.assurance.name if state.result else "NONE",
         },
@@ -167,7 +176,7 @@ async def _row(
     }
     try:
         reply = await ai.collect(request)
-    except OverspillError as error:
+    except (PolicyRefusal, DoesNotFit) as error:
         return row | _refused(error)
     answer = _answer(reply)
     return row | {
@@ -189,7 +198,7 @@ def _request(ai: AsyncOverspill, prompt: dict[str, Any], model: str | None) -> R
         model=model,
         tools=prompt.get("tools", ()),
         max_tokens=prompt["max_tokens"],
-        privacy=prompt.get("privacy", Privacy.ANY) if model is None else Privacy.ANY,
+        privacy=prompt.get("privacy", Privacy.ANY),
     )
 
 
@@ -215,7 +224,7 @@ def _receipt_verified(reply: Reply) -> bool | None:
 def _refused(error: OverspillError) -> dict[str, Any]:
     return {
         "route": Route.REFUSED,
-        "reason": "no_route",
+        "reason": RouteReason.NO_ROUTE,
         "model": "",
         "ttft_s": None,
         "tokens_per_s": None,

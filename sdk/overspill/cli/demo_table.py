@@ -45,11 +45,10 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The sum, against all-device and all-cloud."""
-    n = summary["compared"]
     print(
-        f"\nright answers to the {n} prompts that may leave: {summary['right']} by policy, "
+        f"\nright answers: {summary['right']} by policy, "
         f"{summary['right_all_device']} all on the device, "
-        f"{summary['right_all_cloud']} all in the cloud\n"
+        f"{summary['right_all_cloud']} all in the cloud (which may not see what has to stay)\n"
         f"kept on the device: {summary['device_share']:.0%}; "
         f"the cloud's assurance: {summary['assurance']}"
     )

@@ -7,13 +7,14 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from overspill.config import child_environment
-from overspill.errors import ConnectFailed, MissingExtra
+from overspill.errors import ConnectFailed, MissingExtra, OverspillError, error_of
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -41,20 +42,21 @@ def running_node(
     does not start.
     """
     options = ["--model", f"{name}={model}", "--listen", "127.0.0.1:0", "--state", str(state)]
-    options += ["--attester", attester]
+    options += ["--attester", attester, "--stop-with-stdin"]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((state / "node.log").open("w+", encoding="utf-8"))
         process = subprocess.Popen(
             [*_command(), "serve", *options, "--json"],
+            stdin=subprocess.PIPE,  # its end is our end: the node stops, however we went
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             env=child_environment(),
         )
         stack.callback(_stop, process)
-        line = process.stdout.readline() if process.stdout else ""
+        line = _first_line(process)
         if not line.startswith("{") or "listen" not in (said := json.loads(line)):
-            process.wait(STOP_TIMEOUT_S)
+            _stop(process)
             log.seek(0)
             raise _not_started(line, log.read())
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -75,6 +77,16 @@ def enrolment_code(state: Path) -> str:
     return str(json.loads(done.stdout)["code"])
 
 
+def _first_line(process: subprocess.Popen[str]) -> str:
+    """What the node says when it is ready, or why it is not; a node that hangs is ended."""
+    late = threading.Timer(START_TIMEOUT_S, process.kill)
+    late.start()
+    try:
+        return process.stdout.readline() if process.stdout else ""
+    finally:
+        late.cancel()
+
+
 def _command() -> list[str]:
     return [sys.executable, "-m", "overspill_cloud"]
 
@@ -88,8 +100,12 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _not_started(said: str, log: str) -> Exception:
-    if "missing_extra" in said or "No module named" in log:
+def _not_started(said: str, log: str) -> OverspillError:
+    """The node's own error where it named one."""
+    if "No module named" in log:
         return MissingExtra("The demo's cloud node", "cloud")
+    if said.startswith('{"error"'):
+        fields = json.loads(said)["error"]
+        return error_of(fields.pop("code"), fields)
     lines = [line for line in (log + said).splitlines() if line.strip()]
     return ConnectFailed(f"The cloud node did not start: {lines[-1] if lines else 'no word'}")

@@ -265,7 +265,7 @@ def error_from_proto(event: chat_pb2.ErrorEvent) -> errors.OverspillError:
         and not hasattr(errors.OverspillError, name)
     }
     fields |= {"message": event.message, "mend": event.mend}
-    return _ERRORS.get(event.code, errors.EngineError).from_fields(fields)
+    return errors.error_of(event.code, fields)
 
 
 def error_to_bytes(error: errors.OverspillError) -> bytes:
@@ -276,16 +276,6 @@ def error_to_bytes(error: errors.OverspillError) -> bytes:
 def error_from_bytes(data: bytes) -> errors.OverspillError:
     """Inverse of :func:`error_to_bytes`."""
     return error_from_proto(chat_pb2.ErrorEvent.FromString(data))
-
-
-def _all_errors(root: type[errors.OverspillError]) -> dict[str, type[errors.OverspillError]]:
-    found = {root.code: root}
-    for child in root.__subclasses__():
-        found |= _all_errors(child)
-    return found
-
-
-_ERRORS = _all_errors(errors.OverspillError)
 
 
 # Cards and evidence ---------------------------------------------------------------------------
