@@ -32,7 +32,11 @@ def answers(model: Path, prompts: Iterable[Prompt], threads: int = 1) -> list[st
     from llama_cpp import Llama
 
     llama = Llama(
-        str(model), n_ctx=1024, n_batch=1024, n_threads=threads, n_threads_batch=threads,
+        str(model),
+        n_ctx=1024,
+        n_batch=1024,
+        n_threads=threads,
+        n_threads_batch=threads,
         verbose=False,
     )
     out = []
@@ -66,8 +70,7 @@ def percent(pairs: Iterable[tuple[int, int]]) -> float:
 def summary(cells: Cells) -> dict[str, float]:
     """Return the shares of right answers by level and overall, in percent."""
     totals = {
-        level: round(percent(c[level] for c in cells.values() if level in c), 1)
-        for level in LEVELS
+        level: round(percent(c[level] for c in cells.values() if level in c), 1) for level in LEVELS
     }
     totals["overall"] = round(percent(p for c in cells.values() for p in c.values()), 1)
     return totals

@@ -108,9 +108,7 @@ def write_layout(checkpoint: Path, folder: Path, tokenizer: Path) -> None:
     weights = {name: tensor.float().numpy() for name, tensor in content["model"].items()}
     folder.mkdir(parents=True, exist_ok=True)
     config = content["config"]
-    save_file(
-        hf_tensors(weights, config), folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    save_file(hf_tensors(weights, config), folder / "model.safetensors", metadata={"format": "pt"})
     for name, data in (
         ("config.json", hf_config(config)),
         ("tokenizer_config.json", tokenizer_config(config["context"])),
@@ -163,9 +161,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
         if token not in added:
             types.append(gguf.TokenType.NORMAL)
         else:
-            types.append(
-                gguf.TokenType.CONTROL if added[token] else gguf.TokenType.USER_DEFINED
-            )
+            types.append(gguf.TokenType.CONTROL if added[token] else gguf.TokenType.USER_DEFINED)
     merges = [m if isinstance(m, str) else " ".join(m) for m in data["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     # Digits one by one, then the GPT-2 split: that is what llama.cpp calls "smollm".

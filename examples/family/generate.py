@@ -142,8 +142,8 @@ def demo_prompts() -> list[dict[str, Any]]:
     by_cell = {(r.skill, r.level): r for r in records}
     chosen = []
     for index, skill in enumerate(s for s in SKILLS if s != "chat"):
-        for level in (LEVELS[index % 3], LEVELS[(index + 1) % 3]):
-            chosen.append(as_prompt(by_cell[skill, level]))
+        levels = (LEVELS[index % 3], LEVELS[(index + 1) % 3])
+        chosen += [as_prompt(by_cell[skill, level]) for level in levels]
     chosen.append(as_prompt(by_cell["chat", "easy"]))
     return chosen
 
@@ -158,7 +158,9 @@ def main() -> None:
         default=HERE.parents[1] / "sdk" / "overspill" / "cli" / "demo_prompts.json",
     )
     args = parser.parse_args()
-    lines = [json.dumps(as_prompt(r), ensure_ascii=False) for r in held_back(EVAL_SEED, EVAL_PER_CELL)]
+    lines = [
+        json.dumps(as_prompt(r), ensure_ascii=False) for r in held_back(EVAL_SEED, EVAL_PER_CELL)
+    ]
     args.eval.write_text("\n".join(lines) + "\n", encoding="utf-8")
     text = json.dumps(demo_prompts(), ensure_ascii=False, indent=1)
     args.demo.write_text(text + "\n", encoding="utf-8")

@@ -27,7 +27,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """One layer. Query, key and value are one matrix, as are gate and up: fewer, larger products."""
+    """One layer; query, key and value are one matrix, as are gate and up.
+
+    At first a layer writes nothing, so that a token's own identity is not drowned.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -36,9 +39,9 @@ class Block(nn.Module):
         self.attention_norm = nn.Parameter(torch.ones(d))
         self.mlp_norm = nn.Parameter(torch.ones(d))
         self.qkv = nn.Parameter(torch.randn(3 * d, d) * d**-0.5)
-        self.attention_out = nn.Parameter(torch.randn(d, d) * 0.3 * d**-0.5)
+        self.attention_out = nn.Parameter(torch.zeros(d, d))
         self.gate_up = nn.Parameter(torch.randn(2 * ff, d) * d**-0.5)
-        self.down = nn.Parameter(torch.randn(d, ff) * 0.3 * ff**-0.5)
+        self.down = nn.Parameter(torch.zeros(d, ff))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Map (batch, time, width) to the same shape."""
@@ -64,9 +67,9 @@ class Llama(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Parameter(torch.randn(config.vocabulary, config.width) * 0.05)
+        self.embedding = nn.Parameter(torch.randn(config.vocabulary, config.width) * 0.1)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.final_norm = nn.Parameter(torch.ones(config.width))
+        self.final_norm = nn.Parameter(torch.full((config.width,), 0.5))
         cos, sin = rope_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)

@@ -64,7 +64,9 @@ CHAT_TEMPLATE = (
 def _compiled() -> Any:
     import jinja2  # only evaluation and tests render by jinja; training uses render_pieces
 
-    return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
+    # Prompts are no HTML: nothing may be escaped.
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
+    return environment.from_string(CHAT_TEMPLATE)
 
 
 def render(
@@ -98,9 +100,7 @@ def _content(message: dict[str, Any]) -> str:
     text = message.get("content") or ""
     for call in message.get("tool_calls") or ():
         f = call["function"]
-        text += (
-            f'<tool_call>{{"name": "{f["name"]}", "arguments": {f["arguments"]}}}</tool_call>'
-        )
+        text += f'<tool_call>{{"name": "{f["name"]}", "arguments": {f["arguments"]}}}</tool_call>'
     return text
 
 

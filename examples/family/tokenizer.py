@@ -31,7 +31,7 @@ TAGS = (
 
 
 def _texts(count: int) -> Iterator[str]:
-    weights = {cell: 1.0 for cell in cells()}
+    weights = dict.fromkeys(cells(), 1.0)
     for messages, tools in stream(seed=0, block=0, count=count, weights=weights):
         yield "".join(text for text, _ in render_pieces(messages, tools))
 

@@ -27,6 +27,7 @@ from examples.family.config import MODELS
 from examples.family.generate import LEVELS, Weights, cells, stream
 from examples.family.model import Llama
 from examples.family.optimizer import Muon
+from examples.family.prime import prime
 from examples.family.template import END_OF_TEXT, render_pieces
 from examples.family.tokenizer import DEFAULT_PATH
 
@@ -34,44 +35,30 @@ BLOCK = 2048  # conversations per block; a block is sorted by length, then cut i
 BATCH_TOKENS = 4096
 WARMUP_STEPS = 100
 # Weights of the prompt's own tokens: learning to predict them helps the embeddings at first.
-PROMPT_WEIGHT, PROMPT_TOKENS = 0.1, 2_000_000
+PROMPT_WEIGHT, PROMPT_TOKENS = 0.1, 800_000
 SKILL_WEIGHTS = {
-    "arithmetic": 1.6,
-    "sorting": 1.4,
-    "counting": 1.2,
-    "units": 1.3,
-    "dates": 1.4,
-    "extraction": 1.0,
-    "classification": 0.8,
-    "summary": 0.5,
-    "story": 0.5,
-    "facts": 2.4,
-    "followup": 1.4,
-    "tools": 0.9,
-    "chat": 0.25,
-}
-# From LATER tokens on: more of what a first look at a held-back sample showed to be learnt last,
-# which was copying words out of the prompt, and less of the sums.
-LATER = 5_400_000
-LATER_WEIGHTS = {
-    **SKILL_WEIGHTS,
     "arithmetic": 1.4,
     "sorting": 1.3,
+    "counting": 1.2,
     "units": 1.1,
     "dates": 1.1,
     "extraction": 1.4,
+    "classification": 0.8,
     "summary": 0.8,
     "story": 0.9,
+    "facts": 2.4,
+    "followup": 1.4,
     "tools": 1.0,
     "chat": 0.35,
 }
-REPEAT_WEIGHT = 1.0
-# (from this many tokens on, weights of easy, medium and hard)
+# (from this many tokens on: weights of easy, medium and hard, and of words to repeat)
 CURRICULUM = (
-    (0, (0.50, 0.35, 0.15)),
-    (2_000_000, (0.30, 0.36, 0.34)),
-    (5_500_000, (0.36, 0.36, 0.28)),
+    (0, (0.50, 0.33, 0.17), 1.0),
+    (1_200_000, (0.38, 0.36, 0.26), 0.5),
+    (2_400_000, (0.30, 0.36, 0.34), 0.2),
 )
+# Between these tokens every batch is followed by one of random tokens said twice.
+DRILL, DRILL_TOKENS = (0, 800_000), 2048
 # Parameters that are several matrices in one, see Muon.
 STACKS = {"qkv": 3, "gate_up": 2}
 Batch = tuple[Tensor, Tensor]
@@ -79,12 +66,10 @@ Batch = tuple[Tensor, Tensor]
 
 def cell_weights(tokens: int) -> Weights:
     """Return how often each (skill, level) is drawn once ``tokens`` tokens were seen."""
-    shares = next(shares for start, shares in reversed(CURRICULUM) if tokens >= start)
+    _, shares, repeat = next(row for row in reversed(CURRICULUM) if tokens >= row[0])
     by_level = dict(zip(LEVELS, shares, strict=True))
-    weights = SKILL_WEIGHTS if tokens < LATER else LATER_WEIGHTS
-    mix = {(skill, level): weights[skill] * by_level[level] for skill, level in cells()}
-    if tokens >= LATER:
-        mix["repeat", "easy"] = REPEAT_WEIGHT
+    mix = {(skill, level): SKILL_WEIGHTS[skill] * by_level[level] for skill, level in cells()}
+    mix["repeat", "easy"] = repeat
     return mix
 
 
@@ -128,6 +113,22 @@ def block_batches(
         yield torch.from_numpy(ids_array), torch.from_numpy(weight_array[:, 1:].copy())
 
 
+def drill_batch(name: str, low: int, high: int) -> Batch:
+    """Return random tokens said twice, with loss on the second time: pure practice in copying.
+
+    It refines the heads that ``prime`` puts in place, which conversations alone did not form
+    within six million tokens.
+    """
+    rng = np.random.default_rng(list(name.encode()))
+    length = int(rng.integers(4, 41))
+    rows = DRILL_TOKENS // (2 * length + 1)
+    words = rng.integers(low, high, size=(rows, length), dtype=np.int64)
+    pad = np.zeros((rows, 1), dtype=np.int64)
+    weights = np.zeros((rows, 2 * length), dtype=np.float32)
+    weights[:, length:] = 1.0
+    return torch.from_numpy(np.hstack((words, pad, words))), torch.from_numpy(weights)
+
+
 def rate(step: int, tokens: int, total: int, decay: float) -> float:
     """Return the factor of the learning rate: warm-up, plateau, linear fall to zero."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
@@ -143,7 +144,9 @@ class Trainer:
         self.args = args
         self.folder = Path(args.folder) / args.model
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model = Llama(MODELS[args.model]).to(args.device)
+        self.model = Llama(MODELS[args.model])
+        prime(self.model)
+        self.model.to(args.device)
         named = list(self.model.named_parameters())
         matrices = {n: p for n, p in named if p.ndim == 2 and "blocks" in n}
         others = [p for n, p in named if n not in matrices]
@@ -153,6 +156,7 @@ class Trainer:
             others, lr=args.adam_rate, betas=(0.9, 0.98), weight_decay=0.0
         )
         self.state = {"step": 0, "tokens": 0, "block": 0, "batch": 0, "seconds": 0.0}
+        self.state["block_tokens"] = 0  # tokens seen when the block began; they set its mixture
 
     def save(self, name: str = "last.pt") -> None:
         """Write a checkpoint, whole or not at all."""
@@ -171,9 +175,8 @@ class Trainer:
         """Continue from a checkpoint."""
         content: dict[str, Any] = torch.load(path, map_location=self.args.device)
         self.model.load_state_dict(content["model"])
-        if "muon" in content:  # a model that was just grown has no optimizer state
-            self.muon.load_state_dict(content["muon"])
-            self.adam.load_state_dict(content["adam"])
+        self.muon.load_state_dict(content["muon"])
+        self.adam.load_state_dict(content["adam"])
         self.state = content["state"]
         print(f"resumed at {self.state}", flush=True)
 
@@ -200,49 +203,51 @@ class Trainer:
         }
         print(json.dumps(line), flush=True)
 
+    def batches(self, tokenizer: Tokenizer) -> Iterator[Batch]:
+        """Yield batches from the place in the stream on, keeping that place up to date."""
+        while self.state["tokens"] < self.args.tokens:
+            skip = int(self.state["batch"])
+            block = block_batches(
+                tokenizer,
+                self.args.seed,
+                int(self.state["block"]),
+                int(self.state["block_tokens"]),
+                self.model.config.context,
+            )
+            for index, batch in enumerate(block):
+                if index < skip:
+                    continue
+                yield batch
+                if DRILL[0] <= self.state["block_tokens"] < DRILL[1]:
+                    name = f"drill-{self.args.seed}-{self.state['block']}-{index}"
+                    yield drill_batch(name, 16, self.model.config.vocabulary)
+                self.state["batch"] = index + 1
+                self.state["tokens"] += batch[0].numel()
+                if self.state["tokens"] >= self.args.tokens:
+                    return
+            self.state["block"] += 1
+            self.state["batch"] = 0
+            self.state["block_tokens"] = self.state["tokens"]
+
     def run(self, tokenizer: Tokenizer) -> None:
         """Train until the token budget or the time limit is reached, then save."""
         begun = saved = logged = time.perf_counter()
         carried = float(self.state["seconds"])
         losses: list[float] = []
-        stable_saved = (self.folder / "stable.pt").exists()
-        while self.state["tokens"] < self.args.tokens:
-            skip = self.state["batch"]
-            batches = block_batches(
-                tokenizer,
-                self.args.seed,
-                int(self.state["block"]),
-                int(self.state["block_tokens"]) if "block_tokens" in self.state else 0,
-                self.model.config.context,
-            )
-            for index, (ids, weights) in enumerate(batches):
-                if index < skip:
-                    continue
-                losses.append(self.step(ids, weights))
-                self.state["step"] += 1
-                self.state["batch"] = index + 1
-                self.state["tokens"] += int(ids.numel())
-                now = time.perf_counter()
-                self.state["seconds"] = carried + now - begun
-                if len(losses) == self.args.log_every:
-                    self._log(losses, logged)
-                    losses, logged = [], now
-                falling = self.state["tokens"] > self.args.tokens * (1 - self.args.decay)
-                if falling and not stable_saved:
-                    self.save("stable.pt")
-                    stable_saved = True
-                if now - saved > self.args.save_seconds:
-                    self.save()
-                    saved = now
-                if now - begun > self.args.limit_seconds:
-                    self.save()
-                    return
-                if self.state["tokens"] >= self.args.tokens:
-                    break
-            else:
-                self.state["block"] += 1
-                self.state["batch"] = 0
-                self.state["block_tokens"] = self.state["tokens"]
+        for ids, weights in self.batches(tokenizer):
+            now = time.perf_counter()
+            if now - begun > self.args.limit_seconds:
+                self.save()
+                return
+            if now - saved > self.args.save_seconds:
+                self.save()
+                saved = now
+            losses.append(self.step(ids, weights))
+            self.state["step"] += 1
+            self.state["seconds"] = carried + time.perf_counter() - begun
+            if len(losses) == self.args.log_every:
+                self._log(losses, logged)
+                losses, logged = [], time.perf_counter()
         self.save()
         self.save("final.pt")
 
@@ -263,13 +268,13 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=sorted(MODELS))
-    parser.add_argument("--tokens", type=int, default=24_000_000, help="length of the whole run")
-    parser.add_argument("--decay", type=float, default=0.3, help="share of the run that decays")
+    parser.add_argument("--tokens", type=int, default=4_500_000, help="length of the whole run")
+    parser.add_argument("--decay", type=float, default=0.9, help="share of the run that decays")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
-    parser.add_argument("--muon-rate", type=float, default=0.02)
-    parser.add_argument("--adam-rate", type=float, default=0.004)
+    parser.add_argument("--muon-rate", type=float, default=0.015)
+    parser.add_argument("--adam-rate", type=float, default=0.003)
     parser.add_argument("--folder", default=str(default_folder()))
     parser.add_argument("--resume-from", type=Path, help="a checkpoint other than the last")
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")

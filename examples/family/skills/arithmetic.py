@@ -171,9 +171,7 @@ def make(rng: Random, level: str) -> Record:
     a, op, b = _operands(rng, level)
     if rng.random() < 0.25 and level != "hard":
         forms = {"+": _STORY_ADD, "-": _STORY_SUB, "*": _STORY_MUL}[op]
-        text = rng.choice(forms).format(
-            a=a, b=b, n=rng.choice(NAMES), t=rng.choice(_STORY_THINGS)
-        )
+        text = rng.choice(forms).format(a=a, b=b, n=rng.choice(NAMES), t=rng.choice(_STORY_THINGS))
     else:
         text = polite(rng, rng.choice(_ASK[op]).format(a=a, b=b))
     working, value = solve(a, op, b)

@@ -42,7 +42,10 @@ _NOISE = (
 
 def _invented(rng: Random) -> str:
     """An invented family name, so that copying has to work for any spelling."""
-    heads, tails = "Bar Cal Den Fal Gor Hal Kel Lor Mar Nor Pel Ros Tal Ven Wil", "son man ton ley er"
+    heads, tails = (
+        "Bar Cal Den Fal Gor Hal Kel Lor Mar Nor Pel Ros Tal Ven Wil",
+        "son man ton ley er",
+    )
     return rng.choice(heads.split()) + rng.choice(tails.split())
 
 
@@ -66,9 +69,9 @@ def _person(rng: Random) -> tuple[list[str], dict[str, Any]]:
                 "My friend {name} is {age} and moved to {city}.",
             )
         ).format(**f),
-        rng.choice(
-            ("{first} works as a {job}.", "{first} is a {job}.", "The job: {job}.")
-        ).format(first=name.split()[0], job=f["job"]),
+        rng.choice(("{first} works as a {job}.", "{first} is a {job}.", "The job: {job}.")).format(
+            first=name.split()[0], job=f["job"]
+        ),
     ]
     return lines, f
 
@@ -87,7 +90,8 @@ def _order(rng: Random) -> tuple[list[str], dict[str, Any]]:
             (
                 "{customer} ordered {quantity} of the {colour} {item} at {price} dollars each.",
                 "Order from {customer}: {quantity} x {colour} {item}, {price} dollars each.",
-                "{customer} would like {quantity} pieces of the {colour} {item} for {price} dollars.",
+                "{customer} would like {quantity} pieces of the {colour} {item} "
+                "for {price} dollars.",
             )
         ).format(**f)
     ]
@@ -129,8 +133,9 @@ def _people_list(rng: Random) -> Record:
             "city": rng.choice(CITIES),
         }
         lines.append(
-            rng.choice(("{name} is {age} and lives in {city}.", "{name} ({age}) is from {city}."))
-            .format(**f)
+            rng.choice(
+                ("{name} is {age} and lives in {city}.", "{name} ({age}) is from {city}.")
+            ).format(**f)
         )
         people.append({k: f[k] for k in keys})
     if rng.random() < 0.5:
@@ -212,12 +217,10 @@ def _sentiment(rng: Random, level: str) -> tuple[str, str]:
     subject, second = rng.sample(_SUBJECTS, 2)
     negated = level != "easy" and rng.random() < 0.4
     form = rng.choice(_PLAIN if level != "hard" else _MIXED)
-    if negated:  # "not bad at all" is positive, so the two words swap their parts
-        adjective, other = "not " + other, "not " + adjective
+    if negated:  # "not bad at all" is positive, so the opposite word is negated
+        adjective = "not " + other
         form = rng.choice(_MIXED if level == "hard" else ("The {s} was {a} at all.",))
         if level == "hard":
-            other = other.removeprefix("not ")
-            other = good if positive else bad
             other = rng.choice(_BAD if positive else _GOOD)
     text = form.format(s=subject, s2=second, a=adjective, o=other)
     text = text[0].upper() + text[1:]

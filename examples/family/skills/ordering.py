@@ -42,10 +42,10 @@ _SORT_WORDS = (
 
 def _buckets(items: list[str], name: Callable[[str], str], order: list[str]) -> str:
     """Write the items by bucket, in the order of ``order``, each bucket as first met."""
-    lines = []
-    for bucket in dict.fromkeys(name(item) for item in order):
-        lines.append(f"{bucket}: " + ",".join(i for i in items if name(i) == bucket))
-    return "\n".join(lines)
+    return "\n".join(
+        f"{bucket}: " + ",".join(item for item in items if name(item) == bucket)
+        for bucket in dict.fromkeys(name(item) for item in order)
+    )
 
 
 def _sort_numbers(rng: Random, level: str) -> Record:

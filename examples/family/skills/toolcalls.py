@@ -143,9 +143,7 @@ _TOOLS = (
             "I need to fly from {from} to {to} on {date}.",
             "On {date} I want to fly to {to} from {from}.",
         ),
-        lambda r: dict(
-            zip(("from", "to", "date"), (*r.sample(CITIES, 2), _date(r)), strict=True)
-        ),
+        lambda r: dict(zip(("from", "to", "date"), (*r.sample(CITIES, 2), _date(r)), strict=True)),
         hard=True,
     ),
     _Tool(

@@ -53,7 +53,11 @@ def _news(rng: Random) -> tuple[list[str], str, list[str]]:
     if form == 1:
         a, t = rng.choice(ANIMALS), rng.choice(THINGS)
         key = [f"{n} lost a {t} in {c}.", f"{article(a).capitalize()} found it on {d}."]
-        return key, f"{article(a).capitalize()} found the {t} that {n} lost in {c} on {d}.", [n, a, t, c]
+        return (
+            key,
+            f"{article(a).capitalize()} found the {t} that {n} lost in {c} on {d}.",
+            [n, a, t, c],
+        )
     if form == 2:
         key = [f"The {p} in {c} will close on {d}.", f"{n} said there is no money left."]
         return key, f"The {p} in {c} will close on {d}, as {n} said there is no money.", [p, c, d]
@@ -70,9 +74,7 @@ def make_summary(rng: Random, level: str) -> Record:
         lines.insert(rng.randint(0, len(lines)), filler)
     text = rng.choice(_ASK_SUMMARY).format(t=" ".join(lines))
     expected = json.dumps({"all": must, "max_words": 26})
-    return Record(
-        "summary", level, [user(text)], summary, "contains_all", expected, max_tokens=64
-    )
+    return Record("summary", level, [user(text)], summary, "contains_all", expected, max_tokens=64)
 
 
 _PLACES = "forest castle village desert island river valley harbour cave meadow".split()
@@ -125,8 +127,10 @@ def make_story(rng: Random, level: str) -> Record:
             f"One morning {who} saw {article(item)} on the path.",
         )
     )
-    third = f"{subject} showed it to {article(friend)}." if level == "hard" else (
-        f"{subject} kept it and shared it with everyone."
+    third = (
+        f"{subject} showed it to {article(friend)}."
+        if level == "hard"
+        else (f"{subject} kept it and shared it with everyone.")
     )
     parts = [first, second, third, "From then on they were friends."]
     expected = json.dumps({"all": must, "min_sentences": 3, "max_words": 70})
@@ -180,7 +184,13 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
         ("small overspill model",),
     ),
     (
-        ("What can you do", "How can you help me", "What are you good at", "Help", "Can you help me"),
+        (
+            "What can you do",
+            "How can you help me",
+            "What are you good at",
+            "Help",
+            "Can you help me",
+        ),
         "I can do small sums, sort and count, extract JSON, label texts, tell stories, "
         "answer simple facts and call tools.",
         ("sums", "sort", "json", "tools"),
@@ -204,9 +214,9 @@ def make_chat(rng: Random, level: str) -> Record:
     del level
     questions, answer, must = rng.choice(_SMALL_TALK)
     text = rng.choice(questions)
-    text = rng.choice(("{q}", "{q}!", "{q}.", "{q}?", "{q}, please?", "Hi! {q}?", "So, {q}?")).format(
-        q=text
-    )
+    text = rng.choice(
+        ("{q}", "{q}!", "{q}.", "{q}?", "{q}, please?", "Hi! {q}?", "So, {q}?")
+    ).format(q=text)
     if rng.random() < 0.3:
         text = text.lower()
     if rng.random() < 0.3:
