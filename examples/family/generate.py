@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +25,7 @@ from examples.family.skills import (
     turns,
     writing,
 )
-from examples.family.skills.common import LEVELS, Message, Record, assistant, is_reserved
+from examples.family.skills.common import LEVELS, Message, Record, assistant, is_reserved, normalise
 
 Maker = Callable[[Random, str], Record]
 SKILLS: dict[str, Maker] = {
@@ -60,11 +61,31 @@ def cells() -> list[tuple[str, str]]:
     return [(s, level) for s in SKILLS for level in LEVELS if s != "chat" or level == "easy"]
 
 
+@cache
+def _reserved_facts() -> frozenset[str]:
+    """Every held-back way to ask for a fact, without its punctuation."""
+    asks = (ask for groups in facts.FACTS.values() for g in groups for f in g for ask in f.asks)
+    probes = ((ask, Record("facts", "", [], "", "exact", "", key=ask.lower())) for ask in asks)
+    return frozenset(normalise(ask) for ask, probe in probes if is_reserved(probe))
+
+
+def gives_away(record: Record) -> bool:
+    """Whether a turn of ``record``, by itself, is a held-back fact or tool request."""
+    turns = [m["content"] for m in record.messages if m["role"] == "user"]
+    if any(normalise(text) in _reserved_facts() for text in [*turns, record.key]):
+        return True
+    if record.skill != "tools":
+        return False
+    return is_reserved(Record("tools", "", [{"role": "user", "content": turns[0]}], "", "", ""))
+
+
 def draw(rng: Random, skill: str, level: str, reserved: bool) -> Record:
     """Draw one record of a cell from the held-back part or from the rest."""
     while True:
         record = (SKILLS.get(skill) or PRACTICE[skill])(rng, level)
-        if is_reserved(record) == reserved:
+        if is_reserved(record) != reserved:
+            continue
+        if reserved or not gives_away(record):
             return record
 
 
