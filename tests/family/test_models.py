@@ -114,10 +114,11 @@ def test_layout_says_what_mlx_needs() -> None:
 
 
 def test_brook_answers_easy_prompts() -> None:
-    """A model that was exported wrongly answers nothing; a right one answers most of these."""
+    """A wrong export answers nothing. These are brook's best skills, so this guards the export;
+    how good the models are overall is what the evaluation says, not this test."""
     llama = _llama(BROOK)
     right = asked = 0
-    for skill in ("extraction", "classification", "story"):
+    for skill in ("units", "story"):
         rng = Random(22)
         for _ in range(5):
             record = draw(rng, skill, "easy", reserved=True)
@@ -125,4 +126,4 @@ def test_brook_answers_easy_prompts() -> None:
             reply = llama.create_completion(ids, max_tokens=record.max_tokens, temperature=0.0)
             right += grade(record.kind, record.expected, reply["choices"][0]["text"])
             asked += 1
-    assert right >= 0.6 * asked
+    assert right >= 0.8 * asked
