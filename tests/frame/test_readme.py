@@ -1,5 +1,6 @@
 """The READMEs: every link leads somewhere, every command and option exists, every block runs."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -107,3 +108,10 @@ def test_the_extras_named_exist():
     named = {e for group in re.findall(r"overspill\[([\w,]+)\]", README) for e in group.split(",")}
     assert named
     assert named <= project["optional-dependencies"].keys()
+
+
+def test_the_models_are_as_good_as_the_readme_says():
+    results = json.loads((ROOT / "examples" / "family" / "results.json").read_text())
+    small, large = (results[f"{name}-q8_0"]["totals"]["overall"] for name in ("brook", "river"))
+    assert f"brook is right on {small:.0f}% of the held-back prompts" in " ".join(README.split())
+    assert f"river on {large:.0f}%" in " ".join(README.split())
