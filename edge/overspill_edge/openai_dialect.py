@@ -210,7 +210,7 @@ class OverspillOptions(_Strict):
     privacy: Literal["device", "attested", "any"] | None = None
     deadline_s: Annotated[float, Field(gt=0, le=86400)] | None = None
     first_token_s: Annotated[float, Field(gt=0, le=86400)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     lane: Literal["interactive", "batch"] | None = None

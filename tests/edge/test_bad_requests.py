@@ -78,6 +78,7 @@ REFUSED = [
     (body(overspill={"privacy": "public"}), "overspill.privacy"),
     (body(overspill={"deadline_s": 0}), "overspill.deadline_s"),
     (body(overspill={"secret": 1}), "overspill.secret"),
+    (body(overspill={"top_k": 2**40}), "overspill.top_k"),
 ]
 
 
