@@ -32,8 +32,9 @@ from examples.family.template import END_OF_TEXT, render_pieces
 from examples.family.tokenizer import DEFAULT_PATH
 
 BLOCK = 2048  # conversations per block; a block is sorted by length, then cut into batches
-BATCH_TOKENS = 4096
-WARMUP_STEPS = 100
+# Small on purpose: here it is steps, more than tokens, that the models learn by.
+BATCH_TOKENS = 1024
+WARMUP_STEPS = 300
 # Weights of the prompt's own tokens: learning to predict them helps the embeddings at first.
 PROMPT_WEIGHT, PROMPT_TOKENS = 0.1, 800_000
 SKILL_WEIGHTS = {
@@ -58,7 +59,7 @@ CURRICULUM = (
     (2_400_000, (0.30, 0.36, 0.34), 0.2),
 )
 # Between these tokens every batch is followed by one of random tokens said twice.
-DRILL, DRILL_TOKENS = (0, 800_000), 2048
+DRILL, DRILL_TOKENS = (0, 800_000), 1024
 # Parameters that are several matrices in one, see Muon.
 STACKS = {"qkv": 3, "gate_up": 2}
 Batch = tuple[Tensor, Tensor]
@@ -273,8 +274,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
-    parser.add_argument("--muon-rate", type=float, default=0.015)
-    parser.add_argument("--adam-rate", type=float, default=0.003)
+    parser.add_argument("--muon-rate", type=float, default=0.01)
+    parser.add_argument("--adam-rate", type=float, default=0.002)
     parser.add_argument("--folder", default=str(default_folder()))
     parser.add_argument("--resume-from", type=Path, help="a checkpoint other than the last")
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
