@@ -85,7 +85,7 @@ class Llama(nn.Module):
 
     def compile_hidden(self) -> None:
         """Fuse the layers by torch.compile; any batch and length then run the same code."""
-        self.hidden = torch.compile(self.hidden, dynamic=True)  # type: ignore[method-assign]
+        self.hidden = torch.compile(self.hidden, dynamic=True)  # type: ignore[method-assign]  # as torch shows
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (batch, time) to logits (batch, time, vocabulary)."""
