@@ -358,6 +358,7 @@ def to_request(
         id=new_request_id(),
         model=None if chat.model == AUTO_MODEL else chat.model,
         app=app,
+        cache_scope="app",
         max_tokens=chat.max_completion_tokens or chat.max_tokens,
         sampling=_sampling(chat, ours),
         stop=tuple(chat.stop or ()),

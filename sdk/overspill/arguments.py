@@ -94,6 +94,7 @@ def build_request(
     request = Request(
         messages=_messages(messages),
         app=app,
+        cache_scope="app",
         sampling=Sampling(**{k: v for k, v in options.items() if k in _SAMPLING}),  # type: ignore[arg-type]  # narrowed by _SAMPLING
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         tools=tuple(_tool(t) for t in options.get("tools", ())),

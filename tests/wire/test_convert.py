@@ -62,6 +62,9 @@ requests = st.builds(
     attempt=int32,
     lane=st.sampled_from(["interactive", "batch"]),
     prefix=text,
+    adapter=maybe_text,
+    draft=text,
+    cache_scope=maybe_text,
     app=text.filter(bool),
     privacy=st.sampled_from(list(Privacy)),
 )
@@ -70,7 +73,8 @@ requests = st.builds(
 @given(requests)
 def test_a_local_request_survives_the_wire(request):
     data = convert.request_to_proto(request, local=True).SerializeToString()
-    assert convert.request_from_proto(chat_pb2.ChatRequest.FromString(data)) == request
+    read = convert.request_from_proto(chat_pb2.ChatRequest.FromString(data), local=True)
+    assert read == request
 
 
 @given(requests)
@@ -78,6 +82,12 @@ def test_a_cloud_request_names_neither_app_nor_floor(request):
     message = convert.request_to_proto(request)
     assert message.app == ""
     assert message.privacy == ""
+    assert not message.HasField("cache_scope")
+
+
+def test_a_cloud_reads_no_cache_scope_whatever_a_device_sends():
+    message = chat_pb2.ChatRequest(id="r", cache_scope="a scope of somebody else's")
+    assert convert.request_from_proto(message).cache_scope is None
 
 
 @given(
@@ -99,7 +109,10 @@ def test_a_chunk_survives_the_wire(chunk):
     assert (convert.delta_to_chunk(delta) if delta is not None else Chunk()) == chunk
 
 
-@given(st.builds(Usage, int32, int32, int32, unit, unit, unit), st.sampled_from(list(FinishReason)))
+@given(
+    st.builds(Usage, int32, int32, int32, unit, unit, unit, int32, int32),
+    st.sampled_from(list(FinishReason)),
+)
 def test_a_finish_survives_the_wire(usage, reason):
     finish = Finish(reason, usage, model="m", adapter=None)
     assert convert.final_to_finish(convert.finish_to_final(finish)) == finish

@@ -99,7 +99,7 @@ class _Servicer(local_pb2_grpc.LocalServicer):
         await self._authenticate(context)
         numbers = itertools.count()
         try:
-            request = convert.request_from_proto(message)
+            request = convert.request_from_proto(message, local=True)
             async with (
                 aclosing(self._engine.generate(request)) as chunks,
                 aclosing(self._with_heartbeats(chunks)) as beaten,
@@ -117,7 +117,8 @@ class _Servicer(local_pb2_grpc.LocalServicer):
         """Count the prompt's tokens."""
         await self._authenticate(context)
         try:
-            count = await self._engine.count_prompt_tokens(convert.request_from_proto(message))
+            request = convert.request_from_proto(message, local=True)
+            count = await self._engine.count_prompt_tokens(request)
         except errors.OverspillError as error:
             detail = convert.error_to_bytes(error)
             await context.abort(

@@ -118,6 +118,11 @@ class Request:
     ``deadline_s`` is seconds from the start until the last token; ``first_token_s`` until the
     first. ``attempt`` counts continuations elsewhere of the same interaction. ``prefix`` is text
     that the answer already begins with (a device's draft).
+
+    ``adapter`` names a LoRA adapter that the engine was given. ``draft`` is a guess at the
+    answer's text: an engine may check it faster than it writes, and never lets it change a token.
+    ``cache_scope`` says with whom computed prompts may be shared: requests of the same ``app`` and
+    the same scope; None shares with nobody.
     """
 
     messages: tuple[Message, ...]
@@ -138,6 +143,9 @@ class Request:
     attempt: int = 0
     prefix: str = ""
     lane: Lane = "interactive"
+    adapter: str | None = None
+    draft: str = ""
+    cache_scope: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

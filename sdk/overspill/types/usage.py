@@ -10,7 +10,8 @@ class Usage:
     """Token counts, and the engine's own times in seconds.
 
     ``cached_tokens`` of the prompt were not computed again. ``prefill_s`` runs from admission to
-    the first sampled token, ``decode_s`` from there to the last.
+    the first sampled token, ``decode_s`` from there to the last. Of ``drafted_tokens`` guesses
+    that were checked, ``accepted_tokens`` were what the model chose.
     """
 
     prompt_tokens: int = 0
@@ -19,6 +20,8 @@ class Usage:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -59,15 +59,22 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
         attempt=request.attempt,
         prefix=request.prefix,
         lane=request.lane,
+        adapter=request.adapter,
+        draft=request.draft,
     )
     if local:
         out.app = request.app
         out.privacy = request.privacy.value
+        if request.cache_scope is not None:
+            out.cache_scope = request.cache_scope
     return out
 
 
-def request_from_proto(message: chat_pb2.ChatRequest) -> Request:
-    """Decode a request; raises ``InvalidRequest`` on words or JSON that mean nothing."""
+def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) -> Request:
+    """Decode a request; raises ``InvalidRequest`` on words or JSON that mean nothing.
+
+    Only ``local`` ones may say with whom computed prompts are shared.
+    """
     return Request(
         id=message.id,
         model=message.model if message.HasField("model") else None,
@@ -96,6 +103,9 @@ def request_from_proto(message: chat_pb2.ChatRequest) -> Request:
         attempt=message.attempt,
         prefix=message.prefix,
         lane=cast(Lane, _word(message.lane or "interactive", get_args(Lane), "lane")),
+        adapter=message.adapter if message.HasField("adapter") else None,
+        draft=message.draft,
+        cache_scope=message.cache_scope if local and message.HasField("cache_scope") else None,
     )
 
 
@@ -189,6 +199,8 @@ def finish_to_final(finish: Finish) -> chat_pb2.Final:
             queue_s=usage.queue_s,
             prefill_s=usage.prefill_s,
             decode_s=usage.decode_s,
+            drafted_tokens=usage.drafted_tokens,
+            accepted_tokens=usage.accepted_tokens,
         ),
     )
 
@@ -208,6 +220,8 @@ def final_to_finish(final: chat_pb2.Final) -> Finish:
             queue_s=usage.queue_s,
             prefill_s=usage.prefill_s,
             decode_s=usage.decode_s,
+            drafted_tokens=usage.drafted_tokens,
+            accepted_tokens=usage.accepted_tokens,
         ),
     )
 

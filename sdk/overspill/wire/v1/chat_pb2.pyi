@@ -70,7 +70,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("id", "model", "messages", "max_tokens", "sampling", "stop", "tools", "tool_choice", "tool_name", "json_schema", "top_logprobs", "deadline_s", "first_token_s", "attempt", "prefix", "app", "privacy", "lane")
+    __slots__ = ("id", "model", "messages", "max_tokens", "sampling", "stop", "tools", "tool_choice", "tool_name", "json_schema", "top_logprobs", "deadline_s", "first_token_s", "attempt", "prefix", "app", "privacy", "lane", "adapter", "draft", "cache_scope")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,9 @@ class ChatRequest(_message.Message):
     APP_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SCOPE_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
@@ -107,7 +110,10 @@ class ChatRequest(_message.Message):
     app: str
     privacy: str
     lane: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., tool_name: _Optional[str] = ..., json_schema: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., deadline_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., attempt: _Optional[int] = ..., prefix: _Optional[str] = ..., app: _Optional[str] = ..., privacy: _Optional[str] = ..., lane: _Optional[str] = ...) -> None: ...
+    adapter: str
+    draft: str
+    cache_scope: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., tool_name: _Optional[str] = ..., json_schema: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., deadline_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., attempt: _Optional[int] = ..., prefix: _Optional[str] = ..., app: _Optional[str] = ..., privacy: _Optional[str] = ..., lane: _Optional[str] = ..., adapter: _Optional[str] = ..., draft: _Optional[str] = ..., cache_scope: _Optional[str] = ...) -> None: ...
 
 class Alternative(_message.Message):
     __slots__ = ("token_id", "token", "logprob")
@@ -132,20 +138,24 @@ class TokenLogprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., token: _Optional[str] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "queue_s", "prefill_s", "decode_s")
+    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "queue_s", "prefill_s", "decode_s", "drafted_tokens", "accepted_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     queue_s: float
     prefill_s: float
     decode_s: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ...) -> None: ...
+    drafted_tokens: int
+    accepted_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class ChatEvent(_message.Message):
     __slots__ = ("seq", "accepted", "delta", "heartbeat", "migrate", "final", "error")
