@@ -22,6 +22,8 @@
     │   └── EngineDied             its process or thread is gone
     ├── TrustError                 THE PEER IS WRONG: never retried, never swallowed      exit 6
     │   ├── EvidenceRejected       a numbered verification step refused the evidence
+    │   │   └── SplitView          a log showed two histories: kept, until a person decides
+    │   ├── LogInvalid             a log's checkpoint, proof or folder is malformed, cut or false
     │   ├── KeyUnknown             the node no longer holds the key that was used
     │   ├── DeviceRejected         the node refused this device or its signature
     │   ├── StreamCorrupt          a frame was altered, repeated, reordered or added
@@ -275,6 +277,51 @@ class EvidenceRejected(TrustError):
         )
         self.reason = reason
         self.step = step
+        self.expected = expected
+        self.actual = actual
+
+
+class SplitView(EvidenceRejected):
+    """A log showed this client two histories that cannot both be true.
+
+    ``remembered`` and ``shown`` are the two signed checkpoints: the evidence. It is kept, and
+    blocks everything under ``origin`` until a person decides.
+    """
+
+    code = "split_view"
+    origin: str = ""
+    remembered: bytes = b""
+    shown: bytes = b""
+
+    def __init__(self, step: str, *, origin: str, remembered: bytes, shown: bytes) -> None:
+        super().__init__(
+            "split_view",
+            step,
+            expected=f"one history of the log {origin}",
+            actual="two signed checkpoints that contradict each other",
+            mend="Find out who lied, then: overspill trust log decide",
+        )
+        self.origin = origin
+        self.remembered = remembered
+        self.shown = shown
+
+
+class LogInvalid(TrustError):
+    """A transparency log's checkpoint, proof, tile or folder is malformed, truncated or false.
+
+    ``reason`` names the refusal (stable), ``expected`` and ``actual`` what was demanded and found.
+    """
+
+    code = "log_invalid"
+    reason: str = ""
+    expected: str = ""
+    actual: str = ""
+
+    def __init__(self, reason: str, *, expected: str, actual: str, mend: str = "") -> None:
+        super().__init__(
+            f"The log is refused ({reason}): expected {expected}, found {actual}.", mend=mend
+        )
+        self.reason = reason
         self.expected = expected
         self.actual = actual
 
