@@ -13,8 +13,13 @@ from typing import Final
 from overspill.errors import LogInvalid
 from overspill.trust.log.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoint
 from overspill.trust.log.cosignature import cosign
-from overspill.trust.log.encoding import decode_decimal, decode_hash, decode_text, encode_base64
-from overspill.trust.log.encoding import malformed as _malformed
+from overspill.trust.log.encoding import (
+    decode_decimal,
+    decode_hash,
+    decode_text,
+    encode_base64,
+    malformed,
+)
 from overspill.trust.log.merkle import EMPTY_ROOT, MAX_PROOF_HASHES, verify_consistency
 from overspill.trust.log.note import MAX_NOTE_BYTES, Note, SignerKey, VerifierKey
 
@@ -44,7 +49,7 @@ class AddCheckpoint:
         head, blank, checkpoint = text.partition("\n\n")
         old, *proof = head.split("\n")
         if not blank or not old.startswith(_OLD) or len(proof) > MAX_PROOF_HASHES:
-            raise _malformed("an add-checkpoint request", "other lines, or too many")
+            raise malformed("an add-checkpoint request", "other lines, or too many")
         size = decode_decimal(old.removeprefix(_OLD), "the old size")
         hashes = tuple(decode_hash(line, "a proof's hash") for line in proof)
         return cls(size, hashes, checkpoint.encode("utf-8"))
