@@ -100,6 +100,18 @@ def test_an_unexpected_error_is_noted_in_a_file_and_not_shown(overspill, home, m
     assert "settings_for" in (home / "state" / "last-error.txt").read_text()
 
 
+def test_an_unexpected_error_with_no_place_to_note_it_says_so(overspill, home, monkeypatch):
+    from overspill.cli import ask
+
+    monkeypatch.setattr(ask, "settings_for", lambda *_: 1 / 0)
+    (home / "state").write_text("a file where the folder should be")
+    result = overspill("run", "hi")
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert "ZeroDivisionError" in result.err
+    assert "last-error.txt could not be written" in result.err
+
+
 def test_trust_init_writes_a_policy_that_checks(overspill, tmp_path):
     file = tmp_path / "trust.toml"
     made = overspill(

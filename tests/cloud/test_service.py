@@ -13,6 +13,9 @@ import subprocess
 
 import anyio
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from overspill.errors import (
     BusyError,
@@ -161,6 +164,19 @@ async def test_a_request_over_16_mib_is_refused_before_anything_leaves(start_nod
     await engine.aclose()
 
 
+async def test_a_request_to_a_node_that_went_away_sent_nothing(start_node, cloud):
+    node = start_node()
+    engine = await node.enrolled()
+    await cloud.collect(engine, cloud.ask("there"))
+    node.process.kill()
+    node.process.wait()
+    request = cloud.ask("gone")
+    with pytest.raises(ConnectFailed):
+        await cloud.collect(engine, request)
+    assert engine.bytes_sent(request.id) == 0
+    await engine.aclose()
+
+
 async def test_sigterm_lets_streams_end_refuses_new_ones_and_exits_0(start_node, cloud):
     node = start_node(*SLOW)
     engine = await node.enrolled()
@@ -277,7 +293,9 @@ def _run(cloud, *arguments):
         (["--model", "a=echo", "--listen", "0.0.0.0:0"], 2, "--tls-cert"),
         (["--model", "a=echo", "--listen", "127.0.0.1"], 2, "HOST:PORT"),
         (["--model", "a=echo", "--listen", "unix:/nowhere/node.sock"], 2, "/nowhere/node.sock"),
+        (["--model", "a=echo", "--listen", f"unix:/tmp/{'x' * 200}"], 2, "path too long"),
         (["--model", "a=echo", "--tls-cert", "/nowhere.pem"], 2, "--tls-key"),
+        (["--model", "a=echo", "--tls-cert", "/no.pem", "--tls-key", "/no.pem"], 2, "/no.pem"),
         (["--model", "a=echo", "--attester", "tea-leaves"], 2, "tea-leaves"),
         (["--model", "a=echo", "--attester", "pinned"], 2, "key"),
         (["--model", "a=echo", "--frobnicate"], 2, "--frobnicate"),
@@ -338,10 +356,6 @@ def test_devices_are_listed_and_revoked(cloud, tmp_path):
 @pytest.fixture
 def certificate(tmp_path):
     """A self-signed certificate for localhost and its key, as files."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -379,6 +393,20 @@ async def test_tls_with_the_servers_own_certificate(start_node, cloud, certifica
         with pytest.raises(TransportError):
             await bad.get_bundle()
         await bad.aclose()
+
+
+def test_a_certificate_with_the_key_of_another_is_refused_at_start(cloud, certificate, tmp_path):
+    pem, key = certificate
+    other = ec.generate_private_key(ec.SECP256R1())
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    for wrong in (other.private_bytes(encoding, form, serialization.NoEncryption()), b"no key"):
+        key.write_bytes(wrong)
+        files = ["--tls-cert", str(pem), "--tls-key", str(key)]
+        where = ["--listen", "localhost:0", "--state", str(tmp_path / "state")]
+        done = _run(cloud, "serve", "--model", "a=echo", *where, *files)
+        assert done.returncode == 2, done.stderr
+        assert "key" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_plaintext_never_crosses_a_network():
