@@ -86,7 +86,7 @@ def _log(table: Table) -> LogPolicy:
 def _witnesses(table: Table, log_key: VerifierKey) -> tuple[Witness, ...]:
     witnesses = [
         Witness(operator, _key(table, operator, text, COSIGNATURE_V1))
-        for operator in table.keys()
+        for operator in table.names()
         for text in table.strings(operator)
     ]
     if not witnesses:
