@@ -27,7 +27,7 @@ from overspill.errors import (
 from overspill.sealing.receipt import ReceiptClaims, commitment, response_content
 from overspill.sealing.signing import check_clock, check_request
 from overspill.transport.base import SealedHead
-from overspill.types.chat import Chunk, Finish, FinishReason, Request, ToolCall
+from overspill.types.chat import Chunk, Finish, FinishReason, Request, ToolCall, merge_chunks
 from overspill.types.evidence import EvidenceBundle
 from overspill.types.usage import Usage
 from overspill.wire import plaintext
@@ -35,7 +35,7 @@ from overspill_cloud import events
 from overspill_cloud.admission import Admission, Admitted, Database
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.models import ServedModel, pick
-from overspill_cloud.sealed_stream import SealedRequest, SealedStream, merge
+from overspill_cloud.sealed_stream import SealedRequest, SealedStream
 from overspill_cloud.store import Device, UsageEntry
 from overspill_cloud.streams import Run, Running, Stop, StreamLimits
 
@@ -226,9 +226,10 @@ class Node:
         while answer.finish is None:
             chunks = await run.batch(self._parts.limits.heartbeat_s)
             if chunks:
-                chunk = merge(chunks)
+                # What is ready together goes as one: fewer frames, and less said by their lengths.
+                chunk = merge_chunks(chunks)
                 answer.add(chunk)
-                if chunk.text or chunk.token_ids or chunk.logprobs or chunk.tool_calls:
+                if chunk.has_content:
                     yield stream.event(chunk)
             elif run.ended:
                 break

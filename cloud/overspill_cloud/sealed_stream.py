@@ -11,7 +11,7 @@ from overspill.sealing.frames import CLIENT, SERVER, FrameOpener, FrameSealer, F
 from overspill.sealing.schedule import RESPONSE_NONCE_BYTES, KeySchedule, derive, stream_id
 from overspill.sealing.signing import RequestSignature
 from overspill.transport.base import SealedHead
-from overspill.types.chat import Chunk, Finish
+from overspill.types.chat import Finish
 from overspill.wire import plaintext
 from overspill_cloud.keys import Epoch
 
@@ -89,14 +89,3 @@ class SealedStream:
         data = plaintext.event_to_bytes(self._seq, event)
         self._seq += 1
         return data
-
-
-def merge(chunks: list[Chunk]) -> Chunk:
-    """Chunks that are ready together as one: fewer frames, and less said by their lengths."""
-    return Chunk(
-        text="".join(c.text for c in chunks),
-        token_ids=tuple(i for c in chunks for i in c.token_ids),
-        logprobs=tuple(p for c in chunks for p in c.logprobs),
-        tool_calls=tuple(t for c in chunks for t in c.tool_calls),
-        finish=chunks[-1].finish,
-    )

@@ -114,6 +114,7 @@ class AsyncOverspill:
             receipt=last.receipt,
             ttft_s=ttft,
             total_s=time.perf_counter() - started,
+            reasoning="".join(piece.reasoning for piece in pieces),
         )
 
     async def stream(

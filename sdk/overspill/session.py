@@ -134,6 +134,8 @@ class Session:
             token_ids=chunk.token_ids,
             logprobs=chunk.logprobs,
             tool_calls=chunk.tool_calls,
+            tool_call_deltas=chunk.tool_call_deltas,
+            reasoning=chunk.reasoning,
             finish=chunk.finish,
         )
         return piece if chunk.finish is None else self._settle(piece, chunk.finish)

@@ -12,6 +12,7 @@ from overspill.types.chat import (
     Chunk,
     Finish,
     FinishReason,
+    Grammar,
     Message,
     Privacy,
     Request,
@@ -19,6 +20,7 @@ from overspill.types.chat import (
     TokenLogprob,
     Tool,
     ToolCall,
+    ToolCallDelta,
 )
 from overspill.types.usage import Usage
 from overspill.wire import convert
@@ -52,10 +54,12 @@ requests = st.builds(
         seed=st.none() | st.integers(-(2**63), 2**63 - 1),
     ),
     stop=st.lists(text, max_size=2).map(tuple),
-    tools=st.lists(st.builds(Tool, text, text, schemas), max_size=2).map(tuple),
+    tools=st.lists(st.builds(Tool, text, text, schemas, st.booleans()), max_size=2).map(tuple),
     tool_choice=st.sampled_from(["auto", "none", "required"]),
     tool_name=maybe_text,
     json_schema=st.none() | schemas,
+    grammar=st.none() | st.builds(Grammar, st.sampled_from(["regex", "lark"]), text),
+    parallel_tool_calls=st.booleans(),
     top_logprobs=st.none() | st.integers(0, 20),
     deadline_s=st.none() | unit,
     first_token_s=st.none() | unit,
@@ -85,6 +89,13 @@ def test_a_cloud_request_names_neither_app_nor_floor(request):
     assert not message.HasField("cache_scope")
 
 
+def test_a_grammar_in_an_unknown_syntax_is_refused():
+    message = chat_pb2.ChatRequest(id="r", grammar=chat_pb2.Grammar(syntax="bnf", text="x"))
+    with pytest.raises(errors.InvalidRequest, match="grammar") as caught:
+        convert.request_from_proto(message)
+    assert caught.value.param == "grammar"
+
+
 def test_a_cloud_reads_no_cache_scope_whatever_a_device_sends():
     message = chat_pb2.ChatRequest(id="r", cache_scope="a scope of somebody else's")
     assert convert.request_from_proto(message).cache_scope is None
@@ -102,6 +113,8 @@ def test_a_cloud_reads_no_cache_scope_whatever_a_device_sends():
             max_size=2,
         ).map(tuple),
         tool_calls=tool_calls,
+        tool_call_deltas=st.lists(st.builds(ToolCallDelta, int32, text, text, text)).map(tuple),
+        reasoning=text,
     )
 )
 def test_a_chunk_survives_the_wire(chunk):

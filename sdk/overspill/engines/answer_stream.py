@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from typing import TypeAlias
 
 from overspill.errors import OverspillError
-from overspill.types.chat import Chunk
+from overspill.types.chat import Chunk, merge_chunks
 
 Item: TypeAlias = "Chunk | OverspillError"
 
@@ -38,7 +38,7 @@ class AnswerStream:
             items, self._pending = self._pending, []
             chunks = [item for item in items if isinstance(item, Chunk)]
             if chunks:
-                merged = merge(chunks)
+                merged = merge_chunks(chunks)
                 yield merged
                 if merged.finish is not None:
                     return
@@ -69,20 +69,6 @@ class Outbox:
                 lost += [stream for stream, _ in items]
         self._items.clear()
         return lost
-
-
-def merge(chunks: Iterable[Chunk]) -> Chunk:
-    """Neighbouring chunks as one."""
-    chunks = list(chunks)
-    if len(chunks) == 1:
-        return chunks[0]
-    return Chunk(
-        text="".join(chunk.text for chunk in chunks),
-        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
-        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
-        tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
-        finish=chunks[-1].finish,
-    )
 
 
 def _deliver(items: list[tuple[AnswerStream, Item]]) -> None:

@@ -7,7 +7,7 @@ One frozen :class:`Request` goes down through session, engine and wire; a stream
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -58,12 +58,44 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call while the model writes it.
+
+    ``index`` counts the calls of one answer from 0. The first piece of a call has its ``id`` and
+    ``name``, the others have neither; ``arguments`` put together are those of the whole
+    :class:`ToolCall`, which follows once it is complete. A call that never becomes complete (the
+    answer was cut off, or turned out to be malformed) is handed out as text instead.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; ``parameters`` is a JSON schema."""
+    """A function that the model may call; ``parameters`` is a JSON schema.
+
+    With ``strict`` the arguments of every call are held to that schema, also where the model is
+    free to call or not.
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer is held to: a ``regex`` (Rust's syntax, of the whole answer) or ``lark``.
+
+    Lark is llguidance's dialect of it; its start rule is ``start``.
+    """
+
+    syntax: Literal["regex", "lark"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +153,9 @@ class Request:
 
     ``adapter`` names a LoRA adapter that the engine was given. ``draft`` is a guess at the
     answer's text: an engine may check it faster than it writes, and never lets it change a token.
+    ``json_schema`` or ``grammar``, of which one may be set, is what the answer's text is held to.
+    ``tool_choice`` ``required`` and ``tool_name`` are enforced, and so is
+    ``parallel_tool_calls`` False: at most one call in an answer.
     ``cache_scope`` says with whom computed prompts may be shared: requests of the same ``app`` and
     the same scope; None shares with nobody.
     """
@@ -146,6 +181,24 @@ class Request:
     adapter: str | None = None
     draft: str = ""
     cache_scope: str | None = None
+    grammar: Grammar | None = None
+    parallel_tool_calls: bool = True
+
+    @property
+    def offers_tools(self) -> bool:
+        """Whether the model may call a tool."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def needs_constraint(self) -> bool:
+        """Whether an engine has to hold the answer to something, token by token."""
+        forced = self.tool_choice == "required" or self.tool_name is not None
+        strict = any(tool.strict for tool in self.tools) or not self.parallel_tool_calls
+        return (
+            self.json_schema is not None
+            or self.grammar is not None
+            or (self.offers_tools and (forced or strict))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +229,9 @@ class Chunk:
     """A piece of an answer. Text is valid UTF-8 at every boundary.
 
     ``token_ids`` are the tokens that this piece came from (may be empty when text was held back
-    for a possible stop string). ``finish`` is set on the last chunk only.
+    for a possible stop string). ``tool_calls`` are complete calls; ``tool_call_deltas`` are their
+    pieces, which come first. ``reasoning`` is what a model thought aloud where its format keeps
+    that apart. ``finish`` is set on the last chunk only.
     """
 
     text: str = ""
@@ -184,3 +239,33 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     finish: Finish | None = None
+    tool_call_deltas: tuple[ToolCallDelta, ...] = ()
+    reasoning: str = ""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether there is more to it than a possible end."""
+        return bool(
+            self.text
+            or self.token_ids
+            or self.logprobs
+            or self.tool_calls
+            or self.tool_call_deltas
+            or self.reasoning
+        )
+
+
+def merge_chunks(chunks: Iterable[Chunk]) -> Chunk:
+    """Neighbouring chunks, at least one, as one."""
+    chunks = list(chunks)
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+        tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
+        finish=chunks[-1].finish,
+        tool_call_deltas=tuple(delta for chunk in chunks for delta in chunk.tool_call_deltas),
+        reasoning="".join(chunk.reasoning for chunk in chunks),
+    )

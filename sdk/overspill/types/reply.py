@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from overspill.types.chat import Finish, FinishReason, TokenLogprob, ToolCall
+from overspill.types.chat import Finish, FinishReason, TokenLogprob, ToolCall, ToolCallDelta
 from overspill.types.route import RouteTaken
 from overspill.types.usage import Usage
 
@@ -45,6 +45,8 @@ class ReplyChunk:
     tool_calls: tuple[ToolCall, ...] = ()
     finish: Finish | None = None
     receipt: ReceiptRecord | None = None
+    tool_call_deltas: tuple[ToolCallDelta, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Reply:
     receipt: ReceiptRecord | None = None
     ttft_s: float | None = None
     total_s: float = 0.0
+    reasoning: str = ""
 
 
 class AvailabilityState(StrEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from overspill import errors
 from overspill.types.card import ModelCard
@@ -17,6 +17,7 @@ from overspill.types.chat import (
     Chunk,
     Finish,
     FinishReason,
+    Grammar,
     Lane,
     Message,
     Privacy,
@@ -26,6 +27,7 @@ from overspill.types.chat import (
     TokenLogprob,
     Tool,
     ToolCall,
+    ToolCallDelta,
     ToolChoice,
 )
 from overspill.types.evidence import Evidence, EvidenceBundle
@@ -46,7 +48,10 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
         stop=request.stop,
         tools=[
             chat_pb2.Tool(
-                name=t.name, description=t.description, parameters_json=_dump(t.parameters)
+                name=t.name,
+                description=t.description,
+                parameters_json=_dump(t.parameters),
+                strict=t.strict,
             )
             for t in request.tools
         ],
@@ -61,6 +66,8 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
         lane=request.lane,
         adapter=request.adapter,
         draft=request.draft,
+        grammar=_grammar_to_proto(request.grammar),
+        single_tool_call=not request.parallel_tool_calls,
     )
     if local:
         out.app = request.app
@@ -84,7 +91,7 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
         sampling=_sampling_from_proto(message),
         stop=tuple(message.stop),
         tools=tuple(
-            Tool(t.name, t.description, _load_object(t.parameters_json, "tools"))
+            Tool(t.name, t.description, _load_object(t.parameters_json, "tools"), t.strict)
             for t in message.tools
         ),
         tool_choice=cast(
@@ -106,7 +113,21 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
         adapter=message.adapter if message.HasField("adapter") else None,
         draft=message.draft,
         cache_scope=message.cache_scope if local and message.HasField("cache_scope") else None,
+        grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
+        parallel_tool_calls=not message.single_tool_call,
     )
+
+
+def _grammar_to_proto(grammar: Grammar | None) -> chat_pb2.Grammar | None:
+    if grammar is None:
+        return None
+    return chat_pb2.Grammar(syntax=grammar.syntax, text=grammar.text)
+
+
+def _grammar_from_proto(message: chat_pb2.Grammar) -> Grammar:
+    if message.syntax == "regex":
+        return Grammar("regex", message.text)
+    return Grammar(cast(Literal["lark"], _word(message.syntax, ("lark",), "grammar")), message.text)
 
 
 def _message_to_proto(message: Message) -> chat_pb2.Message:
@@ -165,13 +186,18 @@ def _sampling_from_proto(request: chat_pb2.ChatRequest) -> Sampling:
 
 def chunk_to_delta(chunk: Chunk) -> chat_pb2.Delta | None:
     """The chunk's content as an event; None when it carries only the end."""
-    if not (chunk.text or chunk.token_ids or chunk.logprobs or chunk.tool_calls):
+    if not chunk.has_content:
         return None
     return chat_pb2.Delta(
         text=chunk.text,
         token_ids=chunk.token_ids,
         logprobs=[_logprob_to_proto(p) for p in chunk.logprobs],
         tool_calls=[_tool_call_to_proto(c) for c in chunk.tool_calls],
+        tool_call_deltas=[
+            chat_pb2.ToolCallDelta(index=d.index, id=d.id, name=d.name, arguments=d.arguments)
+            for d in chunk.tool_call_deltas
+        ],
+        reasoning=chunk.reasoning,
     )
 
 
@@ -182,6 +208,10 @@ def delta_to_chunk(delta: chat_pb2.Delta) -> Chunk:
         token_ids=tuple(delta.token_ids),
         logprobs=tuple(_logprob_from_proto(p) for p in delta.logprobs),
         tool_calls=_tool_calls(delta.tool_calls),
+        tool_call_deltas=tuple(
+            ToolCallDelta(d.index, d.id, d.name, d.arguments) for d in delta.tool_call_deltas
+        ),
+        reasoning=delta.reasoning,
     )
 
 
