@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from overspill.cli import trust_verify
 from overspill.cli.common import Json, print_json
 from overspill.errors import UsageError
 from overspill.trust.policy import load_policy
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="What a node has to prove.", no_args_is_help=True)
     group.command("init")(init)
     group.command("check")(check)
+    trust_verify.register(group)
     app.add_typer(group, name="trust")
 
 

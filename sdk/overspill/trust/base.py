@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from overspill.errors import EvidenceRejected
 from overspill.trust.measured import MeasuredLog
-from overspill.trust.nkc import NO_NONCE, NodeKeyConfig
+from overspill.trust.nkc import NO_NONCE, NodeKeyConfig, report_data
 from overspill.types.evidence import Assurance, Evidence
 
 if TYPE_CHECKING:
@@ -120,3 +120,23 @@ def check_binding(
             expected=f"the challenge {(subject.nonce or NO_NONCE).hex()}",
             actual=stated_nonce.hex(),
         )
+
+
+def check_report_data(actual: bytes, subject: Subject, *, step: str) -> str:
+    """Checks that a hardware report's 64 bytes bind this configuration and the nonce that was sent.
+
+    Such a report does not state its nonce, so each way to be wrong is tried by name. Reasons:
+    ``report_data_label``, ``nonce_zero``, ``report_data_mismatch`` (another configuration, or
+    another nonce).
+    """
+    nkc, nonce = subject.nkc_bytes, subject.nonce or NO_NONCE
+    if actual == report_data(nkc, nonce, dev=False):
+        return "report data over this configuration" + (" and nonce" if subject.nonce else "")
+    reason, what = "report_data_mismatch", "another configuration or nonce"
+    if actual in (report_data(nkc, nonce, dev=True), report_data(nkc, NO_NONCE, dev=True)):
+        reason, what = "report_data_label", "report data under the development label"
+    elif actual == report_data(nkc, NO_NONCE, dev=False):
+        reason, what = "nonce_zero", "no nonce"
+    raise rejected(
+        reason, step, expected="report data over this configuration and nonce", actual=what
+    )

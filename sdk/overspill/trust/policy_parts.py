@@ -17,7 +17,8 @@ from cryptography.x509 import (
     load_pem_x509_certificate,
 )
 
-from overspill.errors import ConfigurationError
+from overspill.errors import ConfigurationError, EvidenceRejected
+from overspill.trust.certificates import read_pem
 
 _T = TypeVar("_T", str, int)
 
@@ -50,7 +51,7 @@ class Table:
         raw = self._raw.get(name)
         if not isinstance(raw, dict):
             raise self.error(name, "is missing as a section", f"Add the section [{name}].")
-        return Table(raw, self._source, name)
+        return Table(raw, self._source, f"{self._section}.{name}" if self._section else name)
 
     def one_of(self, key: str, allowed: Sequence[_T], default: _T | None = None) -> _T:
         """One of a few values, of exactly their type."""
@@ -74,8 +75,8 @@ class Table:
             raise self.error(key, what, "Give a text.")
         return value
 
-    def integer(self, key: str, low: int, high: int, *, default: int) -> int:
-        """A whole number in a range."""
+    def integer(self, key: str, low: int, high: int, *, default: int | None = None) -> int:
+        """A whole number in a range; without a default it has to be there."""
         value = self._raw.get(key, default)
         if type(value) is not int or not low <= value <= high:
             raise self.error(key, f"is {value!r}", f"Use a whole number from {low} to {high}.")
@@ -98,6 +99,29 @@ class Table:
             raise self.error(key, "is empty", 'List what is allowed: empty never means "any".')
         return tuple(value)
 
+    def choices(
+        self, key: str, allowed: Sequence[str], default: Sequence[str] | None = None
+    ) -> tuple[str, ...]:
+        """A list of some of ``allowed``, with something in it."""
+        values = self.strings(key, default)
+        for value in values:
+            if value not in allowed:
+                names = ", ".join(allowed)
+                raise self.error(key, f"names the unknown '{value}'", f"Use some of: {names}.")
+        return values
+
+    def integers(
+        self, key: str, low: int, high: int, default: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """A list of whole numbers in a range, with something in it."""
+        value = self._raw.get(key, default)
+        is_list = isinstance(value, list | tuple) and bool(value)
+        if not is_list or not all(type(item) is int and low <= item <= high for item in value):
+            raise self.error(
+                key, f"is {value!r}", f"List whole numbers from {low} to {high}, at least one."
+            )
+        return tuple(value)
+
     def hexes(self, key: str, size: int) -> tuple[bytes, ...]:
         """A list of byte strings of ``size`` bytes, in hex."""
         return tuple(self._hex(key, item, size) for item in self.strings(key))
@@ -112,8 +136,12 @@ class Table:
             raise self.error(key, "is empty", 'List what is allowed: empty never means "any".')
         return {name: self._hex(key, text, 32) for name, text in value.items()}
 
+    def authorities(self, key: str) -> tuple[bytes, ...]:
+        """A list of PEM certificates of authorities with any kind of key, as DER."""
+        return tuple(self._authority(key, text) for text in self.strings(key))
+
     def certificates(self, key: str) -> tuple[bytes, ...]:
-        """A list of PEM certificates, as DER."""
+        """A list of PEM certificates of Ed25519 authorities, as DER."""
         return tuple(self._certificate(key, text) for text in self.strings(key))
 
     def _hex(self, key: str, text: Any, size: int) -> bytes:
@@ -127,6 +155,20 @@ class Table:
         if len(value) != size:  # fromhex skips spaces
             raise self.error(key, f"holds {text!r}", mend)
         return value
+
+    def _authority(self, key: str, text: str) -> bytes:
+        try:
+            found, _ = read_pem(text.encode("utf-8"))
+            is_authority = len(found) == 1 and found[0].path_length is not None
+        except EvidenceRejected as error:
+            raise self.error(
+                key, f"holds a damaged certificate: {error.actual}", "Give the authority's PEM."
+            ) from error
+        if not is_authority:
+            raise self.error(
+                key, "holds something else than one authority's certificate", "Give one PEM each."
+            )
+        return found[0].der
 
     def _certificate(self, key: str, text: str) -> bytes:
         try:

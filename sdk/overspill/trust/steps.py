@@ -1,0 +1,45 @@
+"""Running checks under their step's number, and remembering how each went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+from overspill.errors import EvidenceRejected
+from overspill.types.evidence import VerificationStep
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Steps:
+    """The steps of one verification. ``names`` maps each number to its name, in their order."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        self.done: list[VerificationStep] = []
+
+    def run(self, number: str, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """The check's value; text counts as the step's detail. A refusal is noted, then raised."""
+        try:
+            value = check(*args, **kwargs)
+        except EvidenceRejected as error:
+            self._add(number, False, error.message)
+            raise
+        self._add(number, True, value if isinstance(value, str) else getattr(value, "detail", ""))
+        return value
+
+    def skip(self, number: str, why: str) -> None:
+        """Notes that a step was not run."""
+        self._add(number, None, why)
+
+    def with_rest(self) -> tuple[VerificationStep, ...]:
+        """All steps in their order, those after a refusal as not run."""
+        ran = {step.n: step for step in self.done}
+        return tuple(
+            ran.get(number) or VerificationStep(number, name, None)
+            for number, name in self._names.items()
+        )
+
+    def _add(self, number: str, ok: bool | None, detail: str) -> None:
+        self.done.append(VerificationStep(number, self._names[number], ok, detail))
