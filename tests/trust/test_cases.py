@@ -59,7 +59,7 @@ def test_t2_zero_nonce_in_challenge_mode(node, at):
 
 
 def test_evidence_without_nonce_needs_witnesses(node, at):
-    """A policy of a later version: this one cannot load it, and does not take it for fresh."""
+    """A policy without a log: what nobody cosigned is not taken for fresh."""
     policy = replace(node.policy, freshness="witnesses")
     refused(node.bundle(None), at(nonce=None), policy, "freshness_unproven")
 
@@ -134,7 +134,7 @@ def test_t35_kem_downgraded(node, at):
         ({"aead_id": 1}, "suite_unsupported"),
         ({"hpke_public_key": bytes(32)}, "hpke_key_length"),
         ({"freshness_anchor_sha256": bytes([1] * 32)}, "anchor_mismatch"),
-        ({"release_id": bytes([1] * 32)}, "release_unsupported"),
+        ({"release_id": bytes([1] * 32)}, "release_malformed"),
         ({"gpu_claims_digest": bytes([1] * 32)}, "gpu_unsupported"),
     ],
 )
@@ -145,8 +145,8 @@ def test_what_cannot_be_verified_is_refused(node, at, changes, reason):
 @pytest.mark.parametrize(
     ("part", "reason"),
     [
-        ({"release": b"x"}, "release_unsupported"),
-        ({"release_proof": b"x"}, "release_unsupported"),
+        ({"release": b"x"}, "release_unbound"),
+        ({"release_proof": b"x"}, "release_unbound"),
         ({"gpu_claims_digest": bytes(32)}, "gpu_unsupported"),
         ({"freshness_anchor": b"x"}, "anchor_mismatch"),
     ],

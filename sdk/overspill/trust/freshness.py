@@ -6,12 +6,15 @@ import hashlib
 from types import MappingProxyType
 from typing import Final
 
-from overspill.errors import EvidenceRejected
+from overspill.errors import EvidenceRejected, LogInvalid
+from overspill.trust.log.cosignature import open_cosigned
 from overspill.trust.nkc import MAX_LIFETIME_S, NO_DIGEST, NodeKeyConfig
 from overspill.trust.policy import TrustPolicy
 from overspill.types.evidence import EvidenceBundle
 
 NONCE_BYTES: Final = 32
+ANCHOR_MAX_AGE_S: Final = 900
+"""How much older than the keys the newest cosignature under them may be."""
 _KDF_AND_AEAD: Final = (1, 3)
 _KEY_BYTES: Final = MappingProxyType({0x0020: 32, 0x647A: 1216})
 
@@ -28,6 +31,8 @@ def check(
     _check_validity(config, now_unix, policy)
     _check_nonce(nonce, policy)
     _check_anchor(config, bundle.freshness_anchor)
+    if policy.freshness == "witnesses":
+        _check_witnessed(config, bundle.freshness_anchor, policy, now_unix)
     return f"KEM {config.kem_id:#06x}, valid for {accepted_until(config, policy) - now_unix} s more"
 
 
@@ -76,9 +81,7 @@ def _check_nonce(nonce: bytes | None, policy: TrustPolicy) -> None:
             "evidence without one",
             "Ask the node by Challenge.",
         )
-    if nonce is None:
-        raise _refusal("freshness_unproven", "a checkpoint with witnesses, or a nonce", "neither")
-    if len(nonce) != NONCE_BYTES or not any(nonce):
+    if nonce is not None and (len(nonce) != NONCE_BYTES or not any(nonce)):
         raise _refusal("nonce_invalid", "a challenge of 32 random bytes", "zeros or another length")
 
 
@@ -86,6 +89,33 @@ def _check_anchor(config: NodeKeyConfig, anchor: bytes) -> None:
     expected = hashlib.sha256(anchor).digest() if anchor else NO_DIGEST
     if config.freshness_anchor_sha256 != expected:
         raise _refusal("anchor_mismatch", "the freshness anchor that the keys name", "another")
+
+
+def _check_witnessed(
+    config: NodeKeyConfig, anchor: bytes, policy: TrustPolicy, now_unix: int
+) -> None:
+    """The keys were made shortly after witnesses saw the log: nobody could have kept them ready."""
+    if not anchor or policy.log is None or not policy.log.witnesses:
+        raise _refusal(
+            "freshness_unproven",
+            f"a checkpoint by a log and its witnesses under {policy.source}",
+            "no checkpoint" if policy.log else "a policy that names no log",
+            'Name [release] and [log] with witnesses, or say freshness = "nonce".',
+        )
+    try:
+        newest = open_cosigned(anchor, policy.log, now_unix).newest or 0
+    except LogInvalid as error:
+        raise EvidenceRejected(
+            error.reason, "4", expected=error.expected, actual=error.actual, mend=error.mend
+        ) from error
+    oldest = config.not_before - ANCHOR_MAX_AGE_S
+    if newest < oldest:
+        raise _refusal(
+            "anchor_stale",
+            f"a checkpoint cosigned after {oldest}",
+            f"one cosigned {config.not_before - newest} s before the keys",
+            "The node has to show a newer one: its log's witnesses may be down.",
+        )
 
 
 def _refusal(reason: str, expected: str, actual: str, mend: str = "") -> EvidenceRejected:

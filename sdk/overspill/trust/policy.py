@@ -5,7 +5,7 @@
     version = 1
     min_assurance = "SOFTWARE"        # NONE < SOFTWARE < HARDWARE_TPM < HARDWARE_TEE (default)
     accept = ["pinned-operator"]      # evidence types; each has its own section below
-    freshness = "nonce"               # a challenge per connection; there are no witnesses yet
+    freshness = "nonce"               # a challenge per connection; "witnesses" needs [log]
     max_age_s = 3600                  # a key is accepted for this long after not_before
     kems = ["MLKEM768_X25519"]        # and "X25519"
     dev_unsafe = false                # true lets development evidence pass, on loopback only
@@ -14,6 +14,13 @@
     models = { river = "<sha256 of its file>" }
     adapters = { }                    # optional: "model/adapter" = sha256
     configs = ["<sha256>"]            # optional; so are wheels and engines
+
+    [release]                         # optional: what runs has to be released, see release_policy
+    keys = ["<Ed25519 public key, hex>"]
+    [log]                             # and logged
+    key = "<origin>+<hash>+<base64>"
+    [log.witnesses]                   # and seen by two of these operators' witnesses
+    "Alice" = ["alice.example/w1+<hash>+<base64>"]
 
     [pinned-operator]
     keys = ["<Ed25519 public key, hex>"]
@@ -40,6 +47,8 @@ from typing import Any, Final
 
 from overspill.errors import ConfigurationError
 from overspill.trust import policy_parts as parts
+from overspill.trust.log.cosignature import LogPolicy
+from overspill.trust.release_policy import SECTIONS, ReleasePolicy, release_and_log
 from overspill.types.evidence import Assurance
 
 MAX_AGE_LIMIT_S: Final = 3600
@@ -64,6 +73,7 @@ _TOP_KEYS: Final = frozenset(
         "dev_unsafe",
         "reference",
     }
+    | SECTIONS
 )
 _REFERENCE_KEYS: Final = frozenset({"models", "adapters", "configs", "wheels", "engines"})
 
@@ -72,7 +82,8 @@ _REFERENCE_KEYS: Final = frozenset({"models", "adapters", "configs", "wheels", "
 class ReferenceValues:
     """What a node may run. ``None`` leaves a kind to whoever vouches for the node.
 
-    ``models`` and ``adapters`` (keyed ``model/adapter``) map a name to its SHA-256.
+    ``models`` and ``adapters`` (keyed ``model/adapter``) map a name to its SHA-256. ``by_release``
+    leaves all of it to the release that the policy demands.
     """
 
     models: Mapping[str, bytes] = field(default_factory=dict)
@@ -80,6 +91,7 @@ class ReferenceValues:
     configs: frozenset[bytes] | None = None
     wheels: frozenset[bytes] | None = None
     engines: frozenset[bytes] | None = None
+    by_release: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,8 @@ class TrustPolicy:
     reference: ReferenceValues = ReferenceValues()
     dev_roots: frozenset[bytes] = frozenset()
     operator_keys: frozenset[bytes] = frozenset()
+    release: ReleasePolicy | None = None
+    log: LogPolicy | None = None
     ek_roots: tuple[bytes, ...] = ()
     """DER certificates of the development authorities for software TPMs."""
 
@@ -139,11 +153,11 @@ def parse_policy(text: str, source: str = "the trust policy") -> TrustPolicy:
             table.one_of("min_assurance", tuple(a.name for a in Assurance), default="HARDWARE_TEE")
         ],
         accept=accept,
-        freshness=_freshness(table),
         max_age_s=table.integer("max_age_s", 1, MAX_AGE_LIMIT_S, default=MAX_AGE_LIMIT_S),
         kems=_kems(table),
         dev_unsafe=table.boolean("dev_unsafe", default=False),
-        reference=_reference(table.section("reference")),
+        reference=_reference(table),
+        **release_and_log(table),
         **_sections(table, accept),
     )
     _check_floor(policy, table)
@@ -159,17 +173,6 @@ def _accepted(table: parts.Table) -> frozenset[str]:
     return names
 
 
-def _freshness(table: parts.Table) -> str:
-    value = table.one_of("freshness", ("nonce", "witnesses"), default="witnesses")
-    if value != "nonce":
-        raise table.error(
-            "freshness",
-            "asks for witnesses, and the policy names none",
-            'Say freshness = "nonce": a node then has to answer a fresh challenge.',
-        )
-    return value
-
-
 def _kems(table: parts.Table) -> frozenset[int]:
     names = table.strings("kems", default=("MLKEM768_X25519",))
     for name in names:
@@ -179,16 +182,23 @@ def _kems(table: parts.Table) -> frozenset[int]:
     return frozenset(KEM_IDS[name] for name in names)
 
 
-def _reference(table: parts.Table) -> ReferenceValues:
+def _reference(whole: parts.Table) -> ReferenceValues:
+    """What the policy itself lists; it has to, unless it demands a release that does."""
+    if "release" in whole and "reference" not in whole:
+        return ReferenceValues(by_release=True)
+    table = whole.section("reference")
     table.only(_REFERENCE_KEYS)
     return ReferenceValues(
         models=table.digests_by_name("models"),
         adapters=table.digests_by_name("adapters") if "adapters" in table else {},
-        **{
-            key: frozenset(table.hexes(key, 32)) if key in table else None
-            for key in ("configs", "wheels", "engines")
-        },
+        configs=_pinned(table, "configs"),
+        wheels=_pinned(table, "wheels"),
+        engines=_pinned(table, "engines"),
     )
+
+
+def _pinned(table: parts.Table, key: str) -> frozenset[bytes] | None:
+    return frozenset(table.hexes(key, 32)) if key in table else None
 
 
 def _sections(table: parts.Table, accept: frozenset[str]) -> dict[str, Any]:

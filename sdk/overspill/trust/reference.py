@@ -24,16 +24,26 @@ def open_log(config: NodeKeyConfig, log: Iterable[bytes]) -> MeasuredLog:
 
 
 def check(
-    log: MeasuredLog, reference: ReferenceValues, expected_models: Mapping[str, bytes] | None
+    log: MeasuredLog,
+    reference: ReferenceValues,
+    expected_models: Mapping[str, bytes] | None,
+    *,
+    source: str = "the policy's [reference]",
+    step: str = "6",
 ) -> str:
-    """Step 6: every model and adapter is listed with its digest; so is whatever else is pinned."""
+    """Step 6: every model and adapter is listed with its digest; so is whatever else is pinned.
+
+    What is left to a release is checked in the same way in step 7.
+    """
     models = log.models
     if not models.models:
-        raise _refusal("no_models", "6", "a node that serves a model", "an empty manifest")
-    for model in models.models:
-        _check_model(model, reference)
+        raise _refusal("no_models", step, "a node that serves a model", "an empty manifest")
     for name, digest in (expected_models or {}).items():
         _check_expected(models, name, digest)
+    if reference.by_release:
+        return "left to the release"
+    for model in models.models:
+        _check_model(model, reference, source, step)
     pinned = (
         ("config", Measured.CONFIG, reference.configs),
         ("wheel", Measured.WHEEL, reference.wheels),
@@ -42,7 +52,8 @@ def check(
     for name, kind, allowed in pinned:
         actual = log.entry(kind).sha256
         if allowed is not None and actual not in allowed:
-            raise _refusal(f"{name}_not_listed", "6", f"a listed {name} digest", actual.hex())
+            expected = f"a {name} digest of {source}"
+            raise _refusal(f"{name}_not_listed", step, expected, actual.hex())
     unpinned = ", ".join(name for name, _, allowed in pinned if allowed is None)
     return f"not pinned by the policy: {unpinned}" if unpinned else "everything measured is listed"
 
@@ -71,15 +82,15 @@ def check_answering_model(result: AttestationResult, name: str, sha256: bytes) -
         )
 
 
-def _check_model(model: ModelEntry, reference: ReferenceValues) -> None:
+def _check_model(model: ModelEntry, reference: ReferenceValues, source: str, step: str) -> None:
     listed = reference.models.get(model.name)
     if listed is None:
         raise _refusal(
             "model_not_listed",
-            "6",
-            "a model of the policy's [reference] models",
+            step,
+            f"a model of {source}",
             f"'{model.name}' = {model.file_sha256.hex()}",
-            "List it in the trust policy if it is meant to be served.",
+            "List it there if it is meant to be served.",
         )
     parts = (
         (model.name, model.file_sha256),
@@ -89,14 +100,14 @@ def _check_model(model: ModelEntry, reference: ReferenceValues) -> None:
     for name, actual in parts:
         expected = reference.models.get(name, listed)
         if actual != expected:
-            raise _refusal("model_digest", "6", f"'{name}' = {expected.hex()}", actual.hex())
+            raise _refusal("model_digest", step, f"'{name}' = {expected.hex()}", actual.hex())
     for adapter, digest in model.adapters:
         name = f"{model.name}/{adapter}"
         if reference.adapters.get(name) != digest:
             raise _refusal(
                 "adapter_not_listed",
-                "6",
-                "an adapter of the policy's [reference] adapters",
+                step,
+                f"an adapter of {source}",
                 f"'{name}' = {digest.hex()}",
             )
 

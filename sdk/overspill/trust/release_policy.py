@@ -42,16 +42,25 @@ class ReleasePolicy:
 
 
 def release_and_log(table: Table) -> dict[str, Any]:
-    """The policy's ``release`` and ``log`` fields, None where it has no such section.
+    """The policy's ``freshness``, ``release`` and ``log``; the last two None without a section.
 
-    Raises ``ConfigurationError``: a release has to be logged, and ``freshness = "witnesses"``
-    needs witnesses.
+    Raises ``ConfigurationError``: releases and their log come together, and
+    ``freshness = "witnesses"``, which is the default, needs a log with witnesses.
     """
+    if ("release" in table) != ("log" in table):
+        lone, missing = ("release", "log") if "release" in table else ("log", "release")
+        raise table.error(lone, f"is there without [{missing}]", f"Add the section [{missing}].")
     log = _log(table.section("log")) if "log" in table else None
-    if "release" in table and log is None:
-        raise table.error("log", "is missing, and releases have to be logged", "Add [log].")
     release = _release(table.section("release")) if "release" in table else None
-    return {"release": release, "log": log}
+    freshness = table.one_of("freshness", ("nonce", "witnesses"), default="witnesses")
+    if freshness == "witnesses" and (log is None or not log.witnesses):
+        raise table.error(
+            "freshness",
+            "asks for witnesses, and the policy names none",
+            'Add [log.witnesses], or say freshness = "nonce": a node then has to answer a fresh '
+            "challenge.",
+        )
+    return {"freshness": freshness, "release": release, "log": log}
 
 
 def _release(table: Table) -> ReleasePolicy:

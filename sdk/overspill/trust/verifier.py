@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import Final, ParamSpec, TypeVar
 
 from overspill.errors import EvidenceRejected
-from overspill.trust import freshness, place, reference
+from overspill.trust import freshness, place, reference, release
 from overspill.trust.base import EvidenceVerifier, Subject
 from overspill.trust.dev import UnsafeDevVerifier
+from overspill.trust.measured import MeasuredLog
 from overspill.trust.nkc import NodeKeyConfig
 from overspill.trust.pinned import PinnedOperatorVerifier
 from overspill.trust.policy import HARDWARE_TYPES, TrustPolicy
@@ -27,6 +28,7 @@ from overspill.types.evidence import (
     EvidenceBundle,
     VerificationStep,
 )
+from overspill.types.transparency import LogMemory
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -47,7 +49,7 @@ STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "4": "keys: suite, validity, age, freshness",
         "5": "measured log: what the configuration's digests stand for",
         "6": "reference values: nothing runs that is not listed",
-        "7": "release and accelerator: bound, or absent",
+        "7": "release: signed, logged, and what runs here",
         "8": "evidence: signature and binding",
         "9": "assurance: at least the policy's floor",
     }
@@ -60,7 +62,8 @@ class Context:
 
     ``is_local`` is the transport's word that ``address`` is loopback or a Unix socket. ``nonce`` is
     the 32-byte challenge that this bundle has to answer. ``expected_models`` (name to SHA-256) asks
-    for more than the policy does.
+    for more than the policy does. ``memory`` is what this client knows of the policy's log; what it
+    has to keep from now on is in the result's ``remember``.
     """
 
     now_unix: float
@@ -68,6 +71,7 @@ class Context:
     is_local: bool
     nonce: bytes | None = None
     expected_models: Mapping[str, bytes] | None = None
+    memory: LogMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class _Steps:
         except EvidenceRejected as error:
             self._add(number, False, error.message)
             raise
-        self._add(number, True, value if isinstance(value, str) else "")
+        self._add(number, True, value if isinstance(value, str) else getattr(value, "detail", ""))
         return value
 
     def with_rest(self) -> tuple[VerificationStep, ...]:
@@ -136,11 +140,11 @@ def _verify(
     log = steps.run("5", reference.open_log, config, bundle.measured_log)
     # 6. Reference values
     steps.run("6", reference.check, log, policy.reference, context.expected_models)
-    # 7. Release and accelerator
-    steps.run("7", _check_release, config, bundle)
+    # 7. Release
+    released = steps.run("7", _check_release, config, bundle, log, policy, now, context.memory)
     # 8. Evidence, by the verifier of exactly this type
     subject = Subject(bundle.node_key_config, config, bundle.measured_log, log, context.nonce, now)
-    claims = steps.run("8", verifier.check, evidence, subject, policy)
+    claims = steps.run("8", _check_evidence, verifier, evidence, subject, policy, released)
     # 9. Assurance
     steps.run("9", _check_assurance, verifier, policy)
     return AttestationResult(
@@ -160,10 +164,11 @@ def _verify(
         boot_id=config.boot_id,
         not_before=config.not_before,
         not_after=config.not_after,
-        accepted_until=freshness.accepted_until(config, policy),
+        accepted_until=min(freshness.accepted_until(config, policy), released.not_after),
         policy_sha256=policy.sha256,
-        claims=MappingProxyType({**claims, **reference.claims(log)}),
+        claims=MappingProxyType({**claims, **reference.claims(log), **released.claims}),
         steps=tuple(steps.done),
+        remember=released.remember,
     )
 
 
@@ -202,22 +207,36 @@ def _the_evidence(bundle: EvidenceBundle, policy: TrustPolicy) -> Evidence:
     return evidence
 
 
-def _check_release(config: NodeKeyConfig, bundle: EvidenceBundle) -> str:
-    """What this version cannot verify must be absent, in the bundle and in the configuration."""
-    parts = (
-        ("release", bundle.release + bundle.release_proof, config.release_id),
-        ("gpu", bundle.gpu_claims_digest, config.gpu_claims_digest),
-    )
-    for name, carried, digest in parts:
-        if carried or any(digest):
-            raise _refusal(
-                f"{name}_unsupported",
-                "7",
-                f"no {name} claims: evidence of this type stands for none",
-                "some",
-                "Upgrade overspill.",
-            )
-    return "no release manifest and no accelerator claims: reference values come from the policy"
+def _check_release(
+    config: NodeKeyConfig,
+    bundle: EvidenceBundle,
+    log: MeasuredLog,
+    policy: TrustPolicy,
+    now_unix: int,
+    memory: LogMemory | None,
+) -> release.Released:
+    """The release; and accelerator claims, which this version cannot verify, must be absent."""
+    if bundle.gpu_claims_digest or any(config.gpu_claims_digest):
+        raise _refusal(
+            "gpu_unsupported",
+            "7",
+            "no gpu claims: evidence of this type stands for none",
+            "some",
+            "Upgrade overspill.",
+        )
+    return release.check(config, bundle, log, policy, now_unix, memory)
+
+
+def _check_evidence(
+    verifier: EvidenceVerifier,
+    evidence: Evidence,
+    subject: Subject,
+    policy: TrustPolicy,
+    released: release.Released,
+) -> Mapping[str, str]:
+    claims = verifier.check(evidence, subject, policy)
+    release.check_measurements(released, evidence.type, claims)
+    return claims
 
 
 def _check_assurance(verifier: EvidenceVerifier, policy: TrustPolicy) -> str:

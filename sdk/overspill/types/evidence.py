@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from overspill.types.transparency import LogMemory
+
 
 class Assurance(IntEnum):
     """What stands behind a node's evidence. The verifier's word, never the node's."""
@@ -78,6 +80,8 @@ class AttestationResult:
     policy_sha256: bytes
     claims: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[VerificationStep, ...] = ()
+    remember: LogMemory | None = None
+    """What to keep of the log that the release is in; None where none was demanded."""
 
     @property
     def satisfies_attested(self) -> bool:

@@ -89,7 +89,8 @@ def open_cosigned(data: bytes, policy: LogPolicy, now_unix: int) -> CosignedChec
     """A checkpoint by the policy's log with its quorum of witnesses.
 
     Raises ``LogInvalid``: what :func:`~overspill.trust.log.checkpoint.open_checkpoint` raises, and
-    ``cosigned_by_log``, ``cosignature_invalid``, ``cosignature_from_future``, ``witness_quorum``.
+    ``cosigned_by_log``, ``cosignature_invalid``, ``cosignature_from_future``, ``not_cosigned``,
+    ``witness_quorum``.
     """
     signed = open_checkpoint(data, policy.origin, policy.key)
     note = signed.note
@@ -103,7 +104,7 @@ def open_cosigned(data: bytes, policy: LogPolicy, now_unix: int) -> CosignedChec
                 newest[witness.operator] = max(time, newest.get(witness.operator, 0))
     if len(newest) < policy.quorum:
         raise LogInvalid(
-            "witness_quorum",
+            "witness_quorum" if newest else "not_cosigned",
             expected=f"cosignatures of {policy.quorum} operators' witnesses",
             actual=", ".join(sorted(newest)) or "none",
         )
