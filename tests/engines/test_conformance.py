@@ -175,7 +175,7 @@ async def test_the_context_can_be_filled_to_its_last_token(engine, kit):
 @pytest.mark.parametrize(
     ("option", "param"),
     [
-        ({"json_schema": {"type": "object"}}, "json_schema"),
+        ({"json_schema": {"not": {"type": "string"}}}, "json_schema"),
         ({"tools": (Tool("f"),), "tool_choice": "required"}, "tool_choice"),
         ({"tools": (Tool("f"),), "tool_name": "f"}, "tool_choice"),
     ],

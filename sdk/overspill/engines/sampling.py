@@ -1,8 +1,10 @@
 """Choosing tokens from logits: numpy over the vocabulary, never a Python loop over it.
 
-Order: penalties and bias, temperature, top-k, top-p, min-p, draw. The draw at a position comes
-from Philox with the seed as key and the position as counter (Salmon et al., SC 2011), so it is
-the same whatever runs beside it, and a continuation elsewhere is a legal continuation.
+Order: penalties and bias, temperature, top-k, top-p, min-p, draw. A constraint looks at the token
+that was drawn; one that is not allowed is drawn again from those that are, by the same filters and
+a second number of the same seed and position. The draw at a position comes from Philox with the
+seed as key and the position as counter (Salmon et al., SC 2011), so it is the same whatever runs
+beside it, and a continuation elsewhere is a legal continuation.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ from overspill.types.chat import Sampling
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from overspill.engines.constraint import Constraint
+
     Row: TypeAlias = npt.NDArray[np.float32]
     Ids: TypeAlias = npt.NDArray[np.intp]
 
 MAX_TOP_LOGPROBS = 20
 _UINT64 = (1 << 64) - 1
+_LEAST = np.float32(-1e30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,9 @@ def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
             )
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that only the seed and the position decide."""
-    counter = np.array([position, 0, 0, 0], np.uint64)
+def uniform(seed: int, position: int, attempt: int = 0) -> float:
+    """A number in [0, 1) that only the seed, the position and the attempt there decide."""
+    counter = np.array([position, attempt, 0, 0], np.uint64)
     key = np.array([seed & _UINT64, 0], np.uint64)
     raw = int(np.random.Philox(counter=counter, key=key).random_raw())
     return (raw >> 11) * 2.0**-53
@@ -111,11 +116,17 @@ class TokenSampler:
     """One request's sampler: its options, its seed and the tokens it has seen."""
 
     def __init__(
-        self, sampling: Sampling, *, vocabulary_size: int, top_logprobs: int | None = None
+        self,
+        sampling: Sampling,
+        *,
+        vocabulary_size: int,
+        top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         check_sampling(sampling, vocabulary_size)
         self._sampling = sampling
         self._top_logprobs = top_logprobs
+        self._constraint = constraint
         self._seen: Counter[int] = Counter()
         self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.intp)
@@ -134,16 +145,22 @@ class TokenSampler:
             and not self._penalised
             and not self._biases.size
             and self._top_logprobs is None
+            and self._constraint is None
         )
 
     def observe(self, token: int) -> None:
-        """Count a token of the answer for the penalties."""
+        """Take a token of the answer: the penalties count it, the constraint moves on."""
+        if self._constraint is not None:
+            self._constraint.advance(token)
         if self._penalised:
             self._seen[token] += 1
 
     def choose(self, logits: Row, position: int) -> Choice:
         """The token for ``position``, with log-probabilities where asked for."""
-        token = self._draw(self._adjusted(logits), position)
+        adjusted = self._adjusted(logits)
+        token = self._draw(adjusted, position)
+        if self._constraint is not None and not self._constraint.allows(token):
+            token = self._draw_allowed(adjusted, position, self._constraint)
         if self._top_logprobs is None:
             return Choice(token)
         logprobs = log_softmax(logits)
@@ -170,12 +187,17 @@ class TokenSampler:
         values -= counts * self._sampling.frequency_penalty + self._sampling.presence_penalty
         logits[ids] = values
 
-    def _draw(self, logits: Row, position: int) -> int:
+    def _draw_allowed(self, logits: Row, position: int, constraint: Constraint) -> int:
+        allowed = constraint.allowed_ids()
+        # What a model rules out by -inf may be all that the grammar allows.
+        return int(allowed[self._draw(np.maximum(logits[allowed], _LEAST), position, attempt=1)])
+
+    def _draw(self, logits: Row, position: int, attempt: int = 0) -> int:
         if self._sampling.temperature == 0:
             return int(logits.argmax())
         ids, weights = filter_candidates(logits, self._sampling)
         cumulated = np.cumsum(weights)
-        point = uniform(self.seed, position) * cumulated[-1]
+        point = uniform(self.seed, position, attempt) * cumulated[-1]
         return int(ids[min(int(np.searchsorted(cumulated, point, "right")), ids.size - 1)])
 
 

@@ -14,6 +14,8 @@ from overspill.engines.answer_text import AnswerText
 from overspill.engines.backend import Backend
 from overspill.engines.base import Engine, EngineHealth
 from overspill.engines.chat_format import ChatTemplate
+from overspill.engines.constraint import Constrainer, Constraint, is_available
+from overspill.engines.constraint_grammar import request_grammar
 from overspill.engines.control_guard import ControlGuard
 from overspill.engines.generation import Generation
 from overspill.engines.options import EngineOptions
@@ -39,6 +41,7 @@ class _Loaded:
     backend: Backend
     template: ChatTemplate
     guard: ControlGuard
+    constrainer: Constrainer
     card: ModelCard
 
 
@@ -134,6 +137,7 @@ class ScheduledEngine(Engine):
                 request.sampling,
                 vocabulary_size=loaded.backend.vocabulary.size,
                 top_logprobs=request.top_logprobs,
+                constraint=_constraint(loaded, request),
             ),
             text=AnswerText(request),
             stream=stream,
@@ -188,8 +192,11 @@ class ScheduledEngine(Engine):
         except Exception:
             await asyncio.to_thread(scheduler.close)
             raise
-        card = dataclasses.replace(backend.card, name=name, tools=template.supports_tools)
-        return _Loaded(scheduler, backend, template, ControlGuard(vocabulary.control_texts), card)
+        card = dataclasses.replace(
+            backend.card, name=name, tools=template.supports_tools, json_schema=is_available()
+        )
+        guard = ControlGuard(vocabulary.control_texts)
+        return _Loaded(scheduler, backend, template, guard, Constrainer(backend), card)
 
 
 def _prompt_tokens(loaded: _Loaded, request: Request) -> list[int]:
@@ -231,13 +238,15 @@ def _check_options(request: Request, vocabulary_size: int) -> None:
     _check_constraints(request)
 
 
+def _constraint(loaded: _Loaded, request: Request) -> Constraint | None:
+    demand = request_grammar(request)
+    if demand is None:
+        return None
+    grammar, param = demand
+    return loaded.constrainer.constrain(grammar, param=param, prefix=request.prefix)
+
+
 def _check_constraints(request: Request) -> None:
-    if request.json_schema is not None:
-        raise UnsupportedOption(
-            "This engine cannot hold an answer to a JSON schema.",
-            param="json_schema",
-            mend="Ask for JSON in the prompt and check the answer.",
-        )
     if request.tool_choice == "required" or request.tool_name is not None:
         raise UnsupportedOption(
             "This engine cannot force a tool call.",

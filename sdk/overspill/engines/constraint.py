@@ -1,0 +1,205 @@
+"""Holds an answer to a grammar, token by token, by llguidance.
+
+The common step is cheap: the sampler draws as it always does and asks whether that one token is
+allowed (microseconds). Only when it isn't, the mask over the whole vocabulary is computed and the
+token drawn again from what is allowed. llguidance reads the vocabulary from the backend
+(``Vocabulary`` and ``token_bytes``), so llama.cpp, MLX and echo are held alike.
+
+Source: https://github.com/guidance-ai/llguidance, docs/syntax.md and docs/json_schema.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from overspill.engines.backend import Backend
+from overspill.errors import EngineError, InvalidRequest, MissingExtra, UnsupportedOption
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from llguidance import LLMatcher, LLTokenizer
+
+    Ids = npt.NDArray[np.intp]
+
+MAX_GRAMMAR_CHARS = 512 * 1024
+"""Longer grammars are refused before they are compiled."""
+
+_SATISFIED = frozenset({"NoExtension", "NoExtensionBias", "EndOfSentence"})
+
+
+def is_available() -> bool:
+    """Whether llguidance is installed."""
+    return find_spec("llguidance") is not None
+
+
+class Constraint:
+    """One answer's place in its grammar. Used by one thread at a time."""
+
+    def __init__(self, matcher: LLMatcher, *, vocabulary_size: int, end_ids: Sequence[int]) -> None:
+        self._matcher = matcher
+        self._size = vocabulary_size
+        self._end_ids = frozenset(end_ids)
+        self._broken = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer could end here."""
+        return self._matcher.is_accepting()
+
+    def allows(self, token: int) -> bool:
+        """Whether the answer may go on with this token, or end where it is an end token.
+
+        Raises :class:`EngineError` where llguidance gave up on the grammar.
+        """
+        if self._broken:
+            self._fail(self._broken)
+        if token in self._end_ids:
+            return self._matcher.is_accepting()
+        return self._matcher.validate_tokens([token]) == 1
+
+    def allowed_ids(self) -> Ids:
+        """Ids of all tokens that may follow, ascending; never empty.
+
+        Raises :class:`EngineError` where llguidance gave up on the grammar.
+        """
+        reason = self._matcher.stop_reason()
+        if self._matcher.is_error() or (reason != "NotStopped" and reason not in _SATISFIED):
+            self._fail(reason)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        ids = np.flatnonzero(np.unpackbits(bits, count=self._size, bitorder="little"))
+        if not ids.size:
+            self._fail("it allows no token of this model here")
+        return ids
+
+    def advance(self, token: int) -> None:
+        """Take a token of the answer; what goes wrong is raised when the next one is asked for."""
+        if token not in self._end_ids and not self._matcher.consume_token(token):
+            self._broken = f"token {token} does not follow"
+
+    def advance_text(self, tokens: Sequence[int]) -> bool:
+        """Take tokens that the answer already begins with; False where they break the grammar."""
+        return self._matcher.try_consume_tokens(list(tokens)) == len(tokens)
+
+    def rollback(self, tokens: int) -> None:
+        """Take back the last tokens: a draft that was refused."""
+        if not self._matcher.rollback(tokens):
+            self._fail(f"{tokens} tokens cannot be taken back")
+
+    def forced_tokens(self) -> list[int]:
+        """Tokens that must come next, whatever the model says: a draft that costs nothing.
+
+        Often empty; a hint, for other tokens may spell the same text.
+        """
+        return list(self._matcher.compute_ff_tokens())
+
+    def _fail(self, why: str) -> None:
+        raise EngineError(
+            f"The answer cannot be held to its grammar any further: {why}.",
+            mend="Use a simpler schema or grammar.",
+        )
+
+
+class Constrainer:
+    """Makes constraints for one loaded model. Methods may be called from any thread.
+
+    The vocabulary is read on first use (about a second for 150,000 tokens) and kept.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._vocabulary: _GuidanceVocabulary | None = None
+        self._tokenizer: LLTokenizer | None = None
+
+    def constrain(self, grammar: str, *, param: str, prefix: str = "") -> Constraint:
+        """A constraint at the start of ``grammar`` (Lark, in llguidance's dialect).
+
+        ``prefix`` is text that the answer already has. Raises :class:`InvalidRequest` naming
+        ``param`` for a grammar that doesn't compile or that the prefix breaks,
+        :class:`MissingExtra`, :class:`UnsupportedOption` for a model without an end token.
+        """
+        if len(grammar) > MAX_GRAMMAR_CHARS:
+            raise InvalidRequest(
+                f"The grammar of '{param}' is {len(grammar)} characters long "
+                f"(limit {MAX_GRAMMAR_CHARS}).",
+                param=param,
+            )
+        tokenizer, end_ids = self._prepared(param)
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise InvalidRequest(
+                f"The grammar of '{param}' is refused: {one_line(matcher.get_error())}.",
+                param=param,
+            )
+        size = self._backend.vocabulary.size
+        constraint = Constraint(matcher, vocabulary_size=size, end_ids=end_ids)
+        if prefix and not constraint.advance_text(tokenizer.greedy_tokenize(prefix)):
+            raise InvalidRequest(f"The answer's prefix already breaks '{param}'.", param="prefix")
+        return constraint
+
+    def _prepared(self, param: str) -> tuple[LLTokenizer, Sequence[int]]:
+        need_llguidance()
+        with self._lock:
+            if self._vocabulary is None or self._tokenizer is None:
+                self._vocabulary = _GuidanceVocabulary(self._backend)
+                if not self._vocabulary.end_ids:
+                    raise UnsupportedOption(
+                        f"{self._backend.card.name} has no end token: an answer held to a grammar "
+                        "could not end.",
+                        param=param,
+                        mend="Use another model.",
+                    )
+                self._tokenizer = _tokenizer(self._vocabulary)
+            return self._tokenizer, self._vocabulary.end_ids
+
+
+class _GuidanceVocabulary:
+    """A backend's vocabulary in the shape that llguidance's TokenizerWrapper reads.
+
+    Control tokens have no bytes, so no text of a grammar matches them; a grammar names them by
+    id (``<[128010]>``).
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        vocabulary = backend.vocabulary
+        self._backend = backend
+        ids = range(vocabulary.size)
+        self.end_ids = [token for token in ids if token in vocabulary.end_ids]
+        self.tokens = [backend.token_bytes(token) for token in ids]
+        for token in self.end_ids:
+            self.tokens[token] = b""
+        self.eos_token_id = self.end_ids[0] if self.end_ids else 0
+        self.bos_token_id = vocabulary.bos_id
+        self.special_token_ids: list[int] = []
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        plain = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self._backend.tokenize(plain, special=False)
+
+
+def need_llguidance() -> None:
+    """Raise :class:`MissingExtra` where llguidance is not installed."""
+    if not is_available():
+        raise MissingExtra("Holding an answer to a schema or grammar", "local")
+
+
+def one_line(message: str) -> str:
+    """llguidance's message without its pictures and parser states, on one line."""
+    head = message.split("\n<state>")[0]
+    lines = [line.strip() for line in head.splitlines() if "|" not in line[:8]]
+    text = " ".join(line for line in lines if line and set(line) != {"^"})
+    return text[:300].rstrip(". ")
+
+
+def _tokenizer(vocabulary: _GuidanceVocabulary) -> LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    wrapped: Any = TokenizerWrapper(vocabulary)
+    return LLTokenizer(wrapped, n_vocab=len(vocabulary.tokens), eos_token=list(vocabulary.end_ids))
