@@ -96,6 +96,33 @@ def test_a_copied_prefix_goes_on_by_itself(backend, tokens):
     assert _last(backend, 1, len(tokens), tokens[:1]) == pytest.approx(following, abs=2e-2)
 
 
+def test_a_saved_state_can_be_loaded_into_any_sequence_and_twice(backend, tokens):
+    whole = _last(backend, 0, 0, tokens)
+    state = backend.save_state(0)
+    assert state.size_bytes > 0
+    backend.forget(0, 0)
+    backend.run([BatchRow(2, 0, tokens[::-1], wants_logits=False)])
+    for sequence in (1, 2):
+        backend.load_state(sequence, state)
+        backend.forget(sequence, 6)
+        assert _last(backend, sequence, 6, tokens[6:]) == pytest.approx(whole, abs=2e-2)
+
+
+def test_logits_of_several_tokens_in_a_row_are_those_of_each(backend, tokens):
+    several = backend.run(
+        [
+            BatchRow(0, 0, tokens, wants_logits=True, outputs=3),
+            BatchRow(1, 0, tokens[:4], wants_logits=False),
+            BatchRow(2, 0, tokens[:5], wants_logits=True, outputs=2),
+        ]
+    ).copy()
+    assert several.shape == (5, backend.vocabulary.size)
+    n = len(tokens)
+    for row, end in zip(several, (n - 2, n - 1, n, 4, 5), strict=True):
+        backend.forget(3, 0)
+        assert _last(backend, 3, 0, tokens[:end]) == pytest.approx(row, abs=2e-2)
+
+
 def test_interrupting_when_nothing_runs_does_nothing(backend, tokens):
     backend.interrupt()
     assert _last(backend, 0, 0, tokens).shape == (backend.vocabulary.size,)

@@ -13,6 +13,13 @@ from overspill.types.chat import FinishReason, Sampling, Tool
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def kind_of(engine, request):
+    """The running engine's kind."""
+    return request.node.callspec.params["engine"]
+
+
 HOT = Sampling(temperature=1.0, seed=7)
 
 
@@ -159,6 +166,21 @@ async def test_a_prompt_over_the_context_is_an_error_with_both_numbers(engine, k
 async def test_an_answer_that_cannot_fit_is_refused_and_not_cut(engine, kit):
     with pytest.raises(ContextOverflow):
         await kit.collect(engine, kit.ask("short", max_tokens=512))
+
+
+async def test_a_prompt_that_was_computed_is_reused_by_whom_it_may_be(engine, kind_of, kit):
+    request = kit.ask("Once upon a time " * 8, max_tokens=8, cache_scope="talk")
+    first = await kit.collect(engine, request)
+    again = await kit.collect(engine, replace(request, id="again"))
+    assert kit.tokens_of(again) == kit.tokens_of(first)
+    usage = again[-1].finish.usage
+    # A cloud's sessions share nothing, whatever a device asks for.
+    expected = 0 if kind_of.startswith("remote") else usage.prompt_tokens - 1
+    assert usage.cached_tokens == expected
+    for stranger in (replace(request, app="other"), replace(request, cache_scope=None)):
+        chunks = await kit.collect(engine, stranger)
+        assert kit.tokens_of(chunks) == kit.tokens_of(first)
+        assert chunks[-1].finish.usage.cached_tokens == 0
 
 
 async def test_the_context_can_be_filled_to_its_last_token(engine, kit):

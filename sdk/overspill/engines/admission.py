@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -49,10 +50,24 @@ class KvReservations:
         self.reserved += kv_tokens
         return self.free_slots.pop()
 
+    def exchange(self, slot: int, other: int) -> None:
+        """Hold ``other``, which is free, instead of ``slot``."""
+        if slot != other:
+            self.free_slots.remove(other)
+            self.free_slots.append(slot)
+
     def give_back(self, slot: int, kv_tokens: int) -> None:
         """Free what ``take`` reserved."""
         self.reserved -= kv_tokens
         self.free_slots.append(slot)
+
+
+def least_prefill_tokens(own: int, others: Iterable[int], chunk: int) -> int:
+    """Prompt tokens that are surely computed before a prompt of ``own`` tokens is done.
+
+    Round-robin, each of the others gets as many chunks as this one, or all of its own.
+    """
+    return own + sum(max(0, min(own, other) - chunk) for other in others)
 
 
 class AdmissionQueue(Generic[T]):

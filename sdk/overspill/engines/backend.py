@@ -24,13 +24,38 @@ if TYPE_CHECKING:
 class BatchRow:
     """Tokens to append to one sequence, from ``position`` on (0 is the sequence's first token).
 
-    ``wants_logits`` asks for the logits after the last of these tokens.
+    ``wants_logits`` asks for the logits after the last ``outputs`` of these tokens, one row each.
     """
 
     sequence: int
     position: int
     tokens: Sequence[int]
     wants_logits: bool
+    outputs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a runtime or a model may lack; by default it lacks everything.
+
+    ``cuts``: ``forget`` works at every position, so that a prefix can be kept and a draft taken
+    back. ``saves_state``: ``save_state`` and ``load_state`` work. ``adapters``: names that
+    ``use_adapter`` takes. ``most_threads``: CPU threads that ``set_threads`` may choose up to;
+    0 where there is nothing to choose, or somebody fixed them.
+    """
+
+    cuts: bool = False
+    saves_state: bool = False
+    adapters: tuple[str, ...] = ()
+    most_threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A sequence's cache, kept outside the backend; ``data`` means something to its maker only."""
+
+    data: object
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +85,15 @@ class Backend(Protocol):
 
     Owed by an implementer:
 
-    - ``run`` appends every row to its sequence and returns float32 logits, one row of
+    - ``run`` appends every row to its sequence and returns float32 logits, ``outputs`` rows of
       ``vocabulary.size`` for each :class:`BatchRow` that wants them, in batch order. The array
       may be a view that the next ``run`` overwrites. Rows of different sequences don't influence
       each other. A failure raises :class:`~overspill.errors.EngineError`.
     - ``forget(sequence, position)`` drops the cache of that sequence from ``position`` on.
+    - ``save_state`` copies a sequence's cache out; ``load_state`` makes it the whole cache of a
+      sequence, whichever it came from. A failure raises ``EngineError`` and leaves that sequence
+      to be forgotten. Called only where ``abilities`` say so, as is ``use_adapter``, which
+      decides by which LoRA adapter (None: by none) the next ``run`` computes.
     - ``copy_prefix`` makes the first ``tokens`` tokens of ``source`` those of ``target`` too.
     - ``token_bytes`` gives the bytes that a token adds to an answer: parts of UTF-8 characters
       are fine, control tokens give ``b""``.
@@ -82,6 +111,10 @@ class Backend(Protocol):
     @property
     def vocabulary(self) -> Vocabulary:
         """Facts about its tokens."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What this runtime can do with this model."""
 
     @property
     def chat_template(self) -> str | None:
@@ -117,6 +150,15 @@ class Backend(Protocol):
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
         """Let ``target`` begin with the first ``tokens`` tokens of ``source``."""
+
+    def save_state(self, sequence: int) -> SavedState:
+        """A copy of the sequence's cache."""
+
+    def load_state(self, sequence: int, state: SavedState) -> None:
+        """Make a saved cache the cache of ``sequence``."""
+
+    def use_adapter(self, name: str | None) -> None:
+        """Compute with this LoRA adapter from the next ``run`` on."""
 
     def set_threads(self, threads: int) -> None:
         """CPU threads from the next ``run`` on; ignored where the runtime has no choice."""

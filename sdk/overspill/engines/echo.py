@@ -2,7 +2,8 @@
 
 It is a language model over bytes whose most likely answer is ``echo: `` and the last user
 message, spelled byte by byte. It says what it is in every answer. With tools offered, the
-message ``call NAME {"argument": ...}`` is answered by that tool call.
+message ``call NAME {"argument": ...}`` is answered by that tool call. An adapter of whatever
+name makes it answer ``echo[NAME]: ``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from overspill.engines.backend import BatchRow, Interrupted, Vocabulary
+from overspill.engines.backend import Abilities, BatchRow, Interrupted, SavedState, Vocabulary
 from overspill.errors import EngineError, InvalidRequest
 from overspill.types.card import ModelCard
 
@@ -56,6 +57,7 @@ class EchoOptions:
     max_sequences: int = 16
     batch_tokens: int = 2048
     token_delay_s: float = 0.0
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class _Sequence:
     tokens: list[int] = field(default_factory=list)
     begin: int = 0
     answer: bytes | None = None
+    adapter: str | None = None
 
     def append(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
@@ -75,10 +78,13 @@ class _Sequence:
         del self.tokens[position:]
         self.answer = None
 
-    def next_token(self) -> int:
-        if self.answer is None:
-            prompt, self.begin = _last_turn(self.tokens)
-            self.answer = _answer(prompt)
+    def next_token(self, adapter: str | None) -> int:
+        if self.answer is None or adapter != self.adapter:
+            turn = _last_turn(self.tokens)
+            if turn is None:
+                return _answer(self.tokens, adapter)[0]
+            prompt, self.begin = turn
+            self.answer, self.adapter = _answer(prompt, adapter), adapter
         said = len(self.tokens) - self.begin
         return self.answer[said] if said < len(self.answer) else END
 
@@ -92,6 +98,7 @@ class EchoBackend:
             raise InvalidRequest("echo needs room for one sequence of one token at least.")
         self._cache = [_Sequence() for _ in range(self._options.max_sequences)]
         self._interrupted = threading.Event()
+        self._adapter: str | None = None
         # Fixed, so that sampling has something to choose from and every run is the same.
         self._noise = np.random.Generator(np.random.Philox(key=1)).random(
             VOCABULARY_SIZE, dtype=np.float32
@@ -114,6 +121,11 @@ class EchoBackend:
         return Vocabulary(
             VOCABULARY_SIZE, frozenset({END}), eos_text="<|im_end|>", control_texts=tuple(_MARKS)
         )
+
+    @property
+    def abilities(self) -> Abilities:
+        """All, but for threads: it computes nothing."""
+        return Abilities(cuts=True, saves_state=True, adapters=self._options.adapters)
 
     @property
     def chat_template(self) -> str | None:
@@ -156,6 +168,7 @@ class EchoBackend:
     def run(self, rows: Sequence[BatchRow]) -> Logits:
         """Append, wait the delay, and point at the next byte of each answer."""
         self._interrupted.clear()
+        wanted: list[Logits] = []
         for row in rows:
             cache = self._cache[row.sequence]
             if len(cache.tokens) != row.position:
@@ -163,10 +176,13 @@ class EchoBackend:
                     f"echo: sequence {row.sequence} holds {len(cache.tokens)} tokens, "
                     f"not {row.position}."
                 )
-            cache.append(row.tokens)
+            plain = len(row.tokens) - (row.outputs if row.wants_logits else 0)
+            cache.append(row.tokens[:plain])
+            for token in row.tokens[plain:]:
+                cache.append([token])
+                wanted.append(self._logits(cache))
         if self._options.token_delay_s and self._interrupted.wait(self._options.token_delay_s):
             raise Interrupted
-        wanted = [self._logits(self._cache[row.sequence]) for row in rows if row.wants_logits]
         return np.array(wanted, np.float32).reshape(len(wanted), VOCABULARY_SIZE)
 
     def forget(self, sequence: int, position: int) -> None:
@@ -177,6 +193,22 @@ class EchoBackend:
         """Copy the tokens."""
         self._cache[target].cut(0)
         self._cache[target].append(self._cache[source].tokens[:tokens])
+
+    def save_state(self, sequence: int) -> SavedState:
+        """Its tokens."""
+        tokens = list(self._cache[sequence].tokens)
+        return SavedState(tokens, 4 * len(tokens))
+
+    def load_state(self, sequence: int, state: SavedState) -> None:
+        """Those tokens."""
+        if not isinstance(state.data, list):
+            raise EngineError("echo: that is no state of mine.")
+        self._cache[sequence].cut(0)
+        self._cache[sequence].append(state.data)
+
+    def use_adapter(self, name: str | None) -> None:
+        """Answer in this name."""
+        self._adapter = name
 
     def set_threads(self, threads: int) -> None:
         """It computes nothing."""
@@ -192,24 +224,25 @@ class EchoBackend:
 
     def _logits(self, cache: _Sequence) -> Logits:
         logits = np.roll(self._noise, len(cache.tokens))
-        logits[cache.next_token()] = PEAK
+        logits[cache.next_token(self._adapter)] = PEAK
         return logits
 
 
-def _last_turn(tokens: list[int]) -> tuple[list[int], int]:
+def _last_turn(tokens: list[int]) -> tuple[list[int], int] | None:
     """The prompt before the assistant's turn, and where that turn's text begins."""
     for at in range(len(tokens) - 1, -1, -1):
         if tokens[at] == START:
             return tokens[:at], at + 1 + len(b"assistant\n")
-    return tokens, len(tokens)
+    return None
 
 
-def _answer(prompt: list[int]) -> bytes:
+def _answer(prompt: list[int], adapter: str | None) -> bytes:
     """``echo: `` and the last user or tool turn; or the tool call that it asks for."""
     turns = bytes(token if token < START else 0 for token in prompt).split(b"\0")
     spoken = [turn for turn in turns if turn.startswith((b"user\n", b"tool\n"))]
     last = spoken[-1].partition(b"\n")[2] if spoken else b""
-    return _tool_call(turns, last) or b"echo: " + last
+    name = f"echo[{adapter}]: " if adapter else "echo: "
+    return _tool_call(turns, last) or name.encode() + last
 
 
 def _tool_call(turns: list[bytes], message: bytes) -> bytes | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from overspill.engines.answer_stream import AnswerStream
 from overspill.engines.answer_text import AnswerText
 from overspill.engines.backend import Backend
+from overspill.engines.prefix_cache import PrefixKey
 from overspill.engines.sampling import Choice, TokenSampler
 from overspill.types.chat import Chunk, Finish, FinishReason, Lane, Request, TokenLogprob
 from overspill.types.usage import Usage
@@ -24,7 +25,13 @@ class Generation:
     stream: AnswerStream
     submitted_s: float
     slot: int = -1
-    prefilled: int = 0
+    computed: int = 0
+    """Tokens, the prompt's first, that its slot holds."""
+    cached_tokens: int = 0
+    leader: Generation | None = None
+    """Somebody who computes the prompt's first ``leader_tokens`` tokens just now: they are copied
+    as soon as they are there."""
+    leader_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
     cancelled: bool = False
     ended: bool = False
@@ -43,9 +50,26 @@ class Generation:
         return len(self.prompt) + self.max_tokens
 
     @property
+    def adapter(self) -> str | None:
+        """The request's adapter."""
+        return self.request.adapter
+
+    @property
+    def prefix_key(self) -> PrefixKey | None:
+        """With whom it shares computed prompts."""
+        request = self.request
+        scope = request.cache_scope
+        return None if scope is None else (request.app, scope, request.adapter)
+
+    @property
     def is_decoding(self) -> bool:
         """Whether the prompt is computed."""
-        return self.prefilled == len(self.prompt)
+        return self.computed >= len(self.prompt)
+
+    @property
+    def held_tokens(self) -> list[int]:
+        """The tokens that its slot holds."""
+        return (self.prompt + self.tokens)[: self.computed]
 
     @property
     def next_position(self) -> int:
@@ -87,13 +111,14 @@ class Generation:
             last.token_ids,
             last.logprobs,
             last.tool_calls + rest.calls,
-            Finish(reason, self._usage(), backend.card.name),
+            Finish(reason, self._usage(), backend.card.name, self.adapter),
         )
 
     def _usage(self) -> Usage:
         return Usage(
             prompt_tokens=len(self.prompt),
             completion_tokens=len(self.tokens),
+            cached_tokens=self.cached_tokens,
             queue_s=self.admitted_s - self.submitted_s,
             prefill_s=self.first_token_s - self.admitted_s,
             decode_s=self.last_token_s - self.first_token_s,

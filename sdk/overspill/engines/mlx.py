@@ -9,16 +9,16 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
-from overspill.engines.backend import BatchRow, Interrupted, Vocabulary
+from overspill.engines.backend import Abilities, BatchRow, Interrupted, SavedState, Vocabulary
 from overspill.engines.memory import (
     F16_BYTES,
     available_memory,
@@ -26,6 +26,7 @@ from overspill.engines.memory import (
     config_kv_shape,
     memory_need,
 )
+from overspill.engines.mlx_adapters import FolderAdapters
 from overspill.engines.mlx_tokenizer import FolderTokenizer, read_json
 from overspill.errors import EngineError, InvalidRequest, ModelInvalid
 from overspill.types.card import ModelCard
@@ -39,11 +40,15 @@ DEFAULT_CONTEXT_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class MlxOptions:
-    """``context_tokens`` is per sequence; None takes what it was trained for, up to 4,096."""
+    """``context_tokens`` is per sequence; None takes what it was trained for, up to 4,096.
+
+    ``adapters`` are folders of LoRA adapters, by name.
+    """
 
     context_tokens: int | None = None
     max_sequences: int = 4
     batch_tokens: int = 512
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 class MlxBackend:
@@ -58,6 +63,13 @@ class MlxBackend:
         _check_memory(self._options, config, folder, self._context_tokens, name)
         self._model, self._new_caches = _load(folder)
         self._tokenizer = FolderTokenizer(folder, size=self._count_logits())
+        self._adapters = FolderAdapters(self._model, self._options.adapters)
+        self._abilities = Abilities(
+            # A rolling cache can be cut until it is full, which is too late to find out.
+            cuts=all(c.is_trimmable() and not hasattr(c, "max_size") for c in self._new_caches()),
+            saves_state=True,
+            adapters=self._adapters.names,
+        )
         self._caches: dict[int, Any] = {}
         self._lengths: dict[int, int] = {}
         self._interrupted = threading.Event()
@@ -72,6 +84,11 @@ class MlxBackend:
     def vocabulary(self) -> Vocabulary:
         """The tokenizer's."""
         return self._tokenizer.vocabulary
+
+    @property
+    def abilities(self) -> Abilities:
+        """Rolling and recurrent caches cannot be cut; MLX chooses its threads by itself."""
+        return self._abilities
 
     @property
     def chat_template(self) -> str | None:
@@ -111,7 +128,7 @@ class MlxBackend:
         self._interrupted.clear()
         logits = [self._step(row) for row in rows]
         wanted = [row for row in logits if row is not None]
-        return np.stack(wanted) if wanted else np.empty((0, self.vocabulary.size), np.float32)
+        return np.concatenate(wanted) if wanted else np.empty((0, self.vocabulary.size), np.float32)
 
     def forget(self, sequence: int, position: int) -> None:
         """Trim the caches; those that can't be trimmed can only be dropped whole."""
@@ -132,6 +149,23 @@ class MlxBackend:
         self._caches[target] = copy.deepcopy(self._caches[source])
         self._lengths[target] = self._lengths[source]
         self.forget(target, tokens)
+
+    def save_state(self, sequence: int) -> SavedState:
+        """A copy of the caches' arrays."""
+        caches = copy.deepcopy(self._caches[sequence])
+        size = sum(cache.nbytes for cache in caches)
+        return SavedState((caches, self._lengths[sequence]), size)
+
+    def load_state(self, sequence: int, state: SavedState) -> None:
+        """A copy again: the saved one may be loaded more than once."""
+        if not isinstance(state.data, tuple):
+            raise EngineError("MLX: that is no state of its own.")
+        caches, self._lengths[sequence] = state.data
+        self._caches[sequence] = copy.deepcopy(caches)
+
+    def use_adapter(self, name: str | None) -> None:
+        """All rows of a ``run`` share one."""
+        self._adapters.use(name)
 
     def set_threads(self, threads: int) -> None:
         """MLX chooses by itself."""
@@ -159,7 +193,7 @@ class MlxBackend:
         if not row.wants_logits:
             mx.eval([cache.state for cache in caches])
             return None
-        return np.array(output[0, -1].astype(mx.float32))
+        return np.array(output[0, -row.outputs :].astype(mx.float32))
 
     def _count_logits(self) -> int:
         return int(self._model(mx.array([[0]])).shape[-1])

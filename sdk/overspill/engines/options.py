@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,12 +12,21 @@ class SchedulerOptions:
     """Limits of one scheduler; the defaults suit a laptop."""
 
     prefill_chunk_tokens: int = 256
+    prefill_stretch: float = 2.5
+    """So many times an idle step, at most, takes one that computes prompts beside decoding."""
     max_queued: int = 1024
     batch_ageing_s: float = 10.0
     stall_after_s: float = 10.0
     """Without a step for so long while there is work, the thread counts as stuck."""
     max_failed_steps: int = 3
     """So many failing steps in a row end the thread."""
+    prefix_cache_bytes: int = 256 << 20
+    """Computed prompts kept in host memory, outside the KV cache; 0 keeps none there."""
+    speculation: Literal["auto", "always", "off"] = "auto"
+    """``auto`` checks drafts where measured steps say that it pays, ``always`` wherever it can."""
+    max_draft_tokens: int = 16
+    max_adapters: int = 5
+    """Adapter sets that run at once, taking turns: no one waits for more than the others' steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,8 @@ class EngineOptions:
     ``context_tokens`` is per sequence, ``threads`` are CPU threads. ``default_max_tokens`` bounds
     an answer whose request names no ``max_tokens``. ``exact_attention`` computes attention in F32
     where a runtime would round (llama.cpp does). ``token_delay_s`` is for ``echo`` only.
+    ``adapters`` are LoRA adapters by name: GGUF files for llama.cpp, folders for MLX.
+    ``draft_model`` is a smaller model of the same tokenizer, whose guesses the model checks.
     """
 
     context_tokens: int | None = None
@@ -33,4 +46,6 @@ class EngineOptions:
     default_max_tokens: int = 1024
     exact_attention: bool = False
     token_delay_s: float = 0.0
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    draft_model: str | None = None
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)

@@ -30,6 +30,7 @@ def _open_echo(path: Path, name: str, options: EngineOptions) -> Backend:
             context_tokens=options.context_tokens or DEFAULT_CONTEXT_TOKENS,
             max_sequences=options.max_sequences,
             token_delay_s=options.token_delay_s,
+            adapters=tuple(options.adapters),
         )
     )
 
@@ -45,6 +46,7 @@ def _open_llama_cpp(path: Path, name: str, options: EngineOptions) -> Backend:
             max_sequences=options.max_sequences,
             threads=options.threads,
             exact_attention=options.exact_attention,
+            adapters=options.adapters,
         ),
     )
 
@@ -56,7 +58,9 @@ def _open_mlx(path: Path, name: str, options: EngineOptions) -> Backend:
         path,
         name=name,
         options=MlxOptions(
-            context_tokens=options.context_tokens, max_sequences=options.max_sequences
+            context_tokens=options.context_tokens,
+            max_sequences=options.max_sequences,
+            adapters=options.adapters,
         ),
     )
 

@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from overspill.engines.admission import AdmissionQueue, KvReservations
+from overspill.engines.admission import AdmissionQueue, KvReservations, least_prefill_tokens
 from overspill.engines.answer_stream import Outbox
 from overspill.engines.backend import Backend, BatchRow, Interrupted
 from overspill.engines.generation import Generation
 from overspill.engines.options import SchedulerOptions
+from overspill.engines.prefix_cache import PrefixCache, find_leader
 from overspill.engines.sampling import choose_tokens
+from overspill.engines.step_costs import StepCosts
+from overspill.engines.step_plan import StepPlanner
 from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, OverspillError
 from overspill.types.chat import Chunk
-
-MIN_RATE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class SchedulerStatus:
     queued: int
     kv_tokens_reserved: int
     kv_tokens: int
+    prefix_cache_bytes: int = 0
 
 
 class Scheduler:
@@ -58,14 +60,16 @@ class Scheduler:
         )
         self._running: list[Generation] = []
         self._prefilling: deque[Generation] = deque()
+        self._followers: list[Generation] = []
         self._in_batch: tuple[Generation, ...] = ()
         self._kv = KvReservations(0, 0)
         self._outbox = Outbox()
+        self._costs = StepCosts()
         self._backend: Backend | None = None
+        self._prefixes: PrefixCache | None = None
         self._closing = False
         self._died: EngineDied | None = None
         self._moved_s = clock()
-        self._prefill_tokens_per_s: float | None = None
         self._failed_steps = 0
         self._loaded: Future[Backend] = Future()
         self._thread = threading.Thread(target=self._main, name="overspill-scheduler", daemon=True)
@@ -84,6 +88,7 @@ class Scheduler:
         computing the prompts ahead takes longer than its deadline, :class:`EngineDied` when the
         thread is gone.
         """
+        computed = self._known_prefix(generation)
         with self._wake:
             if self._died is not None or self._closing:
                 raise copy.copy(self._died) if self._died else _closed()
@@ -93,7 +98,7 @@ class Scheduler:
                     mend="Try again later.",
                     retry_after_s=1.0,
                 )
-            self._refuse_hopeless(generation)
+            self._refuse_hopeless(generation, computed)
             self._queue.push(generation)
             self._wake.notify()
 
@@ -122,6 +127,7 @@ class Scheduler:
                 queued=len(self._queue),
                 kv_tokens_reserved=self._kv.reserved,
                 kv_tokens=self._kv.kv_tokens,
+                prefix_cache_bytes=0 if self._prefixes is None else self._prefixes.host_bytes,
             )
 
     def is_stuck(self) -> bool:
@@ -141,22 +147,28 @@ class Scheduler:
         if self._backend is not None:
             self._backend.interrupt()
 
-    def _refuse_hopeless(self, generation: Generation) -> None:
-        limits = (generation.request.first_token_s, generation.request.deadline_s)
-        limit_s = min((limit for limit in limits if limit is not None), default=None)
-        if limit_s is None or self._prefill_tokens_per_s is None:
+    def _known_prefix(self, generation: Generation) -> int:
+        if self._prefixes is None or _first_limit_s(generation) is None:
+            return 0
+        return self._prefixes.known(generation.prefix_key, generation.prompt)
+
+    def _refuse_hopeless(self, generation: Generation, computed: int) -> None:
+        limit_s, rate = _first_limit_s(generation), self._costs.prefill_tokens_per_s
+        if limit_s is None or rate is None:
             return
-        own, chunk = len(generation.prompt), self._options.prefill_chunk_tokens
         ahead = [*self._prefilling, *self._queue.ahead_of(generation.lane)]
-        # A lower bound: round-robin, each of them gets as many chunks as this one, or all of its
-        # own; decoding, and waiting for a free slot, come on top.
-        shared = sum(max(0, min(own, len(g.prompt) - g.prefilled) - chunk) for g in ahead)
-        least_s = (own + shared) / self._prefill_tokens_per_s
-        if least_s > limit_s:
+        # A lower bound: decoding, and waiting for a free slot, come on top.
+        tokens = least_prefill_tokens(
+            len(generation.prompt) - computed,
+            (len(g.prompt) - g.computed for g in ahead if g.leader is None),
+            self._options.prefill_chunk_tokens,
+        )
+        if tokens / rate > limit_s:
             raise DeadlineExceeded(
-                f"The first token would take at least {least_s:.1f} s; {limit_s:g} s were allowed.",
+                f"The first token would take at least {tokens / rate:.1f} s; {limit_s:g} s were "
+                "allowed.",
                 mend="Allow more time, or another route.",
-                retry_after_s=least_s,
+                retry_after_s=tokens / rate,
             )
 
     # --- the scheduler's thread ---------------------------------------------------------------
@@ -171,18 +183,30 @@ class Scheduler:
             self._end(_died(error))
             self._loaded.set_exception(error)
             return
+        parts = self._assemble(backend)
         self._kv = KvReservations(backend.kv_tokens, backend.max_sequences)
-        self._backend = backend
+        self._prefixes, self._backend = parts.prefixes, backend
         self._loaded.set_result(backend)
         try:
             while self._wait_for_work():
-                self._step(backend)
+                self._step(parts)
             self._end(None)
         except BaseException as error:
             # The thread's end must reach everyone who waits for it.
             self._end(_died(error))
         finally:
             backend.close()
+
+    def _assemble(self, backend: Backend) -> _Parts:
+        adapters = bool(backend.abilities.adapters)
+        planner = StepPlanner(
+            self._options,
+            self._costs,
+            batch_tokens=backend.batch_tokens,
+            adapters=adapters,
+        )
+        prefixes = PrefixCache(backend, max_bytes=self._options.prefix_cache_bytes)
+        return _Parts(backend, prefixes, planner, adapters)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -192,15 +216,17 @@ class Scheduler:
             self._moved_s = self._clock()
             return not self._closing
 
-    def _step(self, backend: Backend) -> None:
-        self._drop_left_and_late(backend)
-        self._admit()
-        batch = self._plan(backend.batch_tokens)
+    def _step(self, parts: _Parts) -> None:
+        self._drop_left_and_late(parts)
+        self._admit(parts)
+        if self._followers:
+            self._catch_up(parts)
+        batch = parts.planner.plan(self._running, self._prefilling)
         if batch:
-            self._run(backend, batch)
+            self._run(parts, batch)
         self._flush()
 
-    def _drop_left_and_late(self, backend: Backend) -> None:
+    def _drop_left_and_late(self, parts: _Parts) -> None:
         now_s = self._clock()
         with self._wake:
             late = [g for g in self._queue.items() if g.is_late(now_s)]
@@ -210,43 +236,69 @@ class Scheduler:
             self._fail(generation, _too_late(generation))
         for generation in list(self._running):
             if generation.cancelled:
-                self._leave(backend, generation)
+                self._leave(parts, generation)
             elif generation.is_late(now_s):
                 self._fail(generation, _too_late(generation))
-                self._leave(backend, generation)
+                self._leave(parts, generation)
 
-    def _admit(self) -> None:
+    def _admit(self, parts: _Parts) -> None:
         now_s = self._clock()
+        while (newcomer := self._next_admitted(now_s)) is not None:
+            free = [newcomer.slot, *self._kv.free_slots]
+            slot, tokens = parts.prefixes.place(newcomer, free, self._running)
+            with self._wake:
+                self._kv.exchange(newcomer.slot, slot)
+                newcomer.slot, newcomer.computed = slot, tokens
+            newcomer.cached_tokens = tokens
+            self._follow(newcomer)
+            parts.prefixes.shrink(self._kv.kv_tokens - self._kv.reserved)
+
+    def _next_admitted(self, now_s: float) -> Generation | None:
         with self._wake:
-            while (head := self._queue.head(now_s)) and self._kv.fits(head.kv_tokens):
-                self._queue.remove(head)
-                head.slot = self._kv.take(head.kv_tokens)
-                head.admitted_s = now_s
-                self._running.append(head)
-                self._prefilling.append(head)
+            head = self._queue.head(now_s)
+            if head is None or not self._kv.fits(head.kv_tokens) or not self._adapter_fits(head):
+                return None
+            self._queue.remove(head)
+            head.slot = self._kv.take(head.kv_tokens)
+            head.admitted_s = now_s
+            self._running.append(head)
+            self._prefilling.append(head)
+            return head
 
-    def _plan(self, budget: int) -> list[tuple[Generation, BatchRow]]:
-        """Decode rows first, then prompt chunks in the room that is left, round-robin."""
-        batch = [(g, _decode_row(g)) for g in self._running if g.is_decoding][:budget]
-        room = budget - len(batch)
-        for _ in range(len(self._prefilling)):
-            if room <= 0:
-                break
-            generation = self._prefilling.popleft()
-            row = _prefill_row(generation, min(room, self._options.prefill_chunk_tokens))
-            room -= len(row.tokens)
-            batch.append((generation, row))
-            if not row.wants_logits:
-                self._prefilling.append(generation)
-        return batch
+    def _adapter_fits(self, head: Generation) -> bool:
+        running = {generation.adapter for generation in self._running}
+        return head.adapter in running or len(running) < self._options.max_adapters
 
-    def _run(self, backend: Backend, batch: list[tuple[Generation, BatchRow]]) -> None:
+    def _follow(self, newcomer: Generation) -> None:
+        """Let somebody who is about to compute the same prefix do it for both."""
+        leader, tokens = find_leader(newcomer, self._running)
+        if leader is not None:
+            newcomer.leader, newcomer.leader_tokens = leader, tokens
+            self._followers.append(newcomer)
+
+    def _catch_up(self, parts: _Parts) -> None:
+        """Copy for followers what is there by now; whose leader left goes on alone."""
+        for follower in list(self._followers):
+            leader = follower.leader
+            if leader is None or follower.ended or leader.ended:
+                follower.leader = None
+            elif leader.computed >= follower.leader_tokens:
+                follower.leader = None
+                tokens = follower.leader_tokens
+                if not parts.prefixes.catch_up(follower, leader, tokens):
+                    tokens = 0
+                follower.computed = follower.cached_tokens = tokens
+            if follower.leader is None:
+                self._followers.remove(follower)
+
+    def _run(self, parts: _Parts, batch: list[tuple[Generation, BatchRow]]) -> None:
         members = tuple(generation for generation, _ in batch)
         with self._wake:
             self._in_batch = members
         started_s = self._clock()
         try:
-            logits = backend.run([row for _, row in batch])
+            parts.choose_adapter(batch)
+            logits = parts.backend.run([row for _, row in batch])
             ready = [generation for generation, row in batch if row.wants_logits]
             choices = choose_tokens(
                 [g.sampler for g in ready], logits, [g.next_position for g in ready]
@@ -254,32 +306,35 @@ class Scheduler:
         except Interrupted:
             # Everyone in the batch has left, or the engine closes.
             for generation in members:
-                self._leave(backend, generation)
+                self._leave(parts, generation, intact=False)
             return
         except EngineError as error:
-            self._fail_step(backend, members, error)
+            self._fail_step(parts, members, error)
             return
         finally:
             with self._wake:
                 self._in_batch = ()
         self._failed_steps = 0
-        self._note_rate(batch, self._clock() - started_s)
-        for generation, row in batch:
-            if not generation.is_decoding:
-                generation.prefilled += len(row.tokens)
         now_s = self._clock()
+        self._note_costs(batch, now_s - started_s)
+        for generation, row in batch:
+            generation.computed += len(row.tokens)
         for generation, choice in zip(ready, choices, strict=True):
-            self._accept(backend, generation, generation.accept(choice, backend, now_s))
+            self._accept(parts, generation, generation.accept(choice, parts.backend, now_s))
 
-    def _accept(self, backend: Backend, generation: Generation, chunk: Chunk) -> None:
+    def _accept(self, parts: _Parts, generation: Generation, chunk: Chunk) -> None:
         self._outbox.put(generation.stream, chunk)
         if generation.ended:
-            self._leave(backend, generation)
+            self._leave(parts, generation)
 
-    def _leave(self, backend: Backend, generation: Generation) -> None:
-        """Free the slot and the reservation of a running request."""
+    def _leave(self, parts: _Parts, generation: Generation, *, intact: bool = True) -> None:
+        """Free the slot and the reservation; what is computed stays there to be reused, unless
+        a step broke off and left it unknown."""
         generation.ended = True
-        backend.forget(generation.slot, 0)
+        if intact:
+            parts.prefixes.keep(generation.slot, generation.prefix_key, generation.held_tokens)
+        else:
+            parts.backend.forget(generation.slot, 0)
         with self._wake:
             self._running.remove(generation)
             if generation in self._prefilling:
@@ -293,23 +348,23 @@ class Scheduler:
         mine.partial = generation.text.released
         self._outbox.put(generation.stream, mine)
 
-    def _fail_step(
-        self, backend: Backend, members: Iterable[Generation], error: EngineError
-    ) -> None:
+    def _fail_step(self, parts: _Parts, members: Iterable[Generation], error: EngineError) -> None:
         """A failed step leaves the cache of its members unknown: they end, the others go on."""
         self._failed_steps += 1
         if self._failed_steps >= self._options.max_failed_steps:
             raise error
         for generation in members:
             self._fail(generation, error)
-            self._leave(backend, generation)
+            self._leave(parts, generation, intact=False)
 
-    def _note_rate(self, batch: list[tuple[Generation, BatchRow]], took_s: float) -> None:
-        tokens = sum(len(row.tokens) for _, row in batch)
-        # Small steps measure decoding, not prefill.
-        if tokens >= MIN_RATE_TOKENS and took_s > 0:
-            rate, old = tokens / took_s, self._prefill_tokens_per_s
-            self._prefill_tokens_per_s = rate if old is None else 0.8 * old + 0.2 * rate
+    def _note_costs(self, batch: list[tuple[Generation, BatchRow]], took_s: float) -> None:
+        rows = prompt_tokens = 0
+        for generation, row in batch:
+            if generation.tokens:
+                rows += len(row.tokens)
+            else:
+                prompt_tokens += len(row.tokens)
+        self._costs.note(rows, prompt_tokens, took_s)
 
     def _flush(self) -> None:
         lost = set(self._outbox.flush())
@@ -324,23 +379,30 @@ class Scheduler:
             left = [*self._running, *self._queue.items()]
             self._running.clear()
             self._prefilling.clear()
+            self._followers.clear()
         for generation in left:
             self._fail(generation, error or _closed())
         self._outbox.flush()
 
 
-def _decode_row(generation: Generation) -> BatchRow:
-    return BatchRow(
-        generation.slot, generation.next_position - 1, generation.tokens[-1:], wants_logits=True
-    )
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the thread works with, once the backend is there."""
+
+    backend: Backend
+    prefixes: PrefixCache
+    planner: StepPlanner
+    adapters: bool
+
+    def choose_adapter(self, batch: list[tuple[Generation, BatchRow]]) -> None:
+        """The planner gives all rows of a step one adapter."""
+        if self.adapters:
+            self.backend.use_adapter(batch[0][0].adapter)
 
 
-def _prefill_row(generation: Generation, limit: int) -> BatchRow:
-    start = generation.prefilled
-    tokens = generation.prompt[start : start + limit]
-    return BatchRow(
-        generation.slot, start, tokens, wants_logits=start + len(tokens) == len(generation.prompt)
-    )
+def _first_limit_s(generation: Generation) -> float | None:
+    limits = (generation.request.first_token_s, generation.request.deadline_s)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _too_late(generation: Generation) -> DeadlineExceeded:

@@ -1,0 +1,58 @@
+"""LoRA adapters of the llama.cpp backend: GGUF files of type ``adapter``, loaded beside a model."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as native
+
+from overspill.engines.gguf_header import read_header
+from overspill.engines.llama_native import native_log
+from overspill.errors import EngineError, ModelInvalid
+
+
+class NativeAdapters:
+    """All adapters of one model. They are freed with the model, and die before no context of it.
+
+    Raises :class:`ModelNotFound` and :class:`ModelInvalid` for files that cannot be loaded or
+    belong to another model.
+    """
+
+    def __init__(self, model: Any, files: Mapping[str, str]) -> None:
+        self._loaded = {name: _load(model, name, Path(path)) for name, path in files.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request may call them."""
+        return tuple(self._loaded)
+
+    def use(self, context: Any, name: str | None) -> None:
+        """Make the context compute with this adapter alone, at scale 1; None takes all off."""
+        chosen = [] if name is None else [self._loaded[name]]
+        adapters = (native.llama_adapter_lora_p_ctypes * len(chosen))(*chosen)
+        scales = (ctypes.c_float * len(chosen))(*[1.0] * len(chosen))
+        if native.llama_set_adapters_lora(context, adapters, len(chosen), scales):
+            raise EngineError(f"llama.cpp cannot switch to adapter {name!r}.")
+
+
+def _load(model: Any, name: str, path: Path) -> Any:
+    header = read_header(path)
+    if header.metadata.get("general.type") != "adapter":
+        raise ModelInvalid(
+            f"{path}, given as adapter {name!r}, is no adapter.",
+            mend="Give a LoRA adapter in GGUF, as convert_lora_to_gguf.py writes it.",
+        )
+    log = native_log()
+    log.take()
+    adapter = native.llama_adapter_lora_init(model, os.fsencode(path))
+    if not adapter:
+        said = log.take()
+        raise ModelInvalid(
+            f"llama.cpp cannot load adapter {name!r} from {path}{f': {said}' if said else ''}.",
+            mend="Check that it was made for this model.",
+        )
+    return adapter

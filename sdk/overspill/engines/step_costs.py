@@ -1,0 +1,71 @@
+"""What steps cost, as measured: seconds by number of rows, and prompt tokens per second.
+
+A *row* is a token whose logits are wanted while an answer is written; one that checks a draft
+counts like one that goes on. Pure: it is told what a step held and how long it took.
+"""
+
+from __future__ import annotations
+
+WEIGHT = 0.2
+"""Of a new measurement against all before it."""
+MOST_TIMES = 3.0
+"""A step that was held up by something else counts as at most so many times the usual."""
+PRIOR_ROW_COST = 0.3
+"""Of a step with one row: what each further row adds, until it was measured."""
+MIN_RATE_TOKENS = 64
+"""Smaller steps measure decoding, not prefill."""
+
+
+class StepCosts:
+    """Running means, robust against a step that was interrupted by other work."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._prefill_tokens_per_s: float | None = None
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """As measured where prompts were most of a step; None before that."""
+        return self._prefill_tokens_per_s
+
+    def note(self, rows: int, prompt_tokens: int, took_s: float) -> None:
+        """A step with so many decoding rows and so many tokens of prompts took so long."""
+        if took_s <= 0:
+            return
+        if prompt_tokens == 0:
+            self._seconds[rows] = _mean(self._seconds.get(rows), took_s)
+        elif prompt_tokens + rows >= MIN_RATE_TOKENS or prompt_tokens > 4 * rows:
+            self._note_prefill(rows, prompt_tokens, took_s)
+
+    def decode_s(self, rows: int) -> float | None:
+        """What a step with so many rows takes; estimated from others, None before any."""
+        if rows in self._seconds:
+            return self._seconds[rows]
+        below = max((r for r in self._seconds if r < rows), default=None)
+        above = min((r for r in self._seconds if r > rows), default=None)
+        if below is None:
+            # With fewer rows a step isn't dearer.
+            return None if above is None else self._seconds[above]
+        least = self._seconds[below]
+        if above is None:
+            return least * (1 + PRIOR_ROW_COST * rows) / (1 + PRIOR_ROW_COST * below)
+        share = (rows - below) / (above - below)
+        return least + share * (max(self._seconds[above], least) - least)
+
+    def forget_above(self, rows: int) -> None:
+        """Measure larger steps anew: they may have been measured in a bad moment."""
+        self._seconds = {r: seconds for r, seconds in self._seconds.items() if r <= rows}
+
+    def forget(self) -> None:
+        """Measure everything anew: something changed that all steps depend on."""
+        self._seconds.clear()
+
+    def _note_prefill(self, rows: int, prompt_tokens: int, took_s: float) -> None:
+        decoding_s = (self.decode_s(rows) or 0.0) if rows else 0.0
+        if took_s > decoding_s:
+            rate, old = prompt_tokens / (took_s - decoding_s), self._prefill_tokens_per_s
+            self._prefill_tokens_per_s = rate if old is None else old + WEIGHT * (rate - old)
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else old + WEIGHT * (min(new, MOST_TIMES * old) - old)
