@@ -291,10 +291,10 @@ def test_one_kind_of_statement_is_not_another(dev_node, pinned_node, at):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("sev-snp", "evidence_type_unsupported"),
-        ("tdx", "evidence_type_unsupported"),
-        ("tpm", "evidence_type_unsupported"),
-        ("nvidia-gpu", "evidence_type_unsupported"),
+        ("sev-snp", "evidence_type_not_accepted"),
+        ("tdx", "evidence_type_not_accepted"),
+        ("tpm", "evidence_type_not_accepted"),
+        ("nvidia-gpu", "evidence_type_not_accepted"),
         ("", "evidence_type_unknown"),
         ("DEV-ED25519", "evidence_type_unknown"),
         ("dev-ed25519 ", "evidence_type_unknown"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from overspill.errors import EvidenceRejected
 from overspill.trust.measured import MeasuredLog
@@ -19,6 +19,8 @@ from overspill.types.evidence import Assurance, Evidence
 if TYPE_CHECKING:
     from overspill.trust.policy import TrustPolicy
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 STEP = "8"
@@ -70,6 +72,16 @@ def rejected(
 ) -> EvidenceRejected:
     """An ``EvidenceRejected`` of a sub-step of step 8."""
     return EvidenceRejected(reason, f"{STEP}.{step}", expected=expected, actual=actual, mend=mend)
+
+
+def at_step(step: str, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Runs a check that several steps share; what it refuses is refused at ``step``."""
+    try:
+        return check(*args, **kwargs)
+    except EvidenceRejected as error:
+        raise rejected(
+            error.reason, step, expected=error.expected, actual=error.actual, mend=error.mend
+        ) from error
 
 
 def refuse_collateral(evidence: Evidence, allowed: frozenset[str] = frozenset()) -> None:

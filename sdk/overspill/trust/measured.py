@@ -158,6 +158,14 @@ class MeasuredLog:
             registers[pcr] = hashlib.sha256(registers[pcr] + digest).digest()
         return registers
 
+    def replay_rtmr(self) -> bytes:
+        """The 48-byte value of a TDX register that each entry's SHA-384 extends, from zero."""
+        register = bytes(48)
+        for entry in self.entries:
+            digest = hashlib.sha384(entry.encode()).digest()
+            register = hashlib.sha384(register + digest).digest()
+        return register
+
     def extensions(self) -> list[tuple[int, bytes]]:
         """What each entry extends: a PCR index and 32 bytes, in the log's order."""
         digests = (hashlib.sha256(entry.encode()).digest() for entry in self.entries)

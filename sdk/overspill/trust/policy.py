@@ -31,6 +31,37 @@
     [dev-tpm-software]
     ek_roots = ["<PEM certificate>"]
 
+    [sev-snp]
+    products = ["Milan", "Genoa", "Turin"]
+    measurements = ["<48 bytes, hex>"]  # launch measurements of the released image
+    vlek = false                      # true also accepts keys that a cloud provider loads
+    crl_required = false              # true demands AMD's CRL beside the report
+    report_versions = [2, 3, 4, 5]    # optional
+    chips = ["<64 bytes, hex>"]       # optional: these chips only
+    [sev-snp.min_tcb.Milan]           # one for each product; Turin has 'fmc' too
+    bootloader = 4
+    tee = 0
+    snp = 22
+    microcode = 213
+
+    [tdx]
+    statuses = ["UpToDate"]           # Intel's words for the platform's TCB
+    mrtd = ["<48 bytes, hex>"]        # firmware
+    rtmr1 = ["<48 bytes, hex>"]       # kernel
+    rtmr2 = ["<48 bytes, hex>"]       # initrd and command line; rtmr0 is optional
+    fmspcs = ["<6 bytes, hex>"]       # optional: these platforms only
+
+    [tpm]
+    ek_roots = ["<PEM certificate>"]  # of the TPM's maker
+    activation_keys = ["<Ed25519 public key, hex>"]  # who saw the key activated
+    ak_roots = ["<PEM certificate>"]  # instead of both: who certifies attestation keys
+    secure_boot = true                # demanded from the replayed event log
+    pcrs = { 7 = ["<32 bytes, hex>"] }  # optional; never 16 or 23
+
+    [nvidia-gpu]                      # beside the evidence of the machine
+    drivers = ["570.00"]
+    vbioses = ["96.00.9F.00.01"]
+
 Unknown keys, wrong types, a missing section for an accepted type and empty lists are errors at
 load: an empty list never means "any".
 """
@@ -48,6 +79,18 @@ from typing import Any, Final
 from overspill.errors import ConfigurationError
 from overspill.trust import policy_parts as parts
 from overspill.trust.log.cosignature import LogPolicy
+from overspill.trust.policy_vendors import (
+    GpuPolicy,
+    SnpPolicy,
+    TdxPolicy,
+    TpmPolicy,
+    VtpmPolicy,
+    gpu_policy,
+    snp_policy,
+    tdx_policy,
+    tpm_policy,
+    vtpm_policy,
+)
 from overspill.trust.release_policy import SECTIONS, ReleasePolicy, release_and_log
 from overspill.types.evidence import Assurance
 
@@ -58,9 +101,25 @@ PINNED: Final = "pinned-operator"
 DEV_ED25519: Final = "dev-ed25519"
 DEV_TPM: Final = "dev-tpm-software"
 DEV_TYPES: Final = frozenset({DEV_ED25519, DEV_TPM})
-CONFIGURABLE_TYPES: Final = DEV_TYPES | {PINNED}
-HARDWARE_TYPES: Final = frozenset({"sev-snp", "tdx", "tpm", "nvidia-gpu"})
-"""Types whose names are reserved; this version has no verifiers for them."""
+SNP: Final = "sev-snp"
+TDX: Final = "tdx"
+TPM: Final = "tpm"
+SNP_VTPM: Final = "sev-snp-vtpm"
+GPU: Final = "nvidia-gpu"
+ASSURANCE_OF: Final = MappingProxyType(
+    {
+        DEV_ED25519: Assurance.NONE,
+        DEV_TPM: Assurance.NONE,
+        PINNED: Assurance.SOFTWARE,
+        TPM: Assurance.HARDWARE_TPM,
+        SNP: Assurance.HARDWARE_TEE,
+        SNP_VTPM: Assurance.HARDWARE_TEE,
+        TDX: Assurance.HARDWARE_TEE,
+    }
+)
+"""What evidence of each type stands for; ``nvidia-gpu`` stands beside one of them."""
+
+CONFIGURABLE_TYPES: Final = frozenset(ASSURANCE_OF) | {GPU}
 
 _TOP_KEYS: Final = frozenset(
     {
@@ -101,7 +160,7 @@ class TrustPolicy:
     sha256: bytes
     source: str
     min_assurance: Assurance = Assurance.HARDWARE_TEE
-    accept: frozenset[str] = frozenset({"sev-snp", "tdx"})
+    accept: frozenset[str] = frozenset({SNP, TDX})
     freshness: str = "witnesses"
     max_age_s: int = MAX_AGE_LIMIT_S
     kems: frozenset[int] = frozenset({KEM_IDS["MLKEM768_X25519"]})
@@ -113,6 +172,11 @@ class TrustPolicy:
     log: LogPolicy | None = None
     ek_roots: tuple[bytes, ...] = ()
     """DER certificates of the development authorities for software TPMs."""
+    snp: SnpPolicy | None = None
+    tdx: TdxPolicy | None = None
+    tpm: TpmPolicy | None = None
+    vtpm: VtpmPolicy | None = None
+    gpu: GpuPolicy | None = None
 
 
 def default_policy() -> TrustPolicy:
@@ -144,7 +208,7 @@ def parse_policy(text: str, source: str = "the trust policy") -> TrustPolicy:
         ) from error
     table = parts.Table(raw, source)
     accept = _accepted(table)
-    table.only(_TOP_KEYS | accept)
+    table.only(_TOP_KEYS | accept | ({SNP} if SNP_VTPM in accept else frozenset()))
     table.one_of("version", (1,))
     policy = TrustPolicy(
         sha256=hashlib.sha256(text.encode("utf-8")).digest(),
@@ -167,9 +231,10 @@ def parse_policy(text: str, source: str = "the trust policy") -> TrustPolicy:
 def _accepted(table: parts.Table) -> frozenset[str]:
     names = frozenset(table.strings("accept"))
     for name in sorted(names - CONFIGURABLE_TYPES):
-        what = "cannot be verified by this version yet" if name in HARDWARE_TYPES else "is unknown"
         known = ", ".join(sorted(CONFIGURABLE_TYPES))
-        raise table.error("accept", f"names '{name}', which {what}", f"Use some of: {known}.")
+        raise table.error("accept", f"names '{name}', which is unknown", f"Use some of: {known}.")
+    if names == {GPU}:
+        raise table.error("accept", f"names '{GPU}' alone", "Name the machine's evidence too.")
     return names
 
 
@@ -216,6 +281,22 @@ def _sections(table: parts.Table, accept: frozenset[str]) -> dict[str, Any]:
         section = table.section(DEV_TPM)
         section.only(frozenset({"ek_roots"}))
         found["ek_roots"] = section.certificates("ek_roots")
+    return found | _vendor_sections(table, accept)
+
+
+def _vendor_sections(table: parts.Table, accept: frozenset[str]) -> dict[str, Any]:
+    """The settings of accepted hardware types; a vTPM in a guest needs those of both."""
+    found: dict[str, Any] = {}
+    if accept & {SNP, SNP_VTPM}:
+        found["snp"] = snp_policy(table.section(SNP))
+    if TDX in accept:
+        found["tdx"] = tdx_policy(table.section(TDX))
+    if TPM in accept:
+        found["tpm"] = tpm_policy(table.section(TPM))
+    if SNP_VTPM in accept:
+        found["vtpm"] = vtpm_policy(table.section(SNP_VTPM))
+    if GPU in accept:
+        found["gpu"] = gpu_policy(table.section(GPU))
     return found
 
 
@@ -229,7 +310,7 @@ def _check_floor(policy: TrustPolicy, table: parts.Table) -> None:
             f"is {str(policy.dev_unsafe).lower()}, but the policy {have}",
             "Say both or neither: dev_unsafe = true, and a dev type in accept with its root.",
         )
-    wanted = Assurance.NONE if accepts_dev else Assurance.SOFTWARE
+    wanted = min(ASSURANCE_OF[kind] for kind in policy.accept - {GPU})
     if policy.min_assurance is not wanted:
         raise table.error(
             "min_assurance",
@@ -237,7 +318,7 @@ def _check_floor(policy: TrustPolicy, table: parts.Table) -> None:
             f"({', '.join(sorted(policy.accept))}) does not stand for",
             f'Say min_assurance = "{wanted.name}" if that is meant.',
         )
-    if accepts_dev and PINNED in policy.accept:
+    if accepts_dev and policy.accept - DEV_TYPES:
         raise table.error(
-            "accept", "mixes development and pinned evidence", "Use a policy file for each."
+            "accept", "mixes development evidence with other", "Use a policy file for each."
         )

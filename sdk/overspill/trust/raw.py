@@ -13,13 +13,14 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from overspill.errors import EvidenceRejected
-from overspill.trust import snp
+from overspill.trust import snp, tdx
 from overspill.trust.base import rejected
 from overspill.trust.materials import Materials, Role, recognise
 from overspill.trust.policy import TrustPolicy
 from overspill.trust.roots import VendorRoots, vendor_roots
 from overspill.trust.snp_report import SnpReport
 from overspill.trust.steps import Steps
+from overspill.trust.tdx_quote import TdReport
 from overspill.types.evidence import Assurance, VerificationStep
 
 Verdict = Literal["accepted", "authentic", "rejected"]
@@ -153,5 +154,47 @@ def _snp(
     return _Found(claims, Assurance.NONE if is_open else Assurance.HARDWARE_TEE)
 
 
-KINDS: Final[Mapping[str, _Kind]] = MappingProxyType({"snp": _Kind(snp.TYPE, snp.STEP_NAMES, _snp)})
+def _tdx(
+    materials: Materials,
+    context: RawContext,
+    policy: TrustPolicy | None,
+    steps: Steps,
+    roots: VendorRoots,
+) -> _Found:
+    nonce = context.nonce
+
+    def bind(report: TdReport) -> str:
+        return nonce_in(report.report_data, nonce or b"", step="9")
+
+    def document(role: Role) -> bytes | None:
+        return materials.one(role, step="6") if materials.of(role) else None
+
+    claims = tdx.examine(
+        tdx.TdxMaterials(
+            materials.one(Role.TDX_QUOTE),
+            document(Role.TCB_INFO),
+            document(Role.QE_IDENTITY),
+            materials.certificates,
+            materials.crls,
+        ),
+        context.now_unix,
+        tdx.TdxDemands(
+            policy=policy.tdx if policy else None,
+            bind=bind if nonce else None,
+            is_strict=policy is not None,
+            is_exact=False,
+        ),
+        steps,
+        roots,
+    )
+    is_open = claims["debug"] == "true"
+    return _Found(claims, Assurance.NONE if is_open else Assurance.HARDWARE_TEE)
+
+
+KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
+    {
+        "snp": _Kind(snp.TYPE, snp.STEP_NAMES, _snp),
+        "tdx": _Kind(tdx.TYPE, tdx.STEP_NAMES, _tdx),
+    }
+)
 """What ``overspill trust verify`` knows."""

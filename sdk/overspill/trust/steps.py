@@ -20,7 +20,8 @@ class Steps:
         self.done: list[VerificationStep] = []
 
     def run(self, number: str, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """The check's value; text counts as the step's detail. A refusal is noted, then raised."""
+        """The check's value; text, or its ``detail``, is the step's. A refusal is noted, then
+        raised."""
         try:
             value = check(*args, **kwargs)
         except EvidenceRejected as error:

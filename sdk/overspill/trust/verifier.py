@@ -8,10 +8,10 @@ without one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 
 from overspill.errors import EvidenceRejected
 from overspill.trust import freshness, place, reference, release
@@ -20,7 +20,10 @@ from overspill.trust.dev import UnsafeDevVerifier
 from overspill.trust.measured import MeasuredLog
 from overspill.trust.nkc import NodeKeyConfig
 from overspill.trust.pinned import PinnedOperatorVerifier
-from overspill.trust.policy import HARDWARE_TYPES, TrustPolicy
+from overspill.trust.policy import CONFIGURABLE_TYPES, TrustPolicy
+from overspill.trust.snp import SevSnpVerifier
+from overspill.trust.steps import Steps
+from overspill.trust.tdx import TdxVerifier
 from overspill.trust.tpm import UnsafeSoftwareTpmVerifier
 from overspill.types.evidence import (
     AttestationResult,
@@ -30,13 +33,16 @@ from overspill.types.evidence import (
 )
 from overspill.types.transparency import LogMemory
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
 REGISTRY: Final[Mapping[str, EvidenceVerifier]] = MappingProxyType(
     {
         verifier.evidence_type: verifier
-        for verifier in (PinnedOperatorVerifier(), UnsafeDevVerifier(), UnsafeSoftwareTpmVerifier())
+        for verifier in (
+            PinnedOperatorVerifier(),
+            UnsafeDevVerifier(),
+            UnsafeSoftwareTpmVerifier(),
+            SevSnpVerifier(),
+            TdxVerifier(),
+        )
     }
 )
 """One verifier per exact type. A type that is not here is refused, never tried with another."""
@@ -85,12 +91,12 @@ class Appraisal:
 
 def verify(bundle: EvidenceBundle, context: Context, policy: TrustPolicy) -> AttestationResult:
     """The bundle's result under ``policy``. Raises ``EvidenceRejected`` and nothing else."""
-    return _verify(bundle, context, policy, _Steps())
+    return _verify(bundle, context, policy, Steps(STEP_NAMES))
 
 
 def appraise(bundle: EvidenceBundle, context: Context, policy: TrustPolicy) -> Appraisal:
     """As :func:`verify`, for people: how every step went, also when one refused."""
-    steps = _Steps()
+    steps = Steps(STEP_NAMES)
     try:
         result = _verify(bundle, context, policy, steps)
     except EvidenceRejected as rejection:
@@ -98,33 +104,8 @@ def appraise(bundle: EvidenceBundle, context: Context, policy: TrustPolicy) -> A
     return Appraisal(result.steps, result, None)
 
 
-class _Steps:
-    """Runs checks under their step's number and remembers how they went."""
-
-    def __init__(self) -> None:
-        self.done: list[VerificationStep] = []
-
-    def run(self, number: str, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            value = check(*args, **kwargs)
-        except EvidenceRejected as error:
-            self._add(number, False, error.message)
-            raise
-        self._add(number, True, value if isinstance(value, str) else getattr(value, "detail", ""))
-        return value
-
-    def with_rest(self) -> tuple[VerificationStep, ...]:
-        """All steps, those after a refusal as not run."""
-        ran = {step.n for step in self.done}
-        rest = (VerificationStep(n, STEP_NAMES[n], None) for n in STEP_NAMES if n not in ran)
-        return (*self.done, *rest)
-
-    def _add(self, number: str, ok: bool, detail: str) -> None:
-        self.done.append(VerificationStep(number, STEP_NAMES[number], ok, detail))
-
-
 def _verify(
-    bundle: EvidenceBundle, context: Context, policy: TrustPolicy, steps: _Steps
+    bundle: EvidenceBundle, context: Context, policy: TrustPolicy, steps: Steps
 ) -> AttestationResult:
     # 1. Node key configuration
     config = steps.run("1", NodeKeyConfig.decode, bundle.node_key_config)
@@ -177,17 +158,9 @@ def _the_evidence(bundle: EvidenceBundle, policy: TrustPolicy) -> Evidence:
         raise _refusal("evidence_count", "2", "exactly one piece", str(len(bundle.evidence)))
     evidence = bundle.evidence[0]
     verifier = REGISTRY.get(evidence.type)
-    if verifier is None and evidence.type in HARDWARE_TYPES:
-        raise _refusal(
-            "evidence_type_unsupported",
-            "2",
-            "a type that this version verifies",
-            evidence.type,
-            "Upgrade overspill.",
-        )
-    if verifier is None:
+    if verifier is None and evidence.type not in CONFIGURABLE_TYPES:
         raise _refusal("evidence_type_unknown", "2", "a known type", repr(evidence.type[:64]))
-    if verifier.dev and not policy.dev_unsafe:
+    if verifier is not None and verifier.dev and not policy.dev_unsafe:
         raise _refusal(
             "dev_evidence",
             "2",
@@ -204,6 +177,8 @@ def _the_evidence(bundle: EvidenceBundle, policy: TrustPolicy) -> Evidence:
             evidence.type,
             "Name the type in the trust policy's 'accept', with its section, if that is meant.",
         )
+    if verifier is None:
+        raise _refusal("evidence_type_alone", "2", "the machine's own evidence", evidence.type)
     return evidence
 
 
