@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from overspill.errors import EvidenceRejected
-from overspill.trust import snp, tdx
+from overspill.trust import nvidia, snp, tdx
 from overspill.trust.base import rejected
 from overspill.trust.materials import Materials, Role, recognise
 from overspill.trust.policy import TrustPolicy
@@ -191,9 +191,28 @@ def _tdx(
     return _Found(claims, Assurance.NONE if is_open else Assurance.HARDWARE_TEE)
 
 
+def _nvidia(
+    materials: Materials,
+    context: RawContext,
+    policy: TrustPolicy | None,
+    steps: Steps,
+    roots: VendorRoots,
+) -> _Found:
+    claims = nvidia.examine(
+        nvidia.GpuMaterials(materials.one(Role.SPDM), materials.certificates, materials.crls),
+        context.now_unix,
+        context.nonce,
+        policy.gpu if policy else None,
+        steps,
+        roots,
+    )
+    return _Found(claims, Assurance.HARDWARE_TEE)
+
+
 KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
     {
         "snp": _Kind(snp.TYPE, snp.STEP_NAMES, _snp),
+        "nvidia": _Kind(nvidia.TYPE, nvidia.STEP_NAMES, _nvidia),
         "tdx": _Kind(tdx.TYPE, tdx.STEP_NAMES, _tdx),
     }
 )

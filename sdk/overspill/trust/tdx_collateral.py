@@ -31,6 +31,9 @@ STATUSES: Final = frozenset(
         "Revoked",
     }
 )
+UNSUPPORTED: Final = "Unsupported"
+"""Our word for a platform that reaches none of the levels that Intel lists for its kind."""
+
 _STEP_DOCUMENT: Final = "6"
 _STEP_QE: Final = "7"
 _STEP_TCB: Final = "8"
@@ -202,10 +205,10 @@ def check_qe(report: QeReport, identity: QeIdentity) -> TcbLevel:
 
 
 def platform_status(info: TcbInfo, platform: Platform, report: TdReport) -> TcbLevel:
-    """The platform's level with the module's status merged in.
+    """The platform's level with the module's status merged in; its status is ``UNSUPPORTED`` when
+    it reaches no level.
 
-    Reasons: ``fmspc_mismatch``, ``tdx_module_mismatch``, ``tdx_module_unknown``,
-    ``tcb_level_unknown``.
+    Reasons: ``fmspc_mismatch``, ``tdx_module_mismatch``, ``tdx_module_unknown``.
     """
     if (info.fmspc, info.pce_id) != (platform.fmspc, platform.pce_id):
         raise _refusal(
@@ -221,14 +224,14 @@ def platform_status(info: TcbInfo, platform: Platform, report: TdReport) -> TcbL
             status = merged(level.status, module.status) if module else level.status
             advisories = {*level.advisories, *(module.advisories if module else ())}
             return TcbLevel(status, level.date, tuple(sorted(advisories)))
-    raise _refusal("tcb_level_unknown", "a platform that Intel lists", "older than any level")
+    return TcbLevel(UNSUPPORTED, "", ())
 
 
 def merged(platform: str, part: str) -> str:
     """A platform's status where a part of it (module, quoting enclave) has another one."""
     if "Revoked" in (platform, part):
         return "Revoked"
-    if part != "OutOfDate":
+    if part != "OutOfDate" or platform == UNSUPPORTED:
         return platform
     if platform in ("ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"):
         return "OutOfDateConfigurationNeeded"
