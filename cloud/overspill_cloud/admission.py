@@ -13,26 +13,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from overspill.errors import BusyError, DeviceRejected
-from overspill.sealing.signing import (
-    MAX_CLOCK_SKEW_S,
-    RequestSignature,
-    check_clock,
-    check_request,
-)
+from overspill.sealing.signing import RequestSignature, check_clock, check_request
+from overspill_cloud.limits import AdmissionLimits
 from overspill_cloud.store import Device, Store
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissionLimits:
-    """Quotas. The replay window is twice the clock's tolerance: a request id is remembered for
-    longer than its signature can pass."""
-
-    max_streams: int = 64
-    max_streams_per_device: int = 16
-    replay_window_s: int = 2 * MAX_CLOCK_SKEW_S
-    retry_after_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

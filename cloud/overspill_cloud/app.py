@@ -21,15 +21,17 @@ from overspill.errors import ConfigurationError, UsageError
 from overspill.transport.base import is_local_address
 from overspill.worker import WorkerEngine
 from overspill_cloud import events
-from overspill_cloud.admission import Admission, AdmissionLimits, Database
+from overspill_cloud.admission import Admission, Database
 from overspill_cloud.attester import open_attester
 from overspill_cloud.attester.base import Attester
 from overspill_cloud.attester.dev import UnsafeDevAttester
 from overspill_cloud.keys import KeyRing
+from overspill_cloud.limits import AdmissionLimits
 from overspill_cloud.listen import check_listen
-from overspill_cloud.measure import measure_node
+from overspill_cloud.measure import measure_node, node_settings
 from overspill_cloud.models import ServedModel, measure
 from overspill_cloud.node import Node, NodeParts
+from overspill_cloud.release import ReleaseFile
 from overspill_cloud.server import Tls, start_server
 from overspill_cloud.store import Store
 from overspill_cloud.streams import StreamLimits
@@ -47,12 +49,14 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """All that an operator chooses. ``state`` keeps devices, replay window and ledger."""
+    """All that an operator chooses. ``state`` keeps devices, replay window and ledger; ``release``
+    is a signed release with its ``.tlog-proof`` beside it."""
 
     models: tuple[ModelSpec, ...]
     listen: str
     state: Path
     attester: str = "dev"
+    release: Path | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     drain_timeout_s: float = 20.0
@@ -182,14 +186,11 @@ def _keys(
     clock: Callable[[], float],
     log: events.EventLog,
 ) -> KeyRing:
-    settings = {
-        "attester": options.attester,
-        "max_streams": options.admission.max_streams,
-        "max_streams_per_device": options.admission.max_streams_per_device,
-        "prefix_cache": "per request",
-    }
-    measured = measure_node(models, settings)
-    return KeyRing(attester, measured, models, clock, log)
+    measured = measure_node(models, node_settings(options.attester, options.admission))
+    release = None
+    if options.release is not None:
+        release = ReleaseFile(options.release, measured)
+    return KeyRing(attester, measured, models, clock, log, release)
 
 
 def _dev_root(attester: Attester) -> str | None:
@@ -215,7 +216,7 @@ def _log_start(
 ) -> None:
     log.write(
         events.NodeStarted(
-            release="unreleased",
+            release=serving.keys.release_name,
             assurance=serving.assurance,
             nkc_sha256=serving.nkc_sha256,
             models=tuple(model.name for model in models),

@@ -53,6 +53,10 @@ def serve(
     ] = "127.0.0.1:8443",
     state: StateOption = None,
     attester: Annotated[str, typer.Option(help="dev, pinned, tpm or tpm:TCTI.")] = "dev",
+    release: Annotated[
+        Path | None,
+        typer.Option(help="Signed release (DSSE), its proof beside it in FILE.tlog-proof."),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Sequences that a model runs at once.")] = 4,
@@ -70,14 +74,15 @@ def serve(
 ) -> None:
     """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
     from overspill.engines.options import EngineOptions
-    from overspill_cloud.admission import AdmissionLimits
     from overspill_cloud.app import NodeOptions, parse_model
+    from overspill_cloud.limits import AdmissionLimits
 
     options = NodeOptions(
         models=tuple(parse_model(text) for text in model),
         listen=listen,
         state=_state(state),
         attester=attester,
+        release=release,
         tls_certificate=tls_cert,
         tls_key=tls_key,
         drain_timeout_s=drain_s,

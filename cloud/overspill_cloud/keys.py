@@ -18,13 +18,14 @@ from typing import Final
 from overspill.errors import BusyError, InvalidRequest, OverspillError
 from overspill.sealing.hpke import AEAD_CHACHA20_POLY1305, KDF_HKDF_SHA256, NodeKeyPair
 from overspill.sealing.receipt import ReceiptKey
-from overspill.trust.nkc import NO_DIGEST, NodeKeyConfig
+from overspill.trust.nkc import NodeKeyConfig
 from overspill.types.evidence import Evidence, EvidenceBundle
 from overspill.wire import convert
 from overspill_cloud import events
 from overspill_cloud.attester.base import Attester
 from overspill_cloud.measure import NodeMeasurements
 from overspill_cloud.models import ServedModel
+from overspill_cloud.release import UNRELEASED, ReleaseFile
 
 KEY_LIFETIME_S: Final = 24 * 3600
 RENEW_S: Final = 1800
@@ -79,8 +80,10 @@ class KeyRing:
         models: Sequence[ServedModel],
         clock: Callable[[], float],
         log: events.EventLog,
+        release: ReleaseFile | None = None,
     ) -> None:
         self._attester = attester
+        self._release = release
         self._measured = measured
         self._models = models
         self._clock = clock
@@ -95,6 +98,11 @@ class KeyRing:
     def current(self) -> Epoch:
         """What new clients get."""
         return self._current
+
+    @property
+    def release_name(self) -> str:
+        """The release's version, or ``unreleased``."""
+        return "unreleased" if self._release is None else self._release.version
 
     def lookup(self, nkc_sha256: bytes) -> Epoch | None:
         """The epoch of a configuration that clients may still seal to; None otherwise."""
@@ -155,6 +163,8 @@ class KeyRing:
 
     def _make(self, pair: NodeKeyPair, receipt_key: ReceiptKey, made_unix: int) -> Epoch:
         not_before = int(self._clock()) - BACKDATE_S
+        # Read again each time: its proof is renewed beside the node, with a newer cosignature.
+        release = UNRELEASED if self._release is None else self._release.read()
         config = NodeKeyConfig(
             mode=self._attester.mode,
             kem_id=pair.kem_id,
@@ -167,7 +177,8 @@ class KeyRing:
             models_digest=self._measured.models_digest,
             config_digest=self._measured.config_digest,
             boot_id=self._boot_id,
-            release_id=NO_DIGEST,
+            release_id=release.release_id,
+            freshness_anchor_sha256=release.anchor_sha256,
         )
         nkc = config.encode()
         digest = hashlib.sha256(nkc).digest()
@@ -182,7 +193,10 @@ class KeyRing:
             bundle=EvidenceBundle(
                 node_key_config=nkc,
                 evidence=(self._evidence(nkc, None),),
+                release=release.envelope,
+                release_proof=release.proof,
                 measured_log=self._measured.log,
+                freshness_anchor=release.anchor,
             ),
             cards=(cards, receipt_key.sign_cards(digest, cards)),
         )

@@ -13,7 +13,9 @@ from typing import Any
 import overspill
 from overspill._version import __version__
 from overspill.trust.measured import Measured, MeasuredEntry, ModelEntry, ModelsManifest
-from overspill_cloud.models import ServedModel
+from overspill.trust.release_manifest import FILE_DIGEST, TREE_DIGEST, tree_digest
+from overspill_cloud.limits import AdmissionLimits
+from overspill_cloud.models import ServedModel, measure
 
 _LIBRARIES = {".so", ".dylib", ".dll", ".metallib"}
 
@@ -31,9 +33,10 @@ def measure_node(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> 
     """Measure what runs here. ``settings`` is what an operator chose, without secrets."""
     manifest = ModelsManifest(tuple(_model_entry(model) for model in models))
     content = manifest.encode()
-    config = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
-    wheel = _tree_digest(_package_files())
-    engine_name, engine_digest = _engine_library(models, wheel)
+    config = _encode(settings)
+    wheel = _digest_of(_package_files())
+    is_echo = all(model.measurement is None for model in models)
+    engine_name, engine_digest = ("echo", wheel) if is_echo else _engine_library(wheel)
     entries = (
         MeasuredEntry(Measured.WHEEL, f"overspill {__version__}", wheel),
         MeasuredEntry(Measured.ENGINE, engine_name, engine_digest),
@@ -47,36 +50,64 @@ def measure_node(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> 
     )
 
 
+def node_settings(attester: str, limits: AdmissionLimits) -> dict[str, Any]:
+    """What an operator chose that clients may want to know, as it is measured."""
+    return {
+        "attester": attester.partition(":")[0],
+        "max_streams": limits.max_streams,
+        "max_streams_per_device": limits.max_streams_per_device,
+        "prefix_cache": "per request",
+    }
+
+
+def release_subjects(
+    models: Mapping[str, Path], attester: str
+) -> Mapping[str, Mapping[str, bytes]]:
+    """What a node of this installation would measure, as a release's subjects: digests by
+    ``role/name``. Raises ``ModelNotFound``."""
+    wheel = _digest_of(_package_files())
+    engine_name, engine = _engine_library(wheel)
+    config = _sha256(_encode(node_settings(attester, AdmissionLimits())))
+    subjects = {
+        f"wheel/overspill {__version__}": {TREE_DIGEST: wheel},
+        f"engine/{engine_name}": {TREE_DIGEST: engine},
+        f"config/{attester}": {FILE_DIGEST: config},
+    }
+    for name, path in models.items():
+        kind = TREE_DIGEST if path.is_dir() else FILE_DIGEST
+        subjects[f"model/{name}"] = {kind: measure(path).sha256}
+    return subjects
+
+
 def _model_entry(model: ServedModel) -> ModelEntry:
     # A GGUF carries its tokenizer and template inside: the file's digest covers all three.
     digest = model.sha256
     return ModelEntry(model.name, digest, digest, digest)
 
 
-def _engine_library(models: Sequence[ServedModel], wheel: bytes) -> tuple[str, bytes]:
+def _engine_library(wheel: bytes) -> tuple[str, bytes]:
     """The native library that runs the models; ``echo`` is part of the wheel itself."""
-    if all(model.measurement is None for model in models):
-        return "echo", wheel
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         return "none", wheel
     folder = Path(spec.origin).parent
-    libraries = sorted(p for p in folder.rglob("*") if p.suffix in _LIBRARIES and p.is_file())
-    return "llama.cpp", _tree_digest((str(p.relative_to(folder)), p) for p in libraries)
+    libraries = (p for p in folder.rglob("*") if p.suffix in _LIBRARIES and p.is_file())
+    return "llama.cpp", _digest_of((p.relative_to(folder).as_posix(), p) for p in libraries)
 
 
 def _package_files() -> Iterable[tuple[str, Path]]:
     """The Python files of the SDK and of the service, by their place in the wheel."""
     for package in (Path(overspill.__file__).parent, Path(__file__).parent):
-        for path in sorted(package.rglob("*.py")):
+        for path in package.rglob("*.py"):
             yield f"{package.name}/{path.relative_to(package).as_posix()}", path
 
 
-def _tree_digest(files: Iterable[tuple[str, Path]]) -> bytes:
-    whole = hashlib.sha256()
-    for name, path in files:
-        whole.update(_sha256(name.encode()) + _sha256(path.read_bytes()))
-    return whole.digest()
+def _digest_of(files: Iterable[tuple[str, Path]]) -> bytes:
+    return tree_digest((name, _sha256(path.read_bytes())) for name, path in files)
+
+
+def _encode(settings: Mapping[str, Any]) -> bytes:
+    return json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _sha256(data: bytes) -> bytes:

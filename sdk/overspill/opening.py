@@ -11,6 +11,7 @@ from overspill.errors import ConfigurationError
 from overspill.identity.base import DeviceKey
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy, parse_policy
+from overspill.state.log_state import LogStateStore
 from overspill.transport.base import Transport
 from overspill.trust.policy import TrustPolicy, default_policy
 from overspill.trust.policy import load_policy as load_trust_policy
@@ -24,7 +25,9 @@ def open_device(settings: Settings) -> Engine:
     from overspill.engines.registry import EngineOptions, open_engine
 
     options = EngineOptions(
-        context_tokens=settings.max_context_tokens, max_sequences=settings.device_slots
+        context_tokens=settings.max_context_tokens,
+        max_sequences=settings.device_slots,
+        shrink_context=settings.shrink_context,
     )
     if not settings.isolate:
         return open_engine(settings.model, options=options)
@@ -40,8 +43,16 @@ def open_cloud(settings: Settings) -> RemoteEngine:
     read.
     """
     return RemoteEngine(
-        open_transport(settings), open_trust_policy(settings), open_device_key(settings)
+        open_transport(settings),
+        open_trust_policy(settings),
+        open_device_key(settings),
+        log_state=open_log_state(settings),
     )
+
+
+def open_log_state(settings: Settings) -> LogStateStore:
+    """What this client remembers of the logs that releases are in."""
+    return LogStateStore(settings.places.state / "logs.sqlite")
 
 
 def open_device_key(settings: Settings) -> DeviceKey:

@@ -34,9 +34,11 @@ from overspill.errors import (
     UsageError,
 )
 from overspill.exchange import Exchange, ExchangeLimits, Incoming, parsed, seal_request
+from overspill.log_watch import verify_remembering
 from overspill.sealing.frames import FrameType
 from overspill.sealing.receipt import check_cards
 from overspill.sealing.signing import DeviceSigner
+from overspill.state.log_state import LogStateStore
 from overspill.transport.base import Transport
 from overspill.trust.freshness import NONCE_BYTES
 from overspill.trust.measured import MeasuredLog
@@ -85,7 +87,7 @@ class _Attested:
 
 class RemoteEngine(Engine):
     """An engine behind a transport. ``signer`` is the enrolled device's key, ``clock`` gives
-    Unix seconds.
+    Unix seconds, ``log_state`` keeps what was seen of the log that releases are in.
 
     Raises ``EvidenceRejected`` before anything leaves; from the stream ``DeviceRejected``,
     ``StreamCorrupt``, ``StreamTruncated``, ``ReceiptInvalid``; ``TransportError`` for the road.
@@ -100,7 +102,9 @@ class RemoteEngine(Engine):
         options: RemoteOptions | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        log_state: LogStateStore | None = None,
     ) -> None:
+        self._log_state = log_state
         self._transport = transport
         self._policy = policy
         self._signer = signer
@@ -275,7 +279,10 @@ class RemoteEngine(Engine):
             is_local=self._transport.is_local,
             nonce=nonce,
         )
-        result = verify(bundle, context, self._policy)  # (2)
+        if self._log_state is None:  # (2)
+            result = verify(bundle, context, self._policy)
+        else:
+            result = verify_remembering(bundle, context, self._policy, self._log_state)
         models = MeasuredLog.decode(bundle.measured_log).models.models
         return _Attested(result, bundle, {model.name: model.file_sha256 for model in models})
 

@@ -13,9 +13,10 @@ import typer
 
 from overspill.cli.common import CloudAddress, Json, TrustPolicyFile, print_json, settings_for
 from overspill.config import Settings
-from overspill.opening import open_cloud, open_transport, open_trust_policy
+from overspill.log_watch import appraise_remembering
+from overspill.opening import open_cloud, open_log_state, open_transport, open_trust_policy
 from overspill.trust.policy import TrustPolicy
-from overspill.trust.verifier import Appraisal, Context, appraise
+from overspill.trust.verifier import Appraisal, Context
 
 Host = Annotated[str, typer.Argument(help="HOST:PORT or unix:/path.")]
 Authority = Annotated[Path | None, typer.Option("--ca", help="TLS authority to accept (PEM).")]
@@ -91,7 +92,7 @@ async def _appraise(settings: Settings, policy: TrustPolicy) -> Appraisal:
             is_local=transport.is_local,
             nonce=nonce,
         )
-        return appraise(bundle, context, policy)
+        return appraise_remembering(bundle, context, policy, open_log_state(settings))
     finally:
         await transport.aclose()
 

@@ -1,8 +1,8 @@
 """`overspill demo`: the main job on loopback, measured as it runs.
 
-It starts a node with a larger model, verifies its evidence, enrols this device, sends held-back
-prompts of every skill and level through the policy, then sends the same prompts to the device
-alone and to the cloud alone, so that the sum at the end compares what was measured.
+It releases a node with a larger model, starts it, verifies its evidence, enrols this device, sends
+held-back prompts of every skill and level through the policy, then sends the same prompts to the
+device alone and to the cloud alone, so that the sum at the end compares what was measured.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from overspill.cli.demo_release import release_demo
 from overspill.cli.demo_table import print_evidence, print_summary, print_table
 from overspill.cli.node_process import NodeProcess, enrolment_code, running_node
 from overspill.client import AsyncOverspill
@@ -33,7 +34,7 @@ from overspill.errors import (
 )
 from overspill.evals.grade import grade
 from overspill.receipts import verify_receipt
-from overspill.trust.template import dev_policy, tpm_dev_policy
+from overspill.trust.template import ReleaseDemand, dev_policy, tpm_dev_policy
 from overspill.types.chat import Privacy, Request
 from overspill.types.reply import Reply
 from overspill.types.route import Route, RouteReason
@@ -97,8 +98,9 @@ def demo(
         state = Path(folder) / "node"
         state.mkdir()
         kind = choose_attester() if attester == "auto" else attester
-        with running_node("river", cloud_model, state, kind) as node:
-            settings = demo_settings(Path(folder), node, device_model)
+        release = release_demo(Path(folder), "river", cloud_model, kind)
+        with running_node("river", cloud_model, state, kind, release.file) as node:
+            settings = demo_settings(Path(folder), node, device_model, release.demand)
             result = asyncio.run(play(settings, node, prompts))
     print_table(result["requests"])
     print_summary(result["summary"])
@@ -117,15 +119,17 @@ def choose_attester() -> str:
     return "tpm" if shutil.which("swtpm") and find_spec("tpm2_pytss") else "dev"
 
 
-def demo_settings(folder: Path, node: NodeProcess, device_model: str) -> Settings:
+def demo_settings(
+    folder: Path, node: NodeProcess, device_model: str, released: ReleaseDemand | None = None
+) -> Settings:
     """This user's settings, but all places in ``folder`` and a policy for that one node."""
     policy = folder / "trust.toml"
     models = {node.model_name: bytes.fromhex(node.model_sha256)}
     authority = node.state / "tpm-authority.pem"
     if authority.exists():
-        text = tpm_dev_policy(authority.read_text("utf-8"), models)
+        text = tpm_dev_policy(authority.read_text("utf-8"), models, released)
     else:
-        text = dev_policy(bytes.fromhex(node.started["dev_root"]), models)
+        text = dev_policy(bytes.fromhex(node.started["dev_root"]), models, released)
     policy.write_text(text, "utf-8")
     home = folder / "device"
     settings = load_settings(environ={"OVERSPILL_HOME": str(home)})

@@ -33,16 +33,18 @@ class NodeProcess:
 
 @contextlib.contextmanager
 def running_node(
-    name: str, model: Path, state: Path, attester: str = "dev"
+    name: str, model: Path, state: Path, attester: str = "dev", release: Path | None = None
 ) -> Iterator[NodeProcess]:
     """Start ``overspill-cloud serve`` on a free loopback port; stop it at the end.
 
-    ``name`` is what the node calls the model in the file ``model``. Raises ``MissingExtra``
+    ``name`` is what the node calls the model in the file ``model``; ``release`` is the signed
+    release that it is to be, with its proof beside it. Raises ``MissingExtra``
     without the cloud package's needs, and ``ConnectFailed`` with the node's own last line when it
     does not start.
     """
     options = ["--model", f"{name}={model}", "--listen", "127.0.0.1:0", "--state", str(state)]
     options += ["--attester", attester, "--stop-with-stdin"]
+    options += ["--release", str(release)] if release else []
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((state / "node.log").open("w+", encoding="utf-8"))
         process = subprocess.Popen(

@@ -13,9 +13,10 @@ Subjects are named by role: ``wheel/...``, ``engine/...``, ``model/NAME`` (and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
@@ -125,6 +126,17 @@ class ReleaseManifest:
 
     def _by_name(self, role: str) -> dict[str, bytes]:
         return {one.name: one.measured for one in self.subjects if one.role == role}
+
+
+def tree_digest(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """``overspill-tree-v1``: over each file's path (with ``/``) and the SHA-256 of its content.
+
+    Sorted by the path's parts, so that an installed tree and an archive of it give the same.
+    """
+    whole = hashlib.sha256()
+    for name, sha256 in sorted(files, key=lambda file: file[0].split("/")):
+        whole.update(hashlib.sha256(name.encode("utf-8")).digest() + sha256)
+    return whole.digest()
 
 
 def _check_types(statement: Mapping[str, Any]) -> None:

@@ -65,11 +65,12 @@ class Cosigned:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP status and body; ``remember`` is what to store before they are sent."""
+    """An HTTP status and body; ``remember`` is to be stored for ``origin`` first."""
 
     status: int
     body: bytes = b""
     content_type: str = "text/plain; charset=utf-8"
+    origin: str = ""
     remember: Cosigned | None = None
 
 
@@ -105,7 +106,7 @@ def decide(
         return refused
     line = cosign(signed.note.text, key, unix_s)
     remember = Cosigned(signed.size, signed.root)
-    return Answer(200, str(line).encode("utf-8"), remember=remember)
+    return Answer(200, str(line).encode("utf-8"), origin=origin, remember=remember)
 
 
 def _check_growth(
