@@ -8,10 +8,13 @@ skips that ``tests/allowed_skips.txt`` does not name.
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -43,6 +46,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"shared data folder not found at {folder}; set OVERSPILL_SHARED to it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_gguf() -> ModuleType:
+    """The module that writes GGUF files with random weights: ``Shape`` and ``write``."""
+    pytest.importorskip("gguf", reason="pip install 'overspill[dev]'")
+    path = Path(__file__).parent / "made_gguf.py"
+    spec = importlib.util.spec_from_file_location("made_gguf", path)
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look their module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

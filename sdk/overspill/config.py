@@ -57,7 +57,8 @@ class Settings:
 
     ``isolate`` runs the device's engine in a worker process. ``device_key`` says where this
     device's key is kept: ``keychain``, ``file`` (0600, in the state folder), or ``auto``: the
-    keychain where there is one.
+    keychain where there is one. With ``shrink_context`` a model whose context does not fit the
+    memory gets a smaller one, and its card says so; without it, it is refused.
     """
 
     places: Places
@@ -67,6 +68,7 @@ class Settings:
     routing_policy: Path | None = None
     isolate: bool = True
     max_context_tokens: int | None = None
+    shrink_context: bool = False
     device_slots: int = 4
     private_terms: tuple[str, ...] = field(default=())
     device_key: str = "auto"
@@ -139,6 +141,7 @@ _KEYS: dict[str, type] = {
     "routing_policy": str,
     "isolate": bool,
     "max_context_tokens": int,
+    "shrink_context": bool,
     "device_slots": int,
     "private_terms": list,
     "device_key": str,

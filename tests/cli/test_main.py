@@ -1,6 +1,7 @@
 """The command line: what it answers, and one clear line with its exit code where it cannot."""
 
 import json
+import re
 import tomllib
 
 import pytest
@@ -138,6 +139,16 @@ def test_the_doctor_lets_the_device_answer(overspill):
     assert checks["device model"]["ok"] is True
     assert "echo answered" in checks["device model"]["detail"]
     assert checks["cloud"]["ok"] is None
+
+
+def test_the_doctor_says_what_the_model_takes(overspill, brook_file):
+    checks = {
+        c["name"]: c
+        for c in overspill("doctor", "--model", str(brook_file), "--json").json["checks"]
+    }
+    assert re.match(
+        r"[\d,]+ MiB with a full context of \d+ tokens", checks["device memory"]["detail"]
+    )
 
 
 def test_the_doctor_names_what_fails(overspill):

@@ -7,58 +7,86 @@ import shutil
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from overspill.engines import memory
 from overspill.engines.gguf_header import read_header
+from overspill.engines.gguf_memory import LlamaUse, gguf_need
 from overspill.engines.registry import EngineOptions, open_engine
 from overspill.errors import DoesNotFit
 
 LARGE = 1 << 30
+MIB = 1 << 20
 
 
 def test_both_layouts_of_one_model_need_the_same(tiny_gguf, tiny_folder):
-    by_header = memory.gguf_kv_shape(read_header(tiny_gguf).metadata, bytes_each=4)
+    use = LlamaUse(context_tokens=256, max_sequences=1, batch_tokens=64, cache_bytes_each=4)
+    by_header = gguf_need(tiny_gguf, read_header(tiny_gguf), use)
     config = json.loads((tiny_folder / "config.json").read_text())
     by_config = memory.config_kv_shape(config, bytes_each=4)
     # Two layers, two heads of 32, keys and values, 4 bytes each.
-    assert by_header.token_bytes == by_config.token_bytes == 2 * 2 * 32 * 2 * 4
+    assert by_config.token_bytes == 2 * 2 * 32 * 2 * 4
+    assert by_header.kv_bytes == 256 * by_config.token_bytes
+
+
+def _judge(need, available):
+    return memory.judge(need, available, context_tokens=100, max_sequences=2)
+
+
+def test_a_verdict_for_each_side_of_the_limits():
+    need = memory.MemoryNeed(
+        60 * MIB, 20 * MIB, repacked_bytes=30 * MIB, reclaimable_bytes=30 * MIB
+    )
+    assert (need.total_bytes, need.least_bytes) == (110 * MIB, 80 * MIB)
+    assert _judge(need, None).verdict == "fits"
+    assert _judge(need, 200 * MIB).verdict == "fits"
+    assert _judge(need, 123 * MIB).verdict == "fits"
+    assert _judge(need, 122 * MIB).verdict == "tight"
+    assert _judge(need, 80 * MIB).verdict == "tight"
+    assert _judge(need, 80 * MIB - 1).verdict == "does_not_fit"
+    assert not _judge(need, 200 * MIB).notes
+    assert "tight" in _judge(need, 90 * MIB).notes[0]
 
 
 def test_the_refusal_shows_the_arithmetic():
     kv = memory.KvShape(values=1 << 19)
-    need = memory.memory_need(64 << 20, kv, context_tokens=100, max_sequences=2)
-    memory.check_fits(need, "m", available_bytes=264 << 20)
-    memory.check_fits(need, "m", available_bytes=None)
+    need = memory.memory_need(64 * MIB, kv, context_tokens=100, max_sequences=2)
+    memory.check_fits(_judge(need, 264 * MIB), "m")
     with pytest.raises(DoesNotFit) as caught:
-        memory.check_fits(need, "m", available_bytes=(264 << 20) - 1)
-    assert "264 MiB (64 for its weights, 200 for the KV cache); 263 MiB are free" in str(
-        caught.value
+        memory.check_fits(_judge(need, 264 * MIB - 1), "m")
+    assert (
+        "m does not fit: it takes 264 MiB (64 for weights, 200 for the KV cache), with 2 sequences "
+        "of 100 tokens; 264 MiB are free." in str(caught.value)
     )
+    assert caught.value.exit_code == 5
 
 
-@pytest.mark.parametrize("metadata", [{}, {"general.architecture": "x", "x.block_count": "many"}])
-def test_a_model_that_does_not_say_its_shape_is_not_refused(metadata):
-    assert memory.gguf_kv_shape(metadata) is None
-    assert memory.config_kv_shape({}, bytes_each=2) is None
+@pytest.mark.parametrize("config", [{}, {"num_hidden_layers": "many"}])
+def test_a_model_that_does_not_say_its_shape_is_not_refused(config):
+    assert memory.config_kv_shape(config, bytes_each=2) is None
     assert memory.memory_need(5, None, context_tokens=9, max_sequences=9).total_bytes == 5
 
 
-def test_a_containers_limit_counts(tmp_path):
-    def write(name, text):
-        (tmp_path / name).write_text(text)
+@given(
+    weights=st.integers(0, 1 << 40),
+    token=st.integers(1, 1 << 22),
+    available=st.integers(1, 1 << 42),
+    wanted=st.integers(1, 1 << 20),
+)
+def test_the_largest_context_fits_and_the_next_does_not(weights, token, available, wanted):
+    def need_of(tokens):
+        return memory.MemoryNeed(weights, token * tokens)
 
-    assert memory._cgroup_room(tmp_path) is None
-    write("memory.max", "max\n")
-    write("memory.current", "700\n")
-    write("memory.stat", "anon 500\ninactive_file 150\n")
-    assert memory._cgroup_room(tmp_path) is None
-    write("memory.max", "1000\n")
-    assert memory._cgroup_room(tmp_path) == 450
-
-
-def test_this_machine_says_what_is_free():
-    free = memory.available_memory()
-    assert free is None or free > 1 << 20
+    found = memory.largest_context(need_of, available, wanted_tokens=wanted)
+    room = memory.TIGHT_SHARE * available
+    if found is None:
+        assert wanted <= 512 or need_of(512).least_bytes > room
+    else:
+        assert 512 <= found < wanted
+        assert found % 256 == 0
+        assert need_of(found).least_bytes <= room
+        assert found + 256 >= wanted or need_of(found + 256).least_bytes > room
 
 
 @pytest.fixture

@@ -21,9 +21,11 @@ from overspill.cli.common import (
     settings_for,
 )
 from overspill.config import Settings
+from overspill.engines.live_memory import available_memory
 from overspill.errors import OverspillError
 from overspill.sync import Overspill
 
+_MIB = 1 << 20
 PACKAGES = {
     "llama-cpp-python": "llama",
     "mlx": "mlx",
@@ -96,6 +98,7 @@ def _answering(settings: Settings) -> Iterator[Check]:
         with Overspill(app="doctor", settings=settings) as ai:
             state = ai.availability()
             if state.device.value == "available":
+                yield from _memory(ai)
                 yield _answer(ai)
             else:
                 yield Check("device model", False, state.device_reason)
@@ -105,6 +108,19 @@ def _answering(settings: Settings) -> Iterator[Check]:
                 yield Check("cloud", state.cloud.value == "available", state.cloud_reason)
     except OverspillError as error:
         yield Check("device model", False, str(error))
+
+
+def _memory(ai: Overspill) -> Iterator[Check]:
+    """What the model was estimated to take, and what its user has to know."""
+    card = ai.models()[0]
+    if not card.memory_bytes:
+        return
+    free = available_memory()
+    there = "" if free is None else f"; {free / _MIB:,.0f} MiB are free beside it"
+    detail = f"{card.memory_bytes / _MIB:,.0f} MiB with a full context of {card.context} tokens"
+    yield Check("device memory", None, detail + there)
+    for note in card.notes:
+        yield Check("device memory", None, note)
 
 
 def _answer(ai: Overspill) -> Check:

@@ -138,6 +138,20 @@ def read_header(path: Path) -> GgufHeader:
         ) from error
 
 
+def read_numbers(path: Path, array: ArrayInfo) -> tuple[Any, ...]:
+    """The values of an array of numbers, from a file whose header was checked.
+
+    Raises :class:`ModelInvalid` for an array of anything else.
+    """
+    layout = _SCALARS.get(array.element_type)
+    if layout is None:
+        _invalid(path, "has an array of no numbers where numbers are due")
+    with path.open("rb") as file:
+        file.seek(array.offset)
+        data = file.read(layout.size * array.length)
+    return tuple(value for (value,) in layout.iter_unpack(data))
+
+
 class _Reader:
     """Walks through the header; every length is checked against the file before it is used."""
 
@@ -168,7 +182,7 @@ class _Reader:
         placed = tuple(TensorInfo(i.name, i.shape, i.type, start + i.offset, i.size) for i in infos)
         if len({info.name for info in placed}) != len(placed):
             self._fail("has two tensors of one name")
-        end = max((info.offset + info.size for info in placed), default=start)
+        end = max((info.offset + info.size for info in placed), default=self._at)
         if end > self._size:
             self._fail(f"is truncated: {self._size} of {end} bytes are there")
         return placed

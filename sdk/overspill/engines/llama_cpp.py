@@ -20,25 +20,17 @@ import llama_cpp as native
 import numpy as np
 
 from overspill.engines.backend import Abilities, BatchRow, Interrupted, SavedState, Vocabulary
+from overspill.engines.gguf_fit import GgufFitOptions, gguf_fit
 from overspill.engines.gguf_header import INT32 as GGUF_INT32
 from overspill.engines.gguf_header import ArrayInfo, GgufHeader, read_header
 from overspill.engines.llama_adapters import NativeAdapters
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
-from overspill.engines.memory import (
-    F16_BYTES,
-    available_memory,
-    check_fits,
-    gguf_kv_shape,
-    memory_need,
-)
+from overspill.engines.memory import Fit
 from overspill.errors import DoesNotFit, EngineError, InvalidRequest, ModelInvalid
 from overspill.types.card import ModelCard
 
 if TYPE_CHECKING:
     from overspill.engines.backend import Logits
-
-DEFAULT_CONTEXT_TOKENS = 4096
-"""Per sequence, where the model was trained for more."""
 
 _ABORTED = 2
 _ONE_THREAD_BYTES = 16 << 20
@@ -53,7 +45,8 @@ class LlamaCppOptions:
     Sequences keep separate KV caches: 8 to 21% faster for unrelated ones than a unified cache.
     ``exact_attention`` keeps the cache in F32 and leaves flash attention out, which rounds to half
     precision (errors of 4e-3 in the logits instead of 2e-6): twice the memory, and the same tokens
-    as a reference implementation. ``adapters`` are LoRA files in GGUF, by name.
+    as a reference implementation. ``adapters`` are LoRA files in GGUF, by name. With
+    ``shrink_context`` a context that does not fit the memory is made smaller, and the card says so.
     """
 
     context_tokens: int | None = None
@@ -61,6 +54,7 @@ class LlamaCppOptions:
     batch_tokens: int = 512
     threads: int | None = None
     exact_attention: bool = False
+    shrink_context: bool = False
     adapters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -75,10 +69,10 @@ class LlamaCppBackend:
         self._pieces: dict[int, bytes] = {}
         header = read_header(path)
         self._log = native_log()
+        fit = gguf_fit(path, header, name, _fit_options(options))
+        self._context_tokens = fit.context_tokens
         self._model = self._load_model(path)
         try:
-            self._context_tokens = _context_tokens(options, self._model, name)
-            _check_memory(options, header, self._context_tokens, name)
             self._vocab = native.llama_model_get_vocab(self._model)
             self._abort = AbortFlag()
             # llama.cpp wants them there before the context is.
@@ -93,7 +87,7 @@ class LlamaCppBackend:
         self._options = options
         self._abilities = _abilities(options, self._model, self._adapters.names)
         self._vocabulary = _vocabulary(self._vocab, _control_tokens(path, header))
-        self._card = _card(name, header, self._model, self._context_tokens)
+        self._card = _card(name, header, self._model, fit)
         try:
             self._warm_up()
         except BaseException:
@@ -321,30 +315,14 @@ def _check_options(options: LlamaCppOptions) -> None:
         )
 
 
-def _check_memory(
-    options: LlamaCppOptions, header: GgufHeader, context_tokens: int, name: str
-) -> None:
-    bytes_each = 4 if options.exact_attention else F16_BYTES
-    need = memory_need(
-        header.file_size,
-        gguf_kv_shape(header.metadata, bytes_each=bytes_each),
-        context_tokens=context_tokens,
+def _fit_options(options: LlamaCppOptions) -> GgufFitOptions:
+    return GgufFitOptions(
+        context_tokens=options.context_tokens,
         max_sequences=options.max_sequences,
+        batch_tokens=options.batch_tokens,
+        exact_attention=options.exact_attention,
+        shrink_context=options.shrink_context,
     )
-    check_fits(need, name, available_bytes=available_memory())
-
-
-def _context_tokens(options: LlamaCppOptions, model: Any, name: str) -> int:
-    trained = int(native.llama_model_n_ctx_train(model))
-    if options.context_tokens is None:
-        return min(trained, DEFAULT_CONTEXT_TOKENS)
-    if options.context_tokens > trained:
-        raise InvalidRequest(
-            f"context_tokens is {options.context_tokens}; {name} was trained for {trained}.",
-            param="context_tokens",
-            mend="Ask for a smaller context.",
-        )
-    return options.context_tokens
 
 
 def _abilities(options: LlamaCppOptions, model: Any, adapters: tuple[str, ...]) -> Abilities:
@@ -398,15 +376,17 @@ def _piece(vocab: Any, token: int) -> bytes:
         room = -size
 
 
-def _card(name: str, header: GgufHeader, model: Any, context_tokens: int) -> ModelCard:
+def _card(name: str, header: GgufHeader, model: Any, fit: Fit) -> ModelCard:
     kind = native.llama_ftype_name(native.llama_model_ftype(model))
     return ModelCard(
         name=name,
-        context=context_tokens,
+        context=fit.context_tokens,
         runtime="llama.cpp",
         quantization=kind.decode() if kind else "unknown",
         parameters=int(native.llama_model_n_params(model)),
         size_bytes=header.file_size,
+        memory_bytes=fit.need.total_bytes,
+        notes=fit.notes,
     )
 
 

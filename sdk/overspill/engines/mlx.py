@@ -21,10 +21,11 @@ import numpy as np
 from overspill.engines.backend import Abilities, BatchRow, Interrupted, SavedState, Vocabulary
 from overspill.engines.memory import (
     F16_BYTES,
+    Fit,
     available_memory,
-    check_fits,
     config_kv_shape,
     memory_need,
+    settle,
 )
 from overspill.engines.mlx_adapters import FolderAdapters
 from overspill.engines.mlx_tokenizer import FolderTokenizer, read_json
@@ -42,12 +43,14 @@ DEFAULT_CONTEXT_TOKENS = 4096
 class MlxOptions:
     """``context_tokens`` is per sequence; None takes what it was trained for, up to 4,096.
 
-    ``adapters`` are folders of LoRA adapters, by name.
+    ``adapters`` are folders of LoRA adapters, by name. With ``shrink_context`` a context that does
+    not fit the memory is made smaller, and the card says so.
     """
 
     context_tokens: int | None = None
     max_sequences: int = 4
     batch_tokens: int = 512
+    shrink_context: bool = False
     adapters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -59,8 +62,8 @@ class MlxBackend:
         if self._options.max_sequences < 1 or self._options.batch_tokens < 1:
             raise InvalidRequest("MLX needs room for one sequence and one token at least.")
         config = read_json(folder / "config.json")
-        self._context_tokens = _context_tokens(self._options, config, name)
-        _check_memory(self._options, config, folder, self._context_tokens, name)
+        fit = _fit(self._options, config, folder, name)
+        self._context_tokens = fit.context_tokens
         self._model, self._new_caches = _load(folder)
         self._tokenizer = FolderTokenizer(folder, size=self._count_logits())
         self._adapters = FolderAdapters(self._model, self._options.adapters)
@@ -73,7 +76,7 @@ class MlxBackend:
         self._caches: dict[int, Any] = {}
         self._lengths: dict[int, int] = {}
         self._interrupted = threading.Event()
-        self._card = self._describe(name, folder, config)
+        self._card = self._describe(name, folder, config, fit)
 
     @property
     def card(self) -> ModelCard:
@@ -198,7 +201,7 @@ class MlxBackend:
     def _count_logits(self) -> int:
         return int(self._model(mx.array([[0]])).shape[-1])
 
-    def _describe(self, name: str, folder: Path, config: dict[str, Any]) -> ModelCard:
+    def _describe(self, name: str, folder: Path, config: dict[str, Any], fit: Fit) -> ModelCard:
         from mlx.utils import tree_flatten
 
         weights: list[Any] = list(dict(tree_flatten(self._model.parameters())).values())
@@ -211,20 +214,26 @@ class MlxBackend:
             quantization=kind,
             parameters=0 if quantization else sum(array.size for array in weights),
             size_bytes=_weights_bytes(folder),
+            memory_bytes=fit.need.total_bytes,
+            notes=fit.notes,
         )
 
 
-def _check_memory(
-    options: MlxOptions, config: dict[str, Any], folder: Path, context_tokens: int, name: str
-) -> None:
+def _fit(options: MlxOptions, config: dict[str, Any], folder: Path, name: str) -> Fit:
+    """Weights and caches; raises ``DoesNotFit`` before anything is loaded."""
     kind = str(config.get("torch_dtype") or config.get("dtype") or "")
-    need = memory_need(
-        _weights_bytes(folder),
-        config_kv_shape(config, bytes_each=4 if kind == "float32" else F16_BYTES),
-        context_tokens=context_tokens,
+    kv = config_kv_shape(config, bytes_each=4 if kind == "float32" else F16_BYTES)
+    weights = _weights_bytes(folder)
+    return settle(
+        lambda tokens: memory_need(
+            weights, kv, context_tokens=tokens, max_sequences=options.max_sequences
+        ),
+        name,
+        context_tokens=_context_tokens(options, config, name),
         max_sequences=options.max_sequences,
+        available_bytes=available_memory(),
+        shrink=options.shrink_context,
     )
-    check_fits(need, name, available_bytes=available_memory())
 
 
 def _weights_bytes(folder: Path) -> int:

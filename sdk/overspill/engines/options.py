@@ -35,7 +35,9 @@ class EngineOptions:
 
     ``context_tokens`` is per sequence, ``threads`` are CPU threads. ``default_max_tokens`` bounds
     an answer whose request names no ``max_tokens``. ``exact_attention`` computes attention in F32
-    where a runtime would round (llama.cpp does). ``token_delay_s`` is for ``echo`` only.
+    where a runtime would round (llama.cpp does). With ``shrink_context`` a context that does not
+    fit the memory is made smaller, and the model's card says so, where it would be refused.
+    ``token_delay_s`` is for ``echo`` only.
     ``adapters`` are LoRA adapters by name: GGUF files for llama.cpp, folders for MLX.
     ``draft_model`` is a smaller model of the same tokenizer, whose guesses the model checks.
     """
@@ -45,6 +47,7 @@ class EngineOptions:
     threads: int | None = None
     default_max_tokens: int = 1024
     exact_attention: bool = False
+    shrink_context: bool = False
     token_delay_s: float = 0.0
     adapters: Mapping[str, str] = field(default_factory=dict)
     draft_model: str | None = None

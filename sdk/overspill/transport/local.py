@@ -137,7 +137,7 @@ class _Servicer(local_pb2_grpc.LocalServicer):
             detail=health.detail,
             active=health.active,
             queued=health.queued,
-            card=convert.card_to_proto(self._engine.card),
+            card=convert.card_to_proto(self._engine.card, local=True),
             version=__version__,
         )
 

@@ -13,6 +13,9 @@ class ModelCard:
     ``context`` is in tokens, ``size_bytes`` on disk. ``skill_accuracy`` maps a skill (or
     ``skill/level``) to the share of right answers measured for this quantization; empty when
     unmeasured. Prices are in currency units per million tokens, 0 when nobody pays.
+    ``memory_bytes`` is what the loaded model takes once its cache is full, as estimated before it
+    was loaded; 0 when unknown. ``notes`` are what its user has to know: a context made smaller,
+    memory that is tight.
     """
 
     name: str
@@ -29,3 +32,5 @@ class ModelCard:
     skill_accuracy: Mapping[str, float] = field(default_factory=dict)
     price_prompt_per_mtok: float = 0.0
     price_completion_per_mtok: float = 0.0
+    memory_bytes: int = 0
+    notes: tuple[str, ...] = ()

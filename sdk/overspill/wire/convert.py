@@ -325,8 +325,8 @@ def error_from_bytes(data: bytes) -> errors.OverspillError:
 # Cards and evidence ---------------------------------------------------------------------------
 
 
-def card_to_proto(card: ModelCard) -> chat_pb2.ModelCard:
-    """Encode a model card."""
+def card_to_proto(card: ModelCard, *, local: bool = False) -> chat_pb2.ModelCard:
+    """Encode a model card. Only ``local`` ones tell of the machine's memory."""
     return chat_pb2.ModelCard(
         name=card.name,
         context=card.context,
@@ -342,6 +342,8 @@ def card_to_proto(card: ModelCard) -> chat_pb2.ModelCard:
         skill_accuracy=dict(card.skill_accuracy),
         price_prompt_per_mtok=card.price_prompt_per_mtok,
         price_completion_per_mtok=card.price_completion_per_mtok,
+        memory_bytes=card.memory_bytes if local else 0,
+        notes=card.notes if local else (),
     )
 
 
@@ -362,6 +364,8 @@ def card_from_proto(message: chat_pb2.ModelCard) -> ModelCard:
         skill_accuracy=dict(message.skill_accuracy),
         price_prompt_per_mtok=message.price_prompt_per_mtok,
         price_completion_per_mtok=message.price_completion_per_mtok,
+        memory_bytes=message.memory_bytes,
+        notes=tuple(message.notes),
     )
 
 

@@ -268,7 +268,7 @@ class ErrorEvent(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., mend: _Optional[str] = ..., detail_json: _Optional[str] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("name", "context", "runtime", "quantization", "parameters", "size_bytes", "sha256", "tools", "json_schema", "modalities", "languages", "skill_accuracy", "price_prompt_per_mtok", "price_completion_per_mtok")
+    __slots__ = ("name", "context", "runtime", "quantization", "parameters", "size_bytes", "sha256", "tools", "json_schema", "modalities", "languages", "skill_accuracy", "price_prompt_per_mtok", "price_completion_per_mtok", "memory_bytes", "notes")
     class SkillAccuracyEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +290,8 @@ class ModelCard(_message.Message):
     SKILL_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     PRICE_PROMPT_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
     PRICE_COMPLETION_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     context: int
     runtime: str
@@ -304,4 +306,6 @@ class ModelCard(_message.Message):
     skill_accuracy: _containers.ScalarMap[str, float]
     price_prompt_per_mtok: float
     price_completion_per_mtok: float
-    def __init__(self, name: _Optional[str] = ..., context: _Optional[int] = ..., runtime: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., tools: bool = ..., json_schema: bool = ..., modalities: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., skill_accuracy: _Optional[_Mapping[str, float]] = ..., price_prompt_per_mtok: _Optional[float] = ..., price_completion_per_mtok: _Optional[float] = ...) -> None: ...
+    memory_bytes: int
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., context: _Optional[int] = ..., runtime: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., tools: bool = ..., json_schema: bool = ..., modalities: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., skill_accuracy: _Optional[_Mapping[str, float]] = ..., price_prompt_per_mtok: _Optional[float] = ..., price_completion_per_mtok: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,0 +1,200 @@
+"""The estimate before loading, against the bytes that loading and a full context then take.
+
+Files of several architectures are written with random weights, loaded by a process of its own, and
+that process's memory is read before and after: its own pages, and those of the mapped file.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from overspill.engines.gguf_fit import GgufFitOptions, gguf_fit
+from overspill.engines.gguf_header import read_header
+from overspill.engines.gguf_memory import LlamaUse, cpu_features, gguf_need
+from overspill.errors import DoesNotFit
+
+pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="memory by kind: Linux only")
+
+_LOAD_AND_FILL = """
+import json, sys
+from pathlib import Path
+from overspill.engines import llama_cpp
+from overspill.engines.backend import BatchRow
+
+def resident():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+    return sum(int(lines[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile"))
+
+path, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+llama_cpp.native.llama_backend_init()
+before = resident()
+backend = llama_cpp.LlamaCppBackend(
+    path, name="made", options=llama_cpp.LlamaCppOptions(threads=1, **options)
+)
+tokens, batch, sequences = options["context_tokens"], 512, options["max_sequences"]
+# One sequence is filled, but for its share of a last step that all sequences run in.
+share = batch // sequences
+for at in range(0, tokens - share, batch):
+    end = min(at + batch, tokens - share)
+    backend.run([BatchRow(0, at, [5] * (end - at), False)])
+rows = [BatchRow(0, tokens - share, [5] * share, True)]
+rows += [BatchRow(sequence, 0, [5] * share, True) for sequence in range(1, sequences)]
+backend.run(rows)
+print(json.dumps({"taken": resident() - before, "estimate": backend.card.memory_bytes}))
+"""
+
+MODELS = {
+    # Qwen2.5-0.5B's layers, Q4_0 repacked, under a smaller vocabulary.
+    "qwen2-q4_0": {
+        "architecture": "qwen2", "width": 896, "layers": 4, "heads": 14, "kv_heads": 2,
+        "feed_forward": 4864, "vocabulary": 32000, "weights": "Q4_0", "embedding": "Q8_0",
+    },
+    # Llama-3.2-1B's layers: grouped heads, Q4_K.
+    "llama-q4_k": {
+        "width": 2048, "layers": 2, "heads": 32, "kv_heads": 8, "feed_forward": 8192,
+        "vocabulary": 16000, "weights": "Q4_K", "embedding": "Q6_K",
+    },
+    # Karpathy's stories15M: small, where the cache is most of it.
+    "llama-q8_0": {
+        "width": 288, "layers": 6, "heads": 6, "kv_heads": 6, "feed_forward": 768,
+        "vocabulary": 32000, "weights": "Q8_0", "embedding": "Q8_0",
+    },
+    # Gemma 3's layers: a sliding window in five of six, heads wider than the model.
+    "gemma3-q8_0": {
+        "architecture": "gemma3", "width": 640, "layers": 6, "heads": 4, "kv_heads": 1,
+        "head_width": 256, "feed_forward": 2048, "vocabulary": 32000, "weights": "Q8_0",
+        "embedding": "Q8_0", "extra": {"attention.sliding_window": 512},
+    },
+    # Mamba: no attention, a state of fixed size.
+    "mamba-q8_0": {
+        "architecture": "mamba", "width": 768, "layers": 6, "heads": 0, "kv_heads": 0,
+        "feed_forward": 0, "vocabulary": 32000, "weights": "Q8_0", "embedding": "Q8_0",
+        "extra": {"ssm.conv_kernel": 4, "ssm.inner_size": 1536, "ssm.state_size": 16,
+                  "ssm.time_step_rank": 32},
+    },
+}  # fmt: skip
+
+CASES = [
+    ("qwen2-q4_0", {"context_tokens": 1024, "max_sequences": 4}),
+    ("qwen2-q4_0", {"context_tokens": 1024, "max_sequences": 1, "exact_attention": True}),
+    ("llama-q4_k", {"context_tokens": 512, "max_sequences": 2}),
+    ("llama-q8_0", {"context_tokens": 1024, "max_sequences": 8}),
+    ("gemma3-q8_0", {"context_tokens": 1024, "max_sequences": 2}),
+    ("mamba-q8_0", {"context_tokens": 512, "max_sequences": 4}),
+]
+
+
+@pytest.fixture(scope="module")
+def model_file(made_gguf, tmp_path_factory):
+    """``model_file("qwen2-q4_0")``: that model, written once."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def find(name):
+        path = folder / f"{name}.gguf"
+        return path if path.exists() else made_gguf.write(path, made_gguf.Shape(**MODELS[name]))
+
+    return find
+
+
+@linux_only
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_the_estimate_is_within_a_tenth_of_what_is_taken(model_file, name, options):
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD_AND_FILL, str(model_file(name)), json.dumps(options)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert told["estimate"] == pytest.approx(told["taken"], rel=0.10)
+
+
+def _use(**options):
+    plain = LlamaUse(context_tokens=1000, max_sequences=2, batch_tokens=512)
+    return replace(plain, **options)
+
+
+def _need(path, **options):
+    return gguf_need(path, read_header(path), _use(**options))
+
+
+def test_only_what_this_cpu_repacks_is_counted_twice(model_file):
+    path = model_file("qwen2-q4_0")
+    plain, packed = (
+        _need(path, cpu_features=frozenset(names)) for names in ((), ("AVX2", "REPACK"))
+    )
+    # Four layers of 896 x 896, twice 128 x 896, 896 x 896 and three of 896 x 4864, 18 bytes for 32.
+    matrices = 4 * (2 * 896 * 896 + 2 * 128 * 896 + 3 * 896 * 4864) // 32 * 18
+    assert (plain.repacked_bytes, plain.reclaimable_bytes) == (0, 0)
+    assert packed.repacked_bytes == matrices
+    assert 0 < packed.reclaimable_bytes <= matrices
+    assert packed.least_bytes < packed.total_bytes
+    # Q8_0 has no faster layout on x86; on ARM it has.
+    small = model_file("llama-q8_0")
+    assert not _need(small, cpu_features=frozenset({"AVX2", "REPACK"})).repacked_bytes
+    assert _need(small, cpu_features=frozenset({"NEON", "DOTPROD", "REPACK"})).repacked_bytes
+
+
+def test_the_cache_grows_with_grouped_heads_and_whole_blocks_of_cells(model_file):
+    path = model_file("qwen2-q4_0")
+    # 1,000 tokens take 1,024 cells; two heads of 64, keys and values, F16, two sequences.
+    assert _need(path).kv_bytes == 4 * 2 * 64 * 2 * 2 * 1024 * 2
+    assert _need(path, cache_bytes_each=4).kv_bytes == 2 * _need(path).kv_bytes
+
+
+def test_a_sliding_window_saves_only_where_the_runtime_lets_it(model_file):
+    path = model_file("gemma3-q8_0")
+    whole = _need(path, context_tokens=8192).kv_bytes
+    part = _need(path, context_tokens=8192, full_windows=False).kv_bytes
+    # One of six layers keeps 8,192 cells, five keep a window of 512 and a batch of 512.
+    assert part == whole // 6 + whole // 6 * 5 * 1024 // 8192
+
+
+def test_recurrent_layers_take_the_same_at_any_context(model_file):
+    path = model_file("mamba-q8_0")
+    short, long = (_need(path, context_tokens=tokens).kv_bytes for tokens in (256, 65536))
+    # Three columns of convolution and sixteen of state, in F32, of six layers and two sequences.
+    assert short == long == (3 * 1536 + 16 * 1536) * 4 * 6 * 2
+
+
+def test_the_runtimes_own_words_name_the_features():
+    said = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 0 | LLAMAFILE = 1 | REPACK = 1 | "
+    assert cpu_features(said) == {"SSE3", "AVX2", "LLAMAFILE", "REPACK"}
+
+
+def test_a_context_is_made_smaller_where_that_is_allowed_and_said(model_file):
+    path = model_file("qwen2-q4_0")
+    header = read_header(path)
+    options = GgufFitOptions(context_tokens=4096, max_sequences=64, shrink_context=True)
+    whole = gguf_fit(path, header, "m", options, available_bytes=1 << 40)
+    free = whole.need.total_bytes - whole.need.kv_bytes // 2
+    with pytest.raises(DoesNotFit, match="with 64 sequences of 4096 tokens"):
+        gguf_fit(path, header, "m", replace(options, shrink_context=False), available_bytes=free)
+    fit = gguf_fit(path, header, "m", options, available_bytes=free)
+    assert 512 <= fit.context_tokens < 4096
+    assert fit.context_tokens % 256 == 0
+    assert fit.need.least_bytes <= free
+    assert f"{fit.context_tokens} tokens instead of 4096" in fit.notes[0]
+    with pytest.raises(DoesNotFit):
+        gguf_fit(path, header, "m", options, available_bytes=whole.need.weights_bytes // 4)
+
+
+@pytest.mark.anyio
+async def test_the_engines_card_says_that_its_context_was_made_smaller(model_file, monkeypatch):
+    from overspill.engines import gguf_fit as module
+    from overspill.engines.registry import EngineOptions, open_engine
+
+    path = model_file("qwen2-q4_0")
+    whole = _need(path, context_tokens=4096, max_sequences=16)
+    # The machine's memory is no object of ours: a number stands for it.
+    monkeypatch.setattr(module, "available_memory", lambda: whole.total_bytes - whole.kv_bytes // 2)
+    options = EngineOptions(context_tokens=4096, max_sequences=16, threads=1, shrink_context=True)
+    async with open_engine(str(path), options=options) as engine:
+        assert engine.card.context < 4096
+        assert "instead of 4096" in engine.card.notes[0]
+        assert engine.card.memory_bytes < whole.total_bytes
