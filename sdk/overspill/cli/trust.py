@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from overspill.cli import trust_verify
+from overspill.cli import trust_log, trust_release, trust_verify, trust_witness
 from overspill.cli.common import Json, print_json
 from overspill.errors import UsageError
 from overspill.trust.policy import load_policy
@@ -22,6 +22,8 @@ def register(app: typer.Typer) -> None:
     group.command("init")(init)
     group.command("check")(check)
     trust_verify.register(group)
+    for module in (trust_release, trust_witness, trust_log):
+        module.register(group)
     app.add_typer(group, name="trust")
 
 

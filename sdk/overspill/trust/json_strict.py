@@ -16,14 +16,19 @@ def loads(data: bytes, *, step: str) -> Any:
     if len(data) > MAX_BYTES:
         raise _malformed(f"{len(data)} bytes, at most {MAX_BYTES} are read", step)
     try:
-        return json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_int=_short_int,
-        )
+        return parse(data)
     except (ValueError, RecursionError) as error:
         raise _malformed(type(error).__name__, step) from error
+
+
+def parse(data: bytes) -> Any:
+    """The same for who names refusals in another way: ``ValueError`` or ``RecursionError``."""
+    return json.loads(
+        data.decode("utf-8"),
+        object_pairs_hook=_unique,
+        parse_constant=_no_constant,
+        parse_int=_short_int,
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

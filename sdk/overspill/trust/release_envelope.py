@@ -11,19 +11,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from overspill.errors import EvidenceRejected, LogInvalid
+from overspill.trust import json_strict
 from overspill.trust.log.encoding import decode_base64, encode_base64
 from overspill.trust.log.tiles import MAX_ENTRY_BYTES
 
 IN_TOTO: Final = "application/vnd.in-toto+json"
 STEP: Final = "7"
 _MAX_SIGNATURES: Final = 16
-_MAX_DIGITS: Final = 19
 _SIGNATURE_BYTES: Final = 64
 
 
@@ -116,17 +116,11 @@ def key_id_of(public: bytes) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """JSON without repeated keys, floats or endless numbers. Raises ``release_malformed``."""
+    """JSON without repeated keys or endless numbers. Raises ``release_malformed``."""
     if len(data) > MAX_ENTRY_BYTES:
         raise malformed(f"{len(data)} bytes, at most {MAX_ENTRY_BYTES} are allowed")
     try:
-        return json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_no_float,
-            parse_constant=_no_float,
-        )
+        return json_strict.parse(data)
     except (ValueError, RecursionError) as error:
         raise malformed("no JSON") from error
 
@@ -178,20 +172,3 @@ def _base64(value: Any, what: str) -> bytes:
         return decode_base64(text(value, what), what)
     except LogInvalid as error:
         raise malformed(f"{what}: {error.actual}") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError("a number without end")
-    return int(digits)
-
-
-def _no_float(literal: str) -> NoReturn:
-    raise ValueError(f"{literal} is no whole number")
