@@ -235,13 +235,16 @@ _COLLATERAL_BODIES: Final[Mapping[Role, tuple[str, str, str]]] = {
 _TAKEN: Final = frozenset(
     {"tcb_info", "tcb_info_signature", "qe_identity", "qe_identity_signature"}
 )
-_NESTED: Final = frozenset({"quote", "tpm_quote", "collateral"})
+_NESTED: Final = frozenset({"quote", "tpm_quote", "collateral", "AK", "Quote", "Log"})
 _TPM_PARTS: Final[Mapping[str, Role]] = {
     "message": Role.TPM_QUOTE,
     "attest": Role.TPM_QUOTE,
     "signature": Role.TPM_SIGNATURE,
     "ak_public": Role.PUBLIC_KEY,
     "ak_pub": Role.PUBLIC_KEY,
+    "Public": Role.TPM_PUBLIC,
+    "Quote": Role.TPM_QUOTE,
+    "Signature": Role.TPM_SIGNATURE,
 }
 _OPENED: Final = frozenset(
     {

@@ -13,14 +13,18 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from overspill.errors import EvidenceRejected
-from overspill.trust import nvidia, snp, tdx
-from overspill.trust.base import rejected
+from overspill.trust import nvidia, snp, tdx, tpm_raw
+from overspill.trust.base import at_step, rejected
+from overspill.trust.certificates import load_key
 from overspill.trust.materials import Materials, Role, recognise
-from overspill.trust.policy import TrustPolicy
+from overspill.trust.policy import SNP_VTPM, TPM, TrustPolicy
 from overspill.trust.roots import VendorRoots, vendor_roots
 from overspill.trust.snp_report import SnpReport
 from overspill.trust.steps import Steps
 from overspill.trust.tdx_quote import TdReport
+from overspill.trust.tpm_keys import parse_public
+from overspill.trust.tpm_raw import AttestationKey
+from overspill.trust.vtpm import REPORT_SNP, parse_hcl
 from overspill.types.evidence import Assurance, VerificationStep
 
 Verdict = Literal["accepted", "authentic", "rejected"]
@@ -52,7 +56,7 @@ class RawAppraisal:
 class _Kind:
     """One kind of raw evidence: its policy type, its steps, and its examination."""
 
-    evidence_type: str
+    evidence_type: Callable[[Materials], str]
     step_names: Mapping[str, str]
     examine: Callable[[Materials, RawContext, TrustPolicy | None, Steps, VendorRoots], _Found]
 
@@ -80,13 +84,14 @@ def appraise_raw(
     try:
         if policy is None:
             steps.skip(_POLICY_STEP, "no policy was given")
-        else:
-            steps.run(_POLICY_STEP, _check_accepted, this.evidence_type, policy)
         materials = recognise(files)
+        if policy is not None:
+            steps.run(_POLICY_STEP, _check_accepted, this.evidence_type(materials), policy)
         found = this.examine(materials, context, policy, steps, roots or vendor_roots())
         if policy is not None:
             _check_assurance(found.assurance, policy)
     except EvidenceRejected as rejection:
+        steps.note(rejection)
         return RawAppraisal(kind, "rejected", Assurance.NONE, steps.with_rest(), {}, rejection)
     return RawAppraisal(
         kind,
@@ -141,9 +146,12 @@ def _snp(
     def bind(report: SnpReport) -> str:
         return nonce_in(report.report_data, nonce or b"", step="6")
 
-    report = materials.one(Role.SNP_REPORT)
+    guests = materials.of(Role.HCL_REPORT)
+    report = at_step("1", parse_hcl, guests[0]).report if guests else None
     claims = snp.examine(
-        snp.SnpMaterials(report, materials.certificates, materials.crls),
+        snp.SnpMaterials(
+            report or materials.one(Role.SNP_REPORT), materials.certificates, materials.crls
+        ),
         context.now_unix,
         bind if nonce else None,
         policy.snp if policy else None,
@@ -209,11 +217,101 @@ def _nvidia(
     return _Found(claims, Assurance.HARDWARE_TEE)
 
 
+def _tpm(
+    materials: Materials,
+    context: RawContext,
+    policy: TrustPolicy | None,
+    steps: Steps,
+    roots: VendorRoots,
+) -> _Found:
+    guest = _vtpm_key(materials, context, policy, roots)
+    values = materials.one(Role.PCRS, step="7") if materials.of(Role.PCRS) else None
+    found = tpm_raw.examine(
+        tpm_raw.TpmMaterials(
+            quote=materials.one(Role.TPM_QUOTE),
+            signature=materials.one(Role.TPM_SIGNATURE),
+            keys=(guest,) if guest else tuple(_loose_keys(materials)),
+            certificates=materials.certificates,
+            pcrs=None if values is None else _split(values),
+            log=materials.one(Role.EVENT_LOG) if materials.of(Role.EVENT_LOG) else None,
+        ),
+        context.now_unix,
+        context.nonce,
+        (policy.vtpm if guest else policy.tpm) if policy else None,
+        steps,
+    )
+    return _Found(found.claims, found.assurance)
+
+
+def _tpm_type(materials: Materials) -> str:
+    return SNP_VTPM if materials.of(Role.HCL_REPORT) else TPM
+
+
+def _vtpm_key(
+    materials: Materials, context: RawContext, policy: TrustPolicy | None, roots: VendorRoots
+) -> AttestationKey | None:
+    """The key of a guest's own TPM, vouched for by the guest's hardware report."""
+    if not materials.of(Role.HCL_REPORT):
+        return None
+    hcl = parse_hcl(materials.one(Role.HCL_REPORT))
+
+    def vouch() -> str:
+        if hcl.kind == REPORT_SNP:
+            snp.examine(
+                snp.SnpMaterials(hcl.report, materials.certificates, materials.crls),
+                context.now_unix,
+                lambda report: hcl.check_bound(report.report_data),
+                policy.snp if policy else None,
+                Steps(snp.STEP_NAMES),
+                roots,
+            )
+            return "a SEV-SNP report names it"
+        tdx.examine(
+            tdx.TdxMaterials(
+                materials.one(Role.TDX_QUOTE),
+                certificates=materials.certificates,
+                crls=materials.crls,
+            ),
+            context.now_unix,
+            tdx.TdxDemands(
+                bind=lambda report: hcl.check_bound(report.report_data),
+                is_strict=False,
+                is_exact=False,
+            ),
+            Steps(tdx.STEP_NAMES),
+            roots,
+        )
+        return "a TDX quote names it"
+
+    return AttestationKey(hcl.key, "the guest's runtime data", vouch=vouch)
+
+
+def _loose_keys(materials: Materials) -> Iterable[AttestationKey]:
+    """Every key that came along as a TPM public area, a certificate or by itself."""
+    for data in materials.of(Role.TPM_PUBLIC):
+        area = parse_public(data)
+        yield AttestationKey(area.key, "a TPM public area", attributes=area.attributes)
+    for certificate in materials.certificates:
+        if certificate.path_length is None:
+            yield AttestationKey(
+                certificate.public_key,
+                f"certificate '{certificate.name}'",
+                certificate=certificate,
+            )
+    for spki in materials.of(Role.PUBLIC_KEY):
+        yield AttestationKey(load_key(spki), "a bare public key")
+
+
+def _split(pcrs: bytes) -> tuple[bytes, ...]:
+    return tuple(pcrs[at : at + 32] for at in range(0, len(pcrs), 32))
+
+
 KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
     {
-        "snp": _Kind(snp.TYPE, snp.STEP_NAMES, _snp),
-        "nvidia": _Kind(nvidia.TYPE, nvidia.STEP_NAMES, _nvidia),
-        "tdx": _Kind(tdx.TYPE, tdx.STEP_NAMES, _tdx),
+        "snp": _Kind(lambda _: snp.TYPE, snp.STEP_NAMES, _snp),
+        "nvidia": _Kind(lambda _: nvidia.TYPE, nvidia.STEP_NAMES, _nvidia),
+        "tpm": _Kind(_tpm_type, tpm_raw.STEP_NAMES, _tpm),
+        "tdx": _Kind(lambda _: tdx.TYPE, tdx.STEP_NAMES, _tdx),
     }
 )
 """What ``overspill trust verify`` knows."""

@@ -34,6 +34,12 @@ class Steps:
         """Notes that a step was not run."""
         self._add(number, None, why)
 
+    def note(self, rejection: EvidenceRejected) -> None:
+        """Notes a refusal that was raised outside of :meth:`run`, under its own step."""
+        ran = {step.n for step in self.done}
+        if rejection.step in self._names and rejection.step not in ran:
+            self._add(rejection.step, False, rejection.message)
+
     def with_rest(self) -> tuple[VerificationStep, ...]:
         """All steps in their order, those after a refusal as not run."""
         ran = {step.n: step for step in self.done}

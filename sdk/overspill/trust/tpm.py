@@ -32,6 +32,7 @@ from overspill.errors import EvidenceRejected
 from overspill.trust import tpm_structures as tpm
 from overspill.trust.base import Subject, check_binding, refuse_collateral, rejected, warn_of
 from overspill.trust.nkc import qualifying_data
+from overspill.trust.tpm_raw import check_attributes
 from overspill.types.binary import ByteReader, prefixed
 from overspill.types.evidence import Assurance, Evidence
 
@@ -45,9 +46,8 @@ EK_CERTIFICATE: Final = "ek_certificate"
 EK_USAGE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate, which an endorsement key's certificate has to name."""
 
-_HEAD: Final = b"OVST\x01"
+HEAD: Final = b"OVST\x01"
 _ACTIVATION_LABEL: Final = b"overspill/ak-activation/v1\x00"
-_AK_MUST: Final = tpm.FIXED_TPM | tpm.FIXED_PARENT | tpm.SENSITIVE_DATA_ORIGIN
 _MAX_PART_BYTES: Final = 2048
 
 
@@ -61,16 +61,16 @@ class TpmEvidence:
     signature: bytes
     activation: bytes
 
-    def encode(self) -> bytes:
-        """The evidence data."""
+    def encode(self, head: bytes = HEAD) -> bytes:
+        """The evidence data, of the type that ``head`` stands for."""
         parts = (self.ak_public, self.quote, self.signature, self.activation)
-        return _HEAD + self.nonce + b"".join(prefixed(2, part) for part in parts)
+        return head + self.nonce + b"".join(prefixed(2, part) for part in parts)
 
     @classmethod
-    def decode(cls, data: bytes) -> TpmEvidence:
+    def decode(cls, data: bytes, head: bytes = HEAD) -> TpmEvidence:
         """Strict decoding. Raises ``EvidenceRejected("evidence_malformed")``."""
         reader = ByteReader(data, _malformed)
-        if reader.take(len(_HEAD), "the head") != _HEAD:
+        if reader.take(len(head), "the head") != head:
             raise _malformed("a head of another kind or version")
         nonce = reader.take(32, "the nonce")
         names = ("the attestation key", "the quote", "the signature", "the activation")
@@ -102,7 +102,7 @@ class UnsafeSoftwareTpmVerifier:
         ek_der = evidence.collateral[EK_CERTIFICATE]
         root = _issuer(_load(ek_der), policy, subject.now_unix)
         # 8.4 The attestation key: what it is, and that it lives beside that endorsement key
-        _check_attributes(ak)
+        check_attributes(ak.attributes)
         _check_activation(root, parts.activation, activation_message(ek_der, ak.name))
         # 8.5 The quote's signature
         _check_signature(ak, parts)
@@ -180,24 +180,6 @@ def _check_usage(ek: x509.Certificate) -> None:
     if EK_USAGE not in usages or is_authority:
         raise rejected(
             "ek_certificate_usage", "3", expected="an EK certificate", actual="another kind"
-        )
-
-
-def _check_attributes(ak: tpm.EccKey) -> None:
-    """A restricted signing key signs only what the TPM itself made; a fixed one cannot leave it."""
-    if not ak.attributes & tpm.RESTRICTED or not ak.attributes & tpm.SIGN:
-        raise rejected(
-            "ak_not_restricted",
-            "4",
-            expected="a restricted signing key",
-            actual=f"attributes {ak.attributes:#010x}",
-        )
-    if ak.attributes & _AK_MUST != _AK_MUST or ak.attributes & tpm.DECRYPT:
-        raise rejected(
-            "ak_not_fixed",
-            "4",
-            expected="a key made in this TPM that cannot leave it",
-            actual=f"attributes {ak.attributes:#010x}",
         )
 
 

@@ -14,17 +14,20 @@ from types import MappingProxyType
 from typing import Final
 
 from overspill.errors import EvidenceRejected
-from overspill.trust import freshness, place, reference, release
+from overspill.trust import freshness, nvidia, place, reference, release
 from overspill.trust.base import EvidenceVerifier, Subject
 from overspill.trust.dev import UnsafeDevVerifier
 from overspill.trust.measured import MeasuredLog
 from overspill.trust.nkc import NodeKeyConfig
 from overspill.trust.pinned import PinnedOperatorVerifier
-from overspill.trust.policy import CONFIGURABLE_TYPES, TrustPolicy
+from overspill.trust.policy import GPU, TrustPolicy
+from overspill.trust.roots import vendor_roots
 from overspill.trust.snp import SevSnpVerifier
+from overspill.trust.snp_vtpm import SevSnpVtpmVerifier
 from overspill.trust.steps import Steps
 from overspill.trust.tdx import TdxVerifier
 from overspill.trust.tpm import UnsafeSoftwareTpmVerifier
+from overspill.trust.tpm_hardware import HardwareTpmVerifier
 from overspill.types.evidence import (
     AttestationResult,
     Evidence,
@@ -41,7 +44,9 @@ REGISTRY: Final[Mapping[str, EvidenceVerifier]] = MappingProxyType(
             UnsafeDevVerifier(),
             UnsafeSoftwareTpmVerifier(),
             SevSnpVerifier(),
+            SevSnpVtpmVerifier(),
             TdxVerifier(),
+            HardwareTpmVerifier(),
         )
     }
 )
@@ -125,7 +130,7 @@ def _verify(
     released = steps.run("7", _check_release, config, bundle, log, policy, now, context.memory)
     # 8. Evidence, by the verifier of exactly this type
     subject = Subject(bundle.node_key_config, config, bundle.measured_log, log, context.nonce, now)
-    claims = steps.run("8", _check_evidence, verifier, evidence, subject, policy, released)
+    claims = steps.run("8", _check_evidence, verifier, bundle, subject, policy, released)
     # 9. Assurance
     steps.run("9", _check_assurance, verifier, policy)
     return AttestationResult(
@@ -154,13 +159,21 @@ def _verify(
 
 
 def _the_evidence(bundle: EvidenceBundle, policy: TrustPolicy) -> Evidence:
-    if len(bundle.evidence) != 1:
-        raise _refusal("evidence_count", "2", "exactly one piece", str(len(bundle.evidence)))
-    evidence = bundle.evidence[0]
+    """The machine's own piece; a GPU's may stand beside it, and has to where the policy asks."""
+    machine = [piece for piece in bundle.evidence if piece.type != GPU]
+    gpus = len(bundle.evidence) - len(machine)
+    if len(machine) != 1 or gpus > 1:
+        actual = f"{len(machine)}, and {gpus} of a GPU"
+        raise _refusal("evidence_count", "2", "exactly one piece of the machine", actual)
+    if (GPU in policy.accept) != bool(gpus):
+        reason = "evidence_type_not_accepted" if gpus else "gpu_missing"
+        wanted = "evidence of a GPU" if GPU in policy.accept else "no evidence of a GPU"
+        raise _refusal(reason, "2", f"{wanted} under {policy.source}", str(gpus))
+    evidence = machine[0]
     verifier = REGISTRY.get(evidence.type)
-    if verifier is None and evidence.type not in CONFIGURABLE_TYPES:
+    if verifier is None:
         raise _refusal("evidence_type_unknown", "2", "a known type", repr(evidence.type[:64]))
-    if verifier is not None and verifier.dev and not policy.dev_unsafe:
+    if verifier.dev and not policy.dev_unsafe:
         raise _refusal(
             "dev_evidence",
             "2",
@@ -177,8 +190,6 @@ def _the_evidence(bundle: EvidenceBundle, policy: TrustPolicy) -> Evidence:
             evidence.type,
             "Name the type in the trust policy's 'accept', with its section, if that is meant.",
         )
-    if verifier is None:
-        raise _refusal("evidence_type_alone", "2", "the machine's own evidence", evidence.type)
     return evidence
 
 
@@ -190,28 +201,40 @@ def _check_release(
     now_unix: int,
     memory: LogMemory | None,
 ) -> release.Released:
-    """The release; and accelerator claims, which this version cannot verify, must be absent."""
-    if bundle.gpu_claims_digest or any(config.gpu_claims_digest):
+    """The release; and whether an accelerator is claimed where there is evidence of one."""
+    has_gpu = any(piece.type == GPU for piece in bundle.evidence)
+    if has_gpu != any(config.gpu_claims_digest):
         raise _refusal(
-            "gpu_unsupported",
+            "gpu_claims",
             "7",
-            "no gpu claims: evidence of this type stands for none",
-            "some",
-            "Upgrade overspill.",
+            "a GPU's claims where there is its evidence, and nowhere else",
+            "evidence without claims" if has_gpu else "claims without evidence",
         )
+    if bundle.gpu_claims_digest not in ((config.gpu_claims_digest, b"") if has_gpu else (b"",)):
+        raise _refusal("gpu_claims", "7", "the digest that the keys name", "another")
     return release.check(config, bundle, log, policy, now_unix, memory)
 
 
 def _check_evidence(
     verifier: EvidenceVerifier,
-    evidence: Evidence,
+    bundle: EvidenceBundle,
     subject: Subject,
     policy: TrustPolicy,
     released: release.Released,
 ) -> Mapping[str, str]:
+    """The machine's evidence, by the verifier of its type, and then the GPU's."""
+    evidence = next(piece for piece in bundle.evidence if piece.type == verifier.evidence_type)
     claims = verifier.check(evidence, subject, policy)
     release.check_measurements(released, evidence.type, claims)
-    return claims
+    return {**claims, **_check_gpu(bundle, subject, policy)}
+
+
+def _check_gpu(bundle: EvidenceBundle, subject: Subject, policy: TrustPolicy) -> Mapping[str, str]:
+    gpus = [piece for piece in bundle.evidence if piece.type == GPU]
+    if not gpus or policy.gpu is None:
+        return {}
+    claims = nvidia.check(gpus[0], subject.config, subject.now_unix, policy.gpu, vendor_roots)
+    return {f"gpu.{name}": value for name, value in claims.items()}
 
 
 def _check_assurance(verifier: EvidenceVerifier, policy: TrustPolicy) -> str:

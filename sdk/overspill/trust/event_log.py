@@ -1,0 +1,175 @@
+"""The firmware's event log (TCG, "PC Client Platform Firmware Profile", 10: crypto-agile format),
+read strictly, and what its replay says: the registers' values, and whether secure boot was on.
+
+An event's data are believed only where its digest is theirs; the log as a whole only once its
+replay gives the quoted registers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from overspill.errors import EvidenceRejected
+from overspill.trust.base import rejected
+from overspill.types.binary import ByteReader
+
+MAX_BYTES: Final = 1 << 20
+SHA256: Final = 0x000B
+SHA384: Final = 0x000C
+
+_SIZES: Final[Mapping[int, int]] = {0x0004: 20, SHA256: 32, SHA384: 48, 0x000D: 64, 0x0012: 32}
+_NAMES: Final[Mapping[int, str]] = {SHA256: "sha256", SHA384: "sha384"}
+_MAX_PCR: Final = 23
+_MAX_EVENTS: Final = 4096
+_STEP: Final = "8"
+_NO_ACTION: Final = 0x00000003
+_SEPARATOR: Final = 0x00000004
+_EFI_VARIABLE: Final = 0x80000001
+_EFI_ACTION: Final = 0x80000007
+_SPEC_ID: Final = b"Spec ID Event03\0"
+_STARTUP: Final = b"StartupLocality\0"
+_SECURE_BOOT_PCR: Final = 7
+_GLOBAL_VARIABLE: Final = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
+_DEBUG_MODE: Final = b"UEFI Debug Mode"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: the register, the kind, its digest in each bank, and its data."""
+
+    pcr: int
+    kind: int
+    digests: Mapping[int, bytes]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EventLog:
+    """A whole log; the first event, which describes the format, is left out."""
+
+    banks: tuple[int, ...]
+    events: tuple[Event, ...]
+
+    def replay(self, bank: int = SHA256) -> dict[int, bytes]:
+        """Register to value, for those that the log extends. Raises ``EvidenceRejected``:
+        ``event_log_bank``."""
+        if bank not in self.banks or bank not in _NAMES:
+            raise rejected(
+                "event_log_bank", _STEP, expected=f"digests of {bank:#06x}", actual=str(self.banks)
+            )
+        size, registers = _SIZES[bank], dict[int, bytes]()
+        for event in self.events:
+            if event.kind == _NO_ACTION:
+                if event.pcr == 0 and event.data.startswith(_STARTUP):
+                    registers[0] = bytes(size - 1) + event.data[-1:]
+                continue
+            start = registers.get(event.pcr, bytes(size))
+            joined = start + event.digests[bank]
+            registers[event.pcr] = hashlib.new(_NAMES[bank], joined).digest()
+        return registers
+
+    @property
+    def secure_boot(self) -> bool | None:
+        """Whether the firmware measured that secure boot was on; None when it measured nothing.
+
+        Only what came before the separator counts (later events are the boot loader's), it has to
+        be said once, and a debug mode of the firmware makes it false.
+        """
+        said: list[bool] = []
+        for event in self.events:
+            if event.pcr != _SECURE_BOOT_PCR:
+                continue
+            if event.kind == _SEPARATOR:
+                break
+            if event.kind == _EFI_ACTION and event.data.startswith(_DEBUG_MODE):
+                said.append(False)
+            if event.kind == _EFI_VARIABLE and _is_measured(event):
+                said += [value == b"\x01" for value in _secure_boot_variable(event.data)]
+        return all(said) if said else None
+
+
+def parse_event_log(data: bytes) -> EventLog:
+    """Strict decoding. Raises ``EvidenceRejected("event_log_malformed")``."""
+    if len(data) > MAX_BYTES:
+        raise _malformed(f"{len(data)} bytes, at most {MAX_BYTES} are read")
+    reader = ByteReader(data, _malformed)
+    pcr, kind = _u32(reader, "a register"), _u32(reader, "an event's kind")
+    reader.take(20, "a digest")
+    header = reader.take(_u32(reader, "an event's size"), "the first event")
+    if (pcr, kind) != (0, _NO_ACTION):
+        raise _malformed("a first event that describes no format")
+    banks = _banks(header)
+    events: list[Event] = []
+    while reader.position < len(data):
+        if len(events) >= _MAX_EVENTS:
+            raise _malformed(f"more than {_MAX_EVENTS} events")
+        events.append(_event(reader, banks))
+    return EventLog(banks, tuple(events))
+
+
+def _banks(header: bytes) -> tuple[int, ...]:
+    reader = ByteReader(header, _malformed)
+    if reader.take(16, "the signature") != _SPEC_ID:
+        raise _malformed("no crypto-agile log")
+    reader.take(8, "the platform's class and version")
+    count = _u32(reader, "the number of banks")
+    if not 0 < count <= len(_SIZES):
+        raise _malformed(f"{count} banks")
+    found = []
+    for _ in range(count):
+        bank, size = _u16(reader, "a bank"), _u16(reader, "a digest's size")
+        if _SIZES.get(bank) != size or bank in found:
+            raise _malformed(f"bank {bank:#06x} with digests of {size} bytes")
+        found.append(bank)
+    reader.take(reader.uint(1, "the vendor's size"), "the vendor's part")
+    reader.end("the first event")
+    return tuple(found)
+
+
+def _event(reader: ByteReader, banks: tuple[int, ...]) -> Event:
+    pcr, kind = _u32(reader, "a register"), _u32(reader, "an event's kind")
+    count = _u32(reader, "the number of digests")
+    if pcr > _MAX_PCR or count != len(banks):
+        raise _malformed(f"register {pcr} with {count} digests")
+    digests: dict[int, bytes] = {}
+    for _ in range(count):
+        bank = _u16(reader, "a bank")
+        if bank not in banks or bank in digests:
+            raise _malformed(f"a digest of bank {bank:#06x}")
+        digests[bank] = reader.take(_SIZES[bank], "a digest")
+    return Event(pcr, kind, digests, reader.take(_u32(reader, "an event's size"), "an event"))
+
+
+def _is_measured(event: Event) -> bool:
+    return event.digests.get(SHA256) == hashlib.sha256(event.data).digest() or (
+        SHA256 not in event.digests
+        and event.digests.get(SHA384) == hashlib.sha384(event.data).digest()
+    )
+
+
+def _secure_boot_variable(data: bytes) -> list[bytes]:
+    """The value of UEFI_VARIABLE_DATA, when the variable is SecureBoot."""
+    reader = ByteReader(data, _malformed)
+    guid = reader.take(16, "a variable's GUID")
+    name_units = int.from_bytes(reader.take(8, "a name's length"), "little")
+    value_bytes = int.from_bytes(reader.take(8, "a value's length"), "little")
+    name = reader.take(2 * name_units, "a variable's name")
+    value = reader.take(value_bytes, "a variable's value")
+    reader.end("a variable")
+    is_it = guid == _GLOBAL_VARIABLE and name == "SecureBoot".encode("utf-16-le")
+    return [value] if is_it else []
+
+
+def _u16(reader: ByteReader, what: str) -> int:
+    return int.from_bytes(reader.take(2, what), "little")
+
+
+def _u32(reader: ByteReader, what: str) -> int:
+    return int.from_bytes(reader.take(4, what), "little")
+
+
+def _malformed(what: str) -> EvidenceRejected:
+    return rejected("event_log_malformed", _STEP, expected="a TCG event log", actual=what)
