@@ -30,7 +30,7 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	@mkdir -p build/bench
-	@$(BIN)/overspill bench $(ARGS)
+	@$(BIN)/overspill bench --out build/bench $(ARGS)
 
 soak: $(VENV)/.test
 	@mkdir -p build

@@ -32,7 +32,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     [
         ("demo", "overspill demo"),
         ("test", "pytest"),
-        ("bench", "overspill bench"),
+        ("bench", "overspill bench --out build/bench"),
         ("soak", "overspill soak"),
     ],
 )

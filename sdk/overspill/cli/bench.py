@@ -1,0 +1,133 @@
+"""`overspill bench`: measure this installation against its peers, with the samples to prove it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from overspill.config import load_settings
+
+RIVER = Path("examples/family/models/river-q8_0.gguf")
+
+app = typer.Typer(
+    help="Measure against peers, in one run, alternating; --json keeps every sample.",
+    no_args_is_help=True,
+)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the group of this file."""
+    parent.add_typer(app, name="bench")
+
+
+@app.callback()
+def _group(
+    context: typer.Context,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for NAME.json and its plot, beside what --json says."),
+    ] = None,
+) -> None:
+    context.obj = out
+
+
+@app.command("engine")
+def engine(
+    context: typer.Context,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file; - is stdout.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two rounds and short answers: shows that it runs.")
+    ] = False,
+    only: Annotated[
+        str, typer.Option(help="Benchmarks to run, by name or its beginning, between commas.")
+    ] = "",
+    llama_server: Annotated[Path | None, typer.Option(help="llama.cpp's llama-server.")] = None,
+    llama_bench: Annotated[Path | None, typer.Option(help="llama.cpp's llama-bench.")] = None,
+    llama_batched_bench: Annotated[
+        Path | None, typer.Option(help="llama.cpp's llama-batched-bench.")
+    ] = None,
+    example_server: Annotated[
+        Path | None, typer.Option(help="examples/server/server.py of llama-cpp-python's sdist.")
+    ] = None,
+    river: Annotated[
+        Path, typer.Option(help="The family's larger model, for its acceptance of drafts.")
+    ] = RIVER,
+) -> int:
+    """Engine and scheduler against llama.cpp's own programs and two Python servers.
+
+    Models with random weights are made in the cache folder. A peer that is absent leaves its
+    figures null, with the reason. Exit 0 also where a figure is missed: the report says so.
+    """
+    from overspill.bench.engine import ENTRIES
+    from overspill.bench.peers import PeerPaths, find_peers
+    from overspill.bench.suite import FULL, QUICK, Bench, chosen_entries, run_suite
+
+    cache = load_settings().places.cache
+    given = PeerPaths(llama_bench, llama_server, llama_batched_bench, example_server)
+    bench = Bench(
+        effort=QUICK if quick else FULL,
+        peers=find_peers(given, cache),
+        models=cache / "bench",
+        river=river if river.is_file() else None,
+    )
+    entries = chosen_entries(ENTRIES, [name for name in only.split(",") if name])
+    report = asyncio.run(run_suite("engine", entries, ENTRIES, bench, _say))
+    finish(report, json_file, context.obj)
+    return 0
+
+
+def finish(report: Mapping[str, Any], json_file: Path | None, out: Path | None) -> None:
+    """Write the report where it was asked for, with a plot beside it, and print a table."""
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    files = [json_file] if json_file and json_file != Path("-") else []
+    files += [out / f"{report['benchmark']}.json"] if out else []
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        _plot(report, file.with_suffix(".png"))
+    if json_file == Path("-"):
+        sys.stdout.write(text)
+    else:
+        _print_table(report)
+
+
+def _plot(report: Mapping[str, Any], file: Path) -> None:
+    from overspill.bench.plot import can_plot, draw
+
+    if can_plot():
+        draw(report, file)
+    else:
+        _say('No plot: pip install "overspill[plots]" brings matplotlib.')
+
+
+def _print_table(report: Mapping[str, Any]) -> None:
+    width = max(len(figure["name"]) for figure in report["figures"])
+    for figure in report["figures"]:
+        print(f"{figure['name']:<{width}}  {_in_words(figure)}")
+    if not report["full"]:
+        print("A quick run shows that the benchmark works; its numbers are not to be quoted.")
+    for warning in report["warnings"]:
+        print(f"WARNING: {warning}")
+
+
+def _in_words(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return f"not measured: {figure['reason']}"
+    words = f"{figure['value']:.4g} {figure['unit']}"
+    if figure["asked"] is None:
+        return words
+    sign = ">=" if figure["bound"] == "at_least" else "<="
+    mark = "ok" if figure["ok"] else "MISSED"
+    return f"{words} (asked {sign} {figure['asked']:g}) {mark}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
