@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -404,20 +405,32 @@ def test_a_policy_that_demands_no_release_still_binds_it(world, at):
 # Every byte --------------------------------------------------------------------------------------
 
 
-def test_every_flipped_byte_of_release_proof_and_beacon_is_refused(world, at):
-    """None of them is malleable: the proof's checkpoint is the beacon, which the keys name."""
+def test_every_flipped_byte_of_a_whole_bundle_is_refused(world, at):
+    """No byte is malleable: not even in a proof, whose checkpoint is the beacon that keys name."""
     world.entries.append(world.envelope().encode())
     anchor = world.checkpoint(witnesses=("Alice", "Bob"))
     bundle = world.bundle(anchor=anchor, proof=world.proof(world.envelope().encode(), anchor))
     policy = world.policy()
     verify(bundle, at(), policy)
-    for part in ("release", "release_proof", "freshness_anchor"):
-        good = getattr(bundle, part)
-        for position in range(len(good)):
-            flipped = bytearray(good)
-            flipped[position] ^= 0x01
+    for part in ("node_key_config", "release", "release_proof", "freshness_anchor"):
+        for flipped in flips(getattr(bundle, part)):
             with pytest.raises(EvidenceRejected):
-                verify(replace(bundle, **{part: bytes(flipped)}), at(), policy)
+                verify(replace(bundle, **{part: flipped}), at(), policy)
+    (evidence,) = bundle.evidence
+    for flipped in flips(evidence.data):
+        with pytest.raises(EvidenceRejected):
+            verify(replace(bundle, evidence=(replace(evidence, data=flipped),)), at(), policy)
+    for number, entry in enumerate(bundle.measured_log):
+        for flipped in flips(entry):
+            log = (*bundle.measured_log[:number], flipped, *bundle.measured_log[number + 1 :])
+            with pytest.raises(EvidenceRejected):
+                verify(replace(bundle, measured_log=log), at(), policy)
+
+
+def flips(good: bytes) -> Iterator[bytes]:
+    """The same bytes with one bit of each in turn the other way."""
+    for position in range(len(good)):
+        yield good[:position] + bytes((good[position] ^ 1,)) + good[position + 1 :]
 
 
 def test_the_pae_is_dsses():

@@ -83,10 +83,10 @@ def test_an_edge_round_trips_and_tells_its_root(size, data):
     assert caught.value.reason == "log_root"
 
 
-@pytest.mark.parametrize("size", [1, 3, 257, 300])
-def test_every_flipped_bit_of_an_edge_is_refused(size):
+@pytest.mark.parametrize(("size", "step"), [(1, 1), (3, 1), (66, 1), (257, 61), (320, 61)])
+def test_every_flipped_bit_of_an_edge_is_refused(size, step):
     good, root = Edge.read(size, read).encode(), tree_root(size, ALL)
-    for at in range(len(good)):
+    for at in range(0, len(good), step):
         flipped = bytearray(good)
         flipped[at] ^= 1
         with pytest.raises(LogInvalid):

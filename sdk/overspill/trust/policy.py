@@ -220,8 +220,8 @@ def parse_policy(text: str, source: str = "the trust policy") -> TrustPolicy:
         max_age_s=table.integer("max_age_s", 1, MAX_AGE_LIMIT_S, default=MAX_AGE_LIMIT_S),
         kems=_kems(table),
         dev_unsafe=table.boolean("dev_unsafe", default=False),
-        reference=_reference(table),
         **release_and_log(table),
+        reference=_reference(table),
         **_sections(table, accept),
     )
     _check_floor(policy, table)
