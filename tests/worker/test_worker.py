@@ -170,8 +170,8 @@ async def test_the_queue_position_is_told_by_heartbeats():
 
 
 async def test_only_we_can_talk_to_it(engine):
-    process = engine._process
-    folder = process._folder
+    process = engine.supervisor.process
+    folder = process.folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "engine.sock").stat().st_mode) == 0o600
     stranger = LocalClient(f"unix:{folder / 'engine.sock'}", token="guess")
@@ -190,7 +190,7 @@ async def test_loopback_serves_where_there_are_no_unix_sockets():
 
 
 async def test_nothing_is_left_behind(engine):
-    folder, pid = engine._process._folder, engine.pid
+    folder, pid = engine.supervisor.process.folder, engine.pid
     await _collect(engine, _ask("x"))
     await engine.aclose()
     assert not folder.exists()
@@ -204,7 +204,7 @@ async def test_a_worker_ends_with_its_parent(tmp_path):
         "async def main():\n"
         "    engine = WorkerEngine('echo')\n"
         "    await engine.start()\n"
-        "    print(engine.pid, engine._process._folder, flush=True)\n"
+        "    print(engine.pid, engine.supervisor.process.folder, flush=True)\n"
         "    await asyncio.sleep(3600)\n"
         "asyncio.run(main())\n"
     )
@@ -237,12 +237,13 @@ async def test_concurrent_first_requests_share_one_worker():
 
 
 async def test_calls_do_not_pile_up(engine):
-    client = engine._process.client
+    client = engine.supervisor.client
     for _ in range(20):
         stream = engine.generate(_ask(max_tokens=500))
         await anext(stream)
         await stream.aclose()
     assert not client._calls
+    assert not client._link._answers
     assert isinstance(client._channel, grpc.aio.Channel)
     answer = await _collect(engine, replace(_ask("last"), id="last"))
     assert _text(answer) == "echo: last"

@@ -293,7 +293,7 @@ def _card(name: str, header: GgufHeader, model: Any, fit: Fit) -> ModelCard:
 def _scaled(vectors: np.ndarray[Any, np.dtype[np.float32]], normalize: bool) -> bytes:
     if normalize:
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.where(length == 0, np.float32(1), length)
+        vectors = (vectors / np.where(length == 0, 1, length)).astype(np.float32)
     return vectors.astype("<f4").tobytes()
 
 

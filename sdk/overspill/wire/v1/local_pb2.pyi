@@ -1,16 +1,91 @@
 from overspill.wire.v1 import chat_pb2 as _chat_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class ConnectRequest(_message.Message):
+    __slots__ = ("stream", "start", "cancel")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    start: _chat_pb2.ChatRequest
+    cancel: Cancel
+    def __init__(self, stream: _Optional[int] = ..., start: _Optional[_Union[_chat_pb2.ChatRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class EventBatch(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[StreamEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[StreamEvent, _Mapping]]] = ...) -> None: ...
+
+class StreamEvent(_message.Message):
+    __slots__ = ("stream", "event")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    event: _chat_pb2.ChatEvent
+    def __init__(self, stream: _Optional[int] = ..., event: _Optional[_Union[_chat_pb2.ChatEvent, _Mapping]] = ...) -> None: ...
 
 class CountTokensResponse(_message.Message):
     __slots__ = ("prompt_tokens",)
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     def __init__(self, prompt_tokens: _Optional[int] = ...) -> None: ...
+
+class EmbedRequest(_message.Message):
+    __slots__ = ("id", "texts", "pooling", "normalize", "dimensions", "app")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    APP_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    pooling: str
+    normalize: bool
+    dimensions: int
+    app: str
+    def __init__(self, id: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., pooling: _Optional[str] = ..., normalize: bool = ..., dimensions: _Optional[int] = ..., app: _Optional[str] = ...) -> None: ...
+
+class Embedding(_message.Message):
+    __slots__ = ("data", "dimensions", "tokens")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    dimensions: int
+    tokens: int
+    def __init__(self, data: _Optional[bytes] = ..., dimensions: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class EmbedEnd(_message.Message):
+    __slots__ = ("model", "pooling")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    pooling: str
+    def __init__(self, model: _Optional[str] = ..., pooling: _Optional[str] = ...) -> None: ...
+
+class EmbedEvent(_message.Message):
+    __slots__ = ("embedding", "heartbeat", "end", "error")
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    embedding: Embedding
+    heartbeat: _chat_pb2.Heartbeat
+    end: EmbedEnd
+    error: _chat_pb2.ErrorEvent
+    def __init__(self, embedding: _Optional[_Union[Embedding, _Mapping]] = ..., heartbeat: _Optional[_Union[_chat_pb2.Heartbeat, _Mapping]] = ..., end: _Optional[_Union[EmbedEnd, _Mapping]] = ..., error: _Optional[_Union[_chat_pb2.ErrorEvent, _Mapping]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

@@ -35,15 +35,20 @@ class LocalStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Chat = channel.unary_stream(
-                '/overspill.wire.v1.Local/Chat',
-                request_serializer=overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.SerializeToString,
-                response_deserializer=overspill_dot_wire_dot_v1_dot_chat__pb2.ChatEvent.FromString,
+        self.Connect = channel.stream_stream(
+                '/overspill.wire.v1.Local/Connect',
+                request_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.ConnectRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.EventBatch.FromString,
                 _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/overspill.wire.v1.Local/CountTokens',
                 request_serializer=overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.SerializeToString,
                 response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
+        self.Embed = channel.unary_stream(
+                '/overspill.wire.v1.Local/Embed',
+                request_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.EmbedEvent.FromString,
                 _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/overspill.wire.v1.Local/GetStatus',
@@ -55,13 +60,21 @@ class LocalStub(object):
 class LocalServicer(object):
     """Missing associated documentation comment in .proto file."""
 
-    def Chat(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def Connect(self, request_iterator, context):
+        """Many answers on one stream: what is ready at one moment goes out as one message. A connection
+        that ends ends its answers.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,15 +89,20 @@ class LocalServicer(object):
 
 def add_LocalServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Chat': grpc.unary_stream_rpc_method_handler(
-                    servicer.Chat,
-                    request_deserializer=overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.FromString,
-                    response_serializer=overspill_dot_wire_dot_v1_dot_chat__pb2.ChatEvent.SerializeToString,
+            'Connect': grpc.stream_stream_rpc_method_handler(
+                    servicer.Connect,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.ConnectRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.EventBatch.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
                     request_deserializer=overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.FromString,
                     response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_stream_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.EmbedRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.EmbedEvent.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -103,7 +121,7 @@ class Local(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def Chat(request,
+    def Connect(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -113,12 +131,12 @@ class Local(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/overspill.wire.v1.Local/Chat',
-            overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.SerializeToString,
-            overspill_dot_wire_dot_v1_dot_chat__pb2.ChatEvent.FromString,
+            '/overspill.wire.v1.Local/Connect',
+            overspill_dot_wire_dot_v1_dot_local__pb2.ConnectRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_local__pb2.EventBatch.FromString,
             options,
             channel_credentials,
             insecure,
@@ -146,6 +164,33 @@ class Local(object):
             '/overspill.wire.v1.Local/CountTokens',
             overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.SerializeToString,
             overspill_dot_wire_dot_v1_dot_local__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/overspill.wire.v1.Local/Embed',
+            overspill_dot_wire_dot_v1_dot_local__pb2.EmbedRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_local__pb2.EmbedEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,237 @@
+"""The answering end of the `Local` service."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from overspill import errors
+from overspill._version import __version__
+from overspill.engines.base import Engine
+from overspill.engines.embedder import Embedder
+from overspill.transport.base import is_local_address
+from overspill.transport.local.options import (
+    ERROR_KEY,
+    TOKEN_KEY,
+    LocalOptions,
+    bearer,
+    channel_settings,
+)
+from overspill.wire import convert
+from overspill.wire.v1 import chat_pb2, local_pb2, local_pb2_grpc
+
+
+async def serve_local(
+    served: Engine | Embedder, address: str, *, token: str, options: LocalOptions | None = None
+) -> tuple[grpc.aio.Server, str]:
+    """Serve an engine or an embedder; returns the server and the address with its real port.
+
+    Callers must bring ``token``. Raises :class:`ConfigurationError` for an address that is not
+    local, or that can't be bound.
+    """
+    options = options or LocalOptions()
+    if not is_local_address(address):
+        raise errors.ConfigurationError(
+            f"{address} is not local: unsealed messages stay on this machine.",
+            mend="Use a Unix socket or a loopback address.",
+        )
+    server = grpc.aio.server(options=channel_settings(options))
+    local_pb2_grpc.add_LocalServicer_to_server(  # type: ignore[no-untyped-call]  # generated
+        _Servicer(served, token, options), server
+    )
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise errors.ConfigurationError(
+            f"Cannot listen on {address}.", mend="Is it in use, or its folder missing?"
+        ) from error
+    await server.start()
+    if address.startswith("unix:"):
+        return server, address
+    return server, f"{address.rpartition(':')[0]}:{port}"
+
+
+class _Servicer(local_pb2_grpc.LocalServicer):
+    """Translates and delegates."""
+
+    def __init__(self, served: Engine | Embedder, token: str, options: LocalOptions) -> None:
+        self._served = served
+        self._token = token
+        self._options = options
+
+    async def Connect(
+        self,
+        orders: AsyncIterator[local_pb2.ConnectRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncGenerator[local_pb2.EventBatch]:
+        """Answer everything that one caller asks."""
+        await self._authenticate(context)
+        connection = _Connection(await self._engine(context), self._options)
+        async with aclosing(connection.run(orders)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def CountTokens(
+        self, message: chat_pb2.ChatRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> local_pb2.CountTokensResponse:
+        """Count the prompt's tokens."""
+        await self._authenticate(context)
+        engine = await self._engine(context)
+        try:
+            request = convert.request_from_proto(message, local=True)
+            count = await engine.count_prompt_tokens(request)
+        except errors.OverspillError as error:
+            await _refuse(context, error)
+        return local_pb2.CountTokensResponse(prompt_tokens=count)
+
+    async def Embed(
+        self, message: local_pb2.EmbedRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncGenerator[local_pb2.EmbedEvent]:
+        """Embed, with a heartbeat whenever that takes long."""
+        await self._authenticate(context)
+        work: asyncio.Task[Any] | None = None
+        try:
+            if isinstance(self._served, Engine):
+                raise errors.UnsupportedOption(f"{self._served.card.name} was opened to generate.")
+            request = convert.embed_request_from_proto(message)
+            work = asyncio.create_task(self._served.embed(request))
+            while not (await asyncio.wait({work}, timeout=self._options.heartbeat_s))[0]:
+                if (await self._served.health()).ok:
+                    yield local_pb2.EmbedEvent(heartbeat=chat_pb2.Heartbeat())
+            reply = await work
+            for embedding in reply.embeddings:
+                yield local_pb2.EmbedEvent(embedding=convert.embedding_to_proto(embedding))
+            end = local_pb2.EmbedEnd(model=reply.model, pooling=reply.pooling)
+            yield local_pb2.EmbedEvent(end=end)
+        except errors.OverspillError as error:
+            yield local_pb2.EmbedEvent(error=convert.error_to_proto(error))
+        finally:
+            if work is not None:
+                work.cancel()
+
+    async def GetStatus(
+        self, message: local_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> local_pb2.Status:
+        """Say how the engine is."""
+        await self._authenticate(context)
+        health = await self._served.health()
+        return local_pb2.Status(
+            ok=health.ok,
+            detail=health.detail,
+            active=health.active,
+            queued=health.queued,
+            card=convert.card_to_proto(self._served.card, local=True),
+            version=__version__,
+        )
+
+    async def _engine(self, context: grpc.aio.ServicerContext[Any, Any]) -> Engine:
+        if isinstance(self._served, Engine):
+            return self._served
+        name = self._served.card.name
+        await _refuse(context, errors.UnsupportedOption(f"{name} was opened for embeddings."))
+
+    async def _authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        sent = dict(context.invocation_metadata() or ()).get(TOKEN_KEY, "")
+        if not hmac.compare_digest(str(sent), bearer(self._token)):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
+
+
+async def _refuse(
+    context: grpc.aio.ServicerContext[Any, Any], error: errors.OverspillError
+) -> NoReturn:
+    detail = convert.error_to_bytes(error)
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message, ((ERROR_KEY, detail),))
+    raise AssertionError("abort raises")
+
+
+class _Connection:
+    """All answers of one caller.
+
+    Their events gather in one list. The engine hands a step's tokens to all streams in one turn of
+    the event loop, and the writer wakes up in the next: so they leave as one message.
+    """
+
+    def __init__(self, engine: Engine, options: LocalOptions) -> None:
+        self._engine = engine
+        self._options = options
+        self._answers: dict[int, asyncio.Task[None]] = {}
+        self._waiting: dict[int, str] = {}
+        self._events: list[local_pb2.StreamEvent] = []
+        self._beat_due = False
+        self._ready = asyncio.Event()
+
+    async def run(
+        self, orders: AsyncIterator[local_pb2.ConnectRequest]
+    ) -> AsyncGenerator[local_pb2.EventBatch]:
+        """The messages to send; leaving it ends every answer."""
+        helpers = [asyncio.create_task(self._read(orders)), asyncio.create_task(self._beat())]
+        try:
+            while True:
+                await self._ready.wait()
+                self._ready.clear()
+                events, self._events = self._events, []
+                if events or self._beat_due:
+                    self._beat_due = False
+                    yield local_pb2.EventBatch(events=events)
+                if helpers[0].done() and not self._answers and not self._events:
+                    return
+        finally:
+            tasks = {*helpers, *self._answers.values()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _read(self, orders: AsyncIterator[local_pb2.ConnectRequest]) -> None:
+        async for order in orders:
+            if order.WhichOneof("order") == "start":
+                self._answers[order.stream] = asyncio.create_task(
+                    self._answer(order.stream, order.start)
+                )
+            elif (answer := self._answers.get(order.stream)) is not None:
+                answer.cancel()
+        self._ready.set()
+
+    async def _answer(self, stream: int, message: chat_pb2.ChatRequest) -> None:
+        seq = 0
+        try:
+            request = convert.request_from_proto(message, local=True)
+            self._waiting[stream] = request.id
+            async with aclosing(self._engine.generate(request)) as chunks:
+                async for chunk in chunks:
+                    self._waiting.pop(stream, None)
+                    if delta := convert.chunk_to_delta(chunk):
+                        self._put(stream, chat_pb2.ChatEvent(seq=seq, delta=delta))
+                        seq += 1
+                    if chunk.finish is not None:
+                        final = convert.finish_to_final(chunk.finish)
+                        self._put(stream, chat_pb2.ChatEvent(seq=seq, final=final))
+        except errors.OverspillError as error:
+            event = convert.error_to_proto(error)
+            self._put(stream, chat_pb2.ChatEvent(seq=seq, error=event))
+        finally:
+            self._waiting.pop(stream, None)
+            self._answers.pop(stream, None)
+            self._ready.set()
+
+    def _put(self, stream: int, event: chat_pb2.ChatEvent) -> None:
+        self._events.append(local_pb2.StreamEvent(stream=stream, event=event))
+        self._ready.set()
+
+    async def _beat(self) -> None:
+        """Heartbeats, with the queue positions of who waits. A stuck engine gives none."""
+        while True:
+            await asyncio.sleep(self._options.heartbeat_s)
+            if not (await self._engine.health()).ok:
+                continue
+            for stream, request_id in self._waiting.items():
+                position = self._engine.queue_position(request_id) or 0
+                beat = chat_pb2.Heartbeat(queue_position=position)
+                self._put(stream, chat_pb2.ChatEvent(heartbeat=beat))
+            self._beat_due = True
+            self._ready.set()
