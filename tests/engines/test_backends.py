@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from overspill.engines.backend import BatchRow
+from overspill.engines.backend import BatchRow, Interrupted
 from overspill.engines.registry import EngineOptions, open_engine
 
 TEXT = "Once upon a time there was a fox"
@@ -123,8 +123,12 @@ def test_logits_of_several_tokens_in_a_row_are_those_of_each(backend, tokens):
         assert _last(backend, 3, 0, tokens[:end]) == pytest.approx(row, abs=2e-2)
 
 
-def test_interrupting_when_nothing_runs_does_nothing(backend, tokens):
+def test_an_interrupt_holds_for_the_next_run_until_it_is_taken_back(backend, tokens):
     backend.interrupt()
+    with pytest.raises(Interrupted):
+        _last(backend, 0, 0, tokens)
+    backend.forget(0, 0)
+    backend.rearm()
     assert _last(backend, 0, 0, tokens).shape == (backend.vocabulary.size,)
 
 

@@ -307,6 +307,34 @@ async def test_leaving_a_step_that_runs_only_for_oneself_interrupts_it():
         await _until(lambda: engine.status().active == 0)
 
 
+class LeftAtTheDoor(EchoBackend):
+    """Whose only stream leaves just when its first step is about to begin."""
+
+    leave = None
+
+    def run(self, rows):
+        if self.leave is not None:
+            self.leave()
+        return super().run(rows)
+
+
+@pytest.mark.anyio
+async def test_leaving_just_before_ones_step_begins_interrupts_it_too():
+    backend = LeftAtTheDoor(EchoOptions(token_delay_s=3600.0))
+    async with _engine(backend) as engine:
+        scheduler = engine._scheduler
+        left = []
+
+        def leave():
+            left.append(scheduler._running[0])
+            scheduler.cancel(left[0])
+
+        backend.leave = leave
+        asked = asyncio.create_task(_collect(engine, _ask(5)))
+        await _until(lambda: left and engine.status().active == 0)
+        asked.cancel()
+
+
 @pytest.mark.anyio
 async def test_who_leaves_while_it_loads_does_not_stop_the_others():
     opened = threading.Event()

@@ -99,8 +99,8 @@ class Backend(Protocol):
       are fine, control tokens give ``b""``.
     - ``tokenize`` never adds tokens of its own; control tokens written in the text are
       recognised when ``special`` is true.
-    - ``interrupt`` makes a running ``run`` raise :class:`Interrupted` as soon as it can; when
-      nothing runs, it does nothing.
+    - ``interrupt`` makes the ``run`` that runs, or else the next one, raise :class:`Interrupted` as
+      soon as it can; ``rearm`` takes back an interrupt that came after the ``run`` it was for.
     - ``close`` frees everything and may be called twice.
     """
 
@@ -164,7 +164,10 @@ class Backend(Protocol):
         """CPU threads from the next ``run`` on; ignored where the runtime has no choice."""
 
     def interrupt(self) -> None:
-        """Stop a running ``run``. *Any thread.*"""
+        """Stop ``run``. *Any thread.*"""
+
+    def rearm(self) -> None:
+        """Let the next ``run`` go on whatever was interrupted before."""
 
     def close(self) -> None:
         """Free the model."""

@@ -28,12 +28,17 @@ from overspill.types.chat import Chunk, Request
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """``ok`` means that the engine moved in the last seconds, not that something listens."""
+    """``ok`` means that the engine moved in the last seconds, not that something listens.
+
+    Of ``drafted_tokens`` guesses that were checked since the start, ``accepted_tokens`` were right.
+    """
 
     ok: bool
     detail: str = ""
     active: int = 0
     queued: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Engine(ABC):

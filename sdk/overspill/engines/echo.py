@@ -28,6 +28,7 @@ START = 256
 END = 257
 VOCABULARY_SIZE = 258
 DEFAULT_CONTEXT_TOKENS = 8192
+HEAD = b"assistant\n"
 PEAK = 16.0
 """Logit of the next byte of the answer; the others lie in [0, 1)."""
 
@@ -86,6 +87,9 @@ class _Sequence:
             prompt, self.begin = turn
             self.answer, self.adapter = _answer(prompt, adapter), adapter
         said = len(self.tokens) - self.begin
+        if said < 0:
+            # A draft may end within the turn's head.
+            return HEAD[said]
         return self.answer[said] if said < len(self.answer) else END
 
 
@@ -167,7 +171,6 @@ class EchoBackend:
 
     def run(self, rows: Sequence[BatchRow]) -> Logits:
         """Append, wait the delay, and point at the next byte of each answer."""
-        self._interrupted.clear()
         wanted: list[Logits] = []
         for row in rows:
             cache = self._cache[row.sequence]
@@ -181,7 +184,7 @@ class EchoBackend:
             for token in row.tokens[plain:]:
                 cache.append([token])
                 wanted.append(self._logits(cache))
-        if self._options.token_delay_s and self._interrupted.wait(self._options.token_delay_s):
+        if self._interrupted.wait(self._options.token_delay_s):
             raise Interrupted
         return np.array(wanted, np.float32).reshape(len(wanted), VOCABULARY_SIZE)
 
@@ -217,6 +220,10 @@ class EchoBackend:
         """End a running delay."""
         self._interrupted.set()
 
+    def rearm(self) -> None:
+        """Wait again."""
+        self._interrupted.clear()
+
     def close(self) -> None:
         """Forget everything."""
         for cache in self._cache:
@@ -232,7 +239,7 @@ def _last_turn(tokens: list[int]) -> tuple[list[int], int] | None:
     """The prompt before the assistant's turn, and where that turn's text begins."""
     for at in range(len(tokens) - 1, -1, -1):
         if tokens[at] == START:
-            return tokens[:at], at + 1 + len(b"assistant\n")
+            return tokens[:at], at + 1 + len(HEAD)
     return None
 
 

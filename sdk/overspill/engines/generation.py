@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from overspill.engines.answer_stream import AnswerStream
 from overspill.engines.answer_text import AnswerText
@@ -11,6 +12,9 @@ from overspill.engines.prefix_cache import PrefixKey
 from overspill.engines.sampling import Choice, TokenSampler
 from overspill.types.chat import Chunk, Finish, FinishReason, Lane, Request, TokenLogprob
 from overspill.types.usage import Usage
+
+if TYPE_CHECKING:
+    from overspill.engines.drafts import PromptLookup
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +32,9 @@ class Generation:
     computed: int = 0
     """Tokens, the prompt's first, that its slot holds."""
     cached_tokens: int = 0
+    lookup: PromptLookup | None = None
+    drafted: int = 0
+    accepted: int = 0
     leader: Generation | None = None
     """Somebody who computes the prompt's first ``leader_tokens`` tokens just now: they are copied
     as soon as they are there."""
@@ -119,6 +126,8 @@ class Generation:
             prompt_tokens=len(self.prompt),
             completion_tokens=len(self.tokens),
             cached_tokens=self.cached_tokens,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
             queue_s=self.admitted_s - self.submitted_s,
             prefill_s=self.first_token_s - self.admitted_s,
             decode_s=self.last_token_s - self.first_token_s,

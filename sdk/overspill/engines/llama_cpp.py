@@ -163,7 +163,6 @@ class LlamaCppBackend:
 
     def run(self, rows: Sequence[BatchRow]) -> Logits:
         """One ``llama_decode``; the logits are a view that the next call overwrites."""
-        self._abort.clear()
         wanted = self._batch.fill(rows)
         status = native.llama_decode(self._context, self._batch.native)
         if status == _ABORTED:
@@ -214,6 +213,10 @@ class LlamaCppBackend:
     def interrupt(self) -> None:
         """llama.cpp looks at the flag between the operations of a batch."""
         self._abort.set()
+
+    def rearm(self) -> None:
+        """Take the flag down."""
+        self._abort.clear()
 
     def close(self) -> None:
         """Free batch, context and model."""

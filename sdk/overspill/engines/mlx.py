@@ -128,7 +128,6 @@ class MlxBackend:
 
     def run(self, rows: Sequence[BatchRow]) -> Logits:
         """Step each sequence in turn."""
-        self._interrupted.clear()
         logits = [self._step(row) for row in rows]
         wanted = [row for row in logits if row is not None]
         return np.concatenate(wanted) if wanted else np.empty((0, self.vocabulary.size), np.float32)
@@ -176,6 +175,10 @@ class MlxBackend:
     def interrupt(self) -> None:
         """Seen between two rows."""
         self._interrupted.set()
+
+    def rearm(self) -> None:
+        """Go on with the next row."""
+        self._interrupted.clear()
 
     def close(self) -> None:
         """Drop model and caches."""

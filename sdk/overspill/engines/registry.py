@@ -5,6 +5,7 @@ A new backend is one file, one entry in ``RUNTIMES`` and one row of the conforma
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -46,6 +47,7 @@ def _open_llama_cpp(path: Path, name: str, options: EngineOptions) -> Backend:
             max_sequences=options.max_sequences,
             threads=options.threads,
             exact_attention=options.exact_attention,
+            shrink_context=options.shrink_context,
             adapters=options.adapters,
         ),
     )
@@ -60,6 +62,7 @@ def _open_mlx(path: Path, name: str, options: EngineOptions) -> Backend:
         options=MlxOptions(
             context_tokens=options.context_tokens,
             max_sequences=options.max_sequences,
+            shrink_context=options.shrink_context,
             adapters=options.adapters,
         ),
     )
@@ -112,16 +115,26 @@ def open_engine(
     Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`.
     """
     options = options or EngineOptions()
+    open_backend, runtime = _opener(spec, name or name_of(spec), options)
+    open_draft = None
+    if options.draft_model is not None:
+        # Adapters belong to the model; its draft model works for all of them.
+        plain = dataclasses.replace(options, adapters={}, draft_model=None)
+        open_draft, _ = _opener(options.draft_model, name_of(options.draft_model), plain)
+    from overspill.engines.scheduled import ScheduledEngine
+
+    return ScheduledEngine(
+        open_backend,
+        name=name or name_of(spec),
+        runtime=runtime,
+        options=options,
+        open_draft=open_draft,
+    )
+
+
+def _opener(spec: str, name: str, options: EngineOptions) -> tuple[Callable[[], Backend], str]:
     runtime, path = runtime_of(spec)
     opener, extra, modules = RUNTIMES[runtime]
     if any(find_spec(module) is None for module in modules):
         raise MissingExtra(f"The {runtime} runtime", extra)
-    from overspill.engines.scheduled import ScheduledEngine
-
-    name = name or name_of(spec)
-    return ScheduledEngine(
-        functools.partial(opener, path, name, options),
-        name=name,
-        runtime=runtime,
-        options=options,
-    )
+    return functools.partial(opener, path, name, options), runtime

@@ -17,6 +17,7 @@ from overspill.engines.chat_format import ChatTemplate
 from overspill.engines.constraint import Constrainer, Constraint, is_available
 from overspill.engines.constraint_grammar import request_grammar
 from overspill.engines.control_guard import ControlGuard
+from overspill.engines.drafts import PromptLookup
 from overspill.engines.generation import Generation
 from overspill.engines.options import EngineOptions
 from overspill.engines.sampling import MAX_TOP_LOGPROBS, TokenSampler, check_sampling
@@ -48,7 +49,8 @@ class _Loaded:
 class ScheduledEngine(Engine):
     """Opens its backend on ``start`` (or on the first request) and serves many streams at once.
 
-    ``open_backend`` runs on the scheduler's thread; ``name`` is what cards and answers say.
+    ``open_backend`` runs on the scheduler's thread, and so does ``open_draft``, which opens a
+    smaller model for drafts; ``name`` is what cards and answers say.
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class ScheduledEngine(Engine):
         name: str,
         runtime: str,
         options: EngineOptions | None = None,
+        open_draft: Callable[[], Backend] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_backend = open_backend
+        self._open_draft = open_draft
         self._clock = clock
         self._options = options or EngineOptions()
         self._card = ModelCard(name=name, context=0, runtime=runtime)
@@ -93,7 +97,14 @@ class ScheduledEngine(Engine):
         detail = "" if status.alive else "the scheduler's thread has ended"
         if status.alive and self._scheduler.is_stuck():
             detail = f"the scheduler's thread has not moved for {status.moved_s_ago:.0f} s"
-        return EngineHealth(not detail, detail, status.active, status.queued)
+        return EngineHealth(
+            not detail,
+            detail,
+            status.active,
+            status.queued,
+            status.drafted_tokens,
+            status.accepted_tokens,
+        )
 
     async def count_prompt_tokens(self, request: Request) -> int:
         """Tokens of the prompt as the model's template and tokenizer make it."""
@@ -128,6 +139,7 @@ class ScheduledEngine(Engine):
     def _prepare(self, loaded: _Loaded, request: Request, stream: AnswerStream) -> Generation:
         submitted_s = self._clock()
         _check_options(request, loaded.backend.vocabulary.size)
+        _check_adapter(request, loaded)
         prompt = _prompt_tokens(loaded, request)
         return Generation(
             request=request,
@@ -142,7 +154,15 @@ class ScheduledEngine(Engine):
             text=AnswerText(request),
             stream=stream,
             submitted_s=submitted_s,
+            lookup=self._lookup(loaded.backend, request, prompt),
         )
+
+    def _lookup(self, backend: Backend, request: Request, prompt: list[int]) -> PromptLookup | None:
+        if self._options.scheduler.speculation == "off" or not backend.abilities.cuts:
+            return None
+        # Without speculation a client's draft has no use, and never was to change a token.
+        draft = backend.tokenize(request.draft, special=False) if request.draft else ()
+        return PromptLookup(prompt, draft)
 
     def _answer_limit(self, loaded: _Loaded, request: Request, prompt_tokens: int) -> int:
         context = loaded.backend.context_per_sequence
@@ -169,7 +189,12 @@ class ScheduledEngine(Engine):
         return self._loaded
 
     async def _load(self) -> _Loaded:
-        scheduler = Scheduler(self._open_backend, self._options.scheduler, clock=self._clock)
+        scheduler = Scheduler(
+            self._open_backend,
+            self._options.scheduler,
+            open_draft=self._open_draft,
+            clock=self._clock,
+        )
         self._scheduler = scheduler
         try:
             backend = await asyncio.wrap_future(scheduler.start())
@@ -244,6 +269,16 @@ def _constraint(loaded: _Loaded, request: Request) -> Constraint | None:
         return None
     grammar, param = demand
     return loaded.constrainer.constrain(grammar, param=param, prefix=request.prefix)
+
+
+def _check_adapter(request: Request, loaded: _Loaded) -> None:
+    known = loaded.backend.abilities.adapters
+    if request.adapter is not None and request.adapter not in known:
+        raise InvalidRequest(
+            f"{loaded.card.name} has no adapter {request.adapter!r:.80}.",
+            param="adapter",
+            mend=f"Known: {', '.join(known)}." if known else "Start the engine with adapters.",
+        )
 
 
 def _check_constraints(request: Request) -> None:

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from overspill.engines.admission import AdmissionQueue, KvReservations, least_prefill_tokens
 from overspill.engines.answer_stream import Outbox
 from overspill.engines.backend import Backend, BatchRow, Interrupted
+from overspill.engines.drafts import DraftModel
 from overspill.engines.generation import Generation
 from overspill.engines.options import SchedulerOptions
 from overspill.engines.prefix_cache import PrefixCache, find_leader
-from overspill.engines.sampling import choose_tokens
+from overspill.engines.speculation import Speculator
 from overspill.engines.step_costs import StepCosts
 from overspill.engines.step_plan import StepPlanner
+from overspill.engines.step_runner import StepRunner
 from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, OverspillError
-from overspill.types.chat import Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class SchedulerStatus:
     kv_tokens_reserved: int
     kv_tokens: int
     prefix_cache_bytes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Scheduler:
@@ -49,9 +52,11 @@ class Scheduler:
         open_backend: Callable[[], Backend],
         options: SchedulerOptions | None = None,
         *,
+        open_draft: Callable[[], Backend] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_backend = open_backend
+        self._open_draft = open_draft
         self._options = options or SchedulerOptions()
         self._clock = clock
         self._wake = threading.Condition()
@@ -67,6 +72,7 @@ class Scheduler:
         self._costs = StepCosts()
         self._backend: Backend | None = None
         self._prefixes: PrefixCache | None = None
+        self._speculator: Speculator | None = None
         self._closing = False
         self._died: EngineDied | None = None
         self._moved_s = clock()
@@ -128,6 +134,8 @@ class Scheduler:
                 kv_tokens_reserved=self._kv.reserved,
                 kv_tokens=self._kv.kv_tokens,
                 prefix_cache_bytes=0 if self._prefixes is None else self._prefixes.host_bytes,
+                drafted_tokens=0 if self._speculator is None else self._speculator.drafted,
+                accepted_tokens=0 if self._speculator is None else self._speculator.accepted,
             )
 
     def is_stuck(self) -> bool:
@@ -177,16 +185,13 @@ class Scheduler:
         # From here on nobody who waits for the loading can cancel it: he leaves alone.
         self._loaded.set_running_or_notify_cancel()
         try:
-            backend = self._open_backend()
+            parts = self._open()
         except BaseException as error:
             # Whatever loading raises belongs to the caller of start().
             self._end(_died(error))
             self._loaded.set_exception(error)
             return
-        parts = self._assemble(backend)
-        self._kv = KvReservations(backend.kv_tokens, backend.max_sequences)
-        self._prefixes, self._backend = parts.prefixes, backend
-        self._loaded.set_result(backend)
+        self._loaded.set_result(parts.backend)
         try:
             while self._wait_for_work():
                 self._step(parts)
@@ -195,18 +200,50 @@ class Scheduler:
             # The thread's end must reach everyone who waits for it.
             self._end(_died(error))
         finally:
-            backend.close()
+            if self._speculator is not None:
+                self._speculator.close()
+            parts.backend.close()
 
-    def _assemble(self, backend: Backend) -> _Parts:
+    def _open(self) -> _Parts:
+        backend = self._open_backend()
+        try:
+            speculator = self._open_speculator(backend)
+        except BaseException:
+            backend.close()
+            raise
         adapters = bool(backend.abilities.adapters)
         planner = StepPlanner(
             self._options,
             self._costs,
             batch_tokens=backend.batch_tokens,
             adapters=adapters,
+            propose=None if speculator is None else speculator.propose,
         )
-        prefixes = PrefixCache(backend, max_bytes=self._options.prefix_cache_bytes)
-        return _Parts(backend, prefixes, planner, adapters)
+        self._kv = KvReservations(backend.kv_tokens, backend.max_sequences)
+        self._prefixes = PrefixCache(backend, max_bytes=self._options.prefix_cache_bytes)
+        self._speculator, self._backend = speculator, backend
+        runner = StepRunner(
+            backend,
+            self._costs,
+            speculator,
+            adapters=adapters,
+            deliver=self._outbox.put,
+            clock=self._clock,
+        )
+        return _Parts(backend, self._prefixes, planner, runner)
+
+    def _open_speculator(self, backend: Backend) -> Speculator | None:
+        if self._options.speculation == "off" or not backend.abilities.cuts:
+            return None
+        draft_model = None
+        if self._open_draft is not None:
+            draft_model = DraftModel(self._open_draft())
+            try:
+                draft_model.check_same_tokenizer(backend)
+            except BaseException:
+                draft_model.close()
+                raise
+        return Speculator(self._options, self._costs, draft_model=draft_model, clock=self._clock)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -294,18 +331,18 @@ class Scheduler:
     def _run(self, parts: _Parts, batch: list[tuple[Generation, BatchRow]]) -> None:
         members = tuple(generation for generation, _ in batch)
         with self._wake:
+            if self._closing or all(member.cancelled for member in members):
+                return
+            # Whoever leaves from here on interrupts this step, even before it has begun.
+            parts.backend.rearm()
             self._in_batch = members
-        started_s = self._clock()
         try:
-            parts.choose_adapter(batch)
-            logits = parts.backend.run([row for _, row in batch])
-            ready = [generation for generation, row in batch if row.wants_logits]
-            choices = choose_tokens(
-                [g.sampler for g in ready], logits, [g.next_position for g in ready]
-            )
+            parts.runner.run(batch)
         except Interrupted:
             # Everyone in the batch has left, or the engine closes.
             for generation in members:
+                if not generation.cancelled:
+                    self._fail(generation, _closed())
                 self._leave(parts, generation, intact=False)
             return
         except EngineError as error:
@@ -315,17 +352,9 @@ class Scheduler:
             with self._wake:
                 self._in_batch = ()
         self._failed_steps = 0
-        now_s = self._clock()
-        self._note_costs(batch, now_s - started_s)
-        for generation, row in batch:
-            generation.computed += len(row.tokens)
-        for generation, choice in zip(ready, choices, strict=True):
-            self._accept(parts, generation, generation.accept(choice, parts.backend, now_s))
-
-    def _accept(self, parts: _Parts, generation: Generation, chunk: Chunk) -> None:
-        self._outbox.put(generation.stream, chunk)
-        if generation.ended:
-            self._leave(parts, generation)
+        for generation in members:
+            if generation.ended:
+                self._leave(parts, generation)
 
     def _leave(self, parts: _Parts, generation: Generation, *, intact: bool = True) -> None:
         """Free the slot and the reservation; what is computed stays there to be reused, unless
@@ -354,17 +383,9 @@ class Scheduler:
         if self._failed_steps >= self._options.max_failed_steps:
             raise error
         for generation in members:
-            self._fail(generation, error)
+            if not generation.ended:
+                self._fail(generation, error)
             self._leave(parts, generation, intact=False)
-
-    def _note_costs(self, batch: list[tuple[Generation, BatchRow]], took_s: float) -> None:
-        rows = prompt_tokens = 0
-        for generation, row in batch:
-            if generation.tokens:
-                rows += len(row.tokens)
-            else:
-                prompt_tokens += len(row.tokens)
-        self._costs.note(rows, prompt_tokens, took_s)
 
     def _flush(self) -> None:
         lost = set(self._outbox.flush())
@@ -392,12 +413,7 @@ class _Parts:
     backend: Backend
     prefixes: PrefixCache
     planner: StepPlanner
-    adapters: bool
-
-    def choose_adapter(self, batch: list[tuple[Generation, BatchRow]]) -> None:
-        """The planner gives all rows of a step one adapter."""
-        if self.adapters:
-            self.backend.use_adapter(batch[0][0].adapter)
+    runner: StepRunner
 
 
 def _first_limit_s(generation: Generation) -> float | None:
