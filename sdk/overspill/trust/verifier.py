@@ -231,8 +231,10 @@ def _check_evidence(
 
 def _check_gpu(bundle: EvidenceBundle, subject: Subject, policy: TrustPolicy) -> Mapping[str, str]:
     gpus = [piece for piece in bundle.evidence if piece.type == GPU]
-    if not gpus or policy.gpu is None:
+    if not gpus:
         return {}
+    if policy.gpu is None:
+        raise _refusal("policy_section", "8", f"a section [{GPU}]", "none")
     claims = nvidia.check(gpus[0], subject.config, subject.now_unix, policy.gpu, vendor_roots)
     return {f"gpu.{name}": value for name, value in claims.items()}
 
