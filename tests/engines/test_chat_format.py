@@ -27,11 +27,15 @@ def test_tools_and_calls_reach_the_template_as_objects():
     source = (
         "{% for t in tools %}{{ t.function.name }}:{{ t.function.parameters | tojson }}{% endfor %}"
         "{% for m in messages %}{% for c in m.tool_calls or [] %}"
-        "{{ c.function.name }}={{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+        "{{ m.content }}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+        "{% if not m.tool_calls %}{{ m.content }}{% endif %}{% endfor %}"
     )
     call = Message("assistant", "", tool_calls=(ToolCall("1", "f", '{"x": "<é>"}'),))
     tool = Tool("f", parameters={"type": "object"})
-    assert _template(source).render((call,), (tool,)) == 'f:{"type": "object"}f={"x": "<é>"}'
+    rendered = _template(source).render((call,), (tool,))
+    assert rendered == (
+        'f:{"type": "object"}<tool_call>{"name": "f", "arguments": {"x": "<é>"}}</tool_call>'
+    )
 
 
 def test_tools_for_a_template_that_knows_none_are_refused():

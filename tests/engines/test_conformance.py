@@ -198,8 +198,7 @@ async def test_the_context_can_be_filled_to_its_last_token(engine, kit):
     ("option", "param"),
     [
         ({"json_schema": {"not": {"type": "string"}}}, "json_schema"),
-        ({"tools": (Tool("f"),), "tool_choice": "required"}, "tool_choice"),
-        ({"tools": (Tool("f"),), "tool_name": "f"}, "tool_choice"),
+        ({"tools": (Tool("f", "", {"not": {}}),), "tool_choice": "required"}, "tools"),
     ],
 )
 async def test_what_cannot_be_honoured_is_refused(engine, kit, option, param):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from overspill.engines.answer_text import AnswerText
+from overspill.engines.answer_text import AnswerForm, AnswerText
 from overspill.engines.control_guard import ControlGuard
+from overspill.engines.dialects.json_calls import TaggedJson
 from overspill.engines.text_stream import StopStrings, Utf8Stream
-from overspill.engines.tool_calls import ToolCallParser
 from overspill.types.chat import Message, Request, Tool, ToolCall
 
 small_text = st.text(alphabet="abAB<>|é", max_size=24)
@@ -77,7 +77,7 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "s": "é"}}\n</tool_c
 
 
 def _parse(pieces, names=("add",)):
-    parser = ToolCallParser(names, id_prefix="t")
+    parser = TaggedJson().parser([Tool(name) for name in names], id_prefix="t")
     parsed = [parser.feed(piece) for piece in pieces] + [parser.flush()]
     return "".join(p.text for p in parsed), [call for p in parsed for call in p.calls]
 
@@ -113,8 +113,11 @@ def test_text_without_calls_passes_through(parts):
     assert _parse(parts[1]) == (parts[0], [])
 
 
+FORM = AnswerForm(TaggedJson())
+
+
 def _answer(pieces, **options):
-    answer = AnswerText(Request(messages=(Message("user", "x"),), **options))
+    answer = AnswerText(Request(messages=(Message("user", "x"),), **options), FORM)
     parsed = []
     for piece in pieces:
         parsed.append(answer.feed(piece))

@@ -7,15 +7,20 @@ way is held by the worker process.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from overspill.engines.chat_probe import RenderStyle, TemplateAbilities, probe
 from overspill.errors import InvalidRequest, ModelInvalid, UnsupportedOption
 from overspill.types.chat import Message, Tool
 
@@ -64,25 +69,61 @@ class ChatTemplate:
     ) -> None:
         self._model = model
         self._texts = {"bos_token": bos_text, "eos_token": eos_text}
+        self._source = source
         self._template = None if source is None else self._compile(source)
-        self.supports_tools = source is not None and "tools" in source
+
+    @functools.cached_property
+    def abilities(self) -> TemplateAbilities:
+        """What it can express; the first look tries it out, which takes some milliseconds."""
+        template, source = self._template, self._source
+        if template is None or source is None:
+            return TemplateAbilities(system=False)
+        return probe(functools.partial(self._run, template), source)
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """The prompt, ready for the answer's first token.
 
         Raises :class:`InvalidRequest` where the template refuses the messages,
-        :class:`UnsupportedOption` for tools that it doesn't know, :class:`ModelInvalid` where it
-        fails by itself.
+        :class:`UnsupportedOption` for what it would leave out without a word,
+        :class:`ModelInvalid` where it fails by itself.
         """
-        if tools and not self.supports_tools:
+        self._refuse_lost(messages, tools)
+        if self._template is None:
+            return self._plain(messages)
+        dialect = self.abilities.dialect
+        if dialect is not None:
+            messages = [_with_ids(message, dialect.call_id) for message in messages]
+        return self._run(self._template, messages, tools, self.abilities.style)
+
+    def _refuse_lost(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
+        """Refuse what the template, or whoever reads the answer, would lose."""
+        abilities = self.abilities
+        if tools and abilities.dialect is None:
             raise UnsupportedOption(
-                f"{self._model} has no tool calls in its chat template.",
+                f"{self._model} has no tool calls in its chat template, or none in a form that is "
+                "known here.",
                 param="tools",
                 mend="Leave the tools out, or use a model that was trained for them.",
             )
         if self._template is None:
-            return self._plain(messages)
-        return self._run(self._template, messages, tools)
+            return
+        lost = (
+            ("system messages", not abilities.system, lambda m: m.role == "system"),
+            ("tool calls", abilities.dialect is None, lambda m: bool(m.tool_calls)),
+            ("tool results", not abilities.tool_results, lambda m: m.role == "tool"),
+            (
+                "several tool calls in one turn",
+                not abilities.parallel_calls,
+                lambda m: len(m.tool_calls) > 1,
+            ),
+        )
+        for what, is_lost, has_it in lost:
+            if is_lost and any(has_it(message) for message in messages):
+                raise UnsupportedOption(
+                    f"The chat template of {self._model} has no place for {what}.",
+                    param="messages",
+                    mend="Leave them out, or use another model.",
+                )
 
     def _plain(self, messages: Sequence[Message]) -> str:
         if len(messages) == 1 and messages[0].role == "user":
@@ -97,7 +138,9 @@ class ChatTemplate:
         if len(source) > MAX_TEMPLATE_CHARS:
             self._invalid(f"is {len(source)} characters long (limit {MAX_TEMPLATE_CHARS})")
         environment = _Sandbox(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _GenerationTag],
         )
         environment.filters["tojson"] = _to_json
         try:
@@ -109,12 +152,16 @@ class ChatTemplate:
         return jinja2.Template.from_code(environment, code, dict(environment.globals))
 
     def _run(
-        self, template: jinja2.Template, messages: Sequence[Message], tools: Sequence[Tool]
+        self,
+        template: jinja2.Template,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        style: RenderStyle,
     ) -> str:
         parts: list[str] = []
         written = 0
         try:
-            for part in template.generate(**self._variables(messages, tools)):
+            for part in template.generate(**self._variables(messages, tools, style)):
                 parts.append(part)
                 written += len(part)
                 if written > MAX_PROMPT_CHARS:
@@ -131,10 +178,12 @@ class ChatTemplate:
             self._invalid(f"fails: {_line(error)}", error)
         return "".join(parts)
 
-    def _variables(self, messages: Sequence[Message], tools: Sequence[Tool]) -> dict[str, Any]:
+    def _variables(
+        self, messages: Sequence[Message], tools: Sequence[Tool], style: RenderStyle
+    ) -> dict[str, Any]:
         return {
-            "messages": [_message(message) for message in messages],
-            "tools": [_tool(tool) for tool in tools] or None,
+            "messages": [_message(message, style) for message in messages],
+            "tools": [_tool(tool) for tool in tools] or ([] if style.tools_as_empty_list else None),
             "add_generation_prompt": True,
             _FAIL: _refuse,
             "strftime_now": _strftime_now,
@@ -146,6 +195,17 @@ class ChatTemplate:
         raise ModelInvalid(
             f"The chat template of {self._model} {what}.", mend="Use another file of this model."
         ) from cause
+
+
+class _GenerationTag(Extension):
+    """``{% generation %}``, by which transformers marks what a model is trained on: no effect."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Its body."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Ticks:
@@ -174,14 +234,27 @@ def _count_steps(tree: nodes.Template) -> None:
         node.body.insert(0, head)
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _with_ids(message: Message, call_id: Callable[[str], str]) -> Message:
+    """The message with its calls' ids as the model's family takes them."""
+    if not message.tool_calls and message.tool_call_id is None:
+        return message
+    return dataclasses.replace(
+        message,
+        tool_calls=tuple(
+            dataclasses.replace(call, id=call_id(call.id)) for call in message.tool_calls
+        ),
+        tool_call_id=None if message.tool_call_id is None else call_id(message.tool_call_id),
+    )
+
+
+def _message(message: Message, style: RenderStyle) -> dict[str, Any]:
     shown: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         shown["tool_calls"] = [
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+                "function": {"name": call.name, "arguments": _arguments(call.arguments, style)},
             }
             for call in message.tool_calls
         ]
@@ -192,8 +265,10 @@ def _message(message: Message) -> dict[str, Any]:
     return shown
 
 
-def _arguments(text: str) -> Any:
-    # Templates write arguments with tojson: they expect the object, not its text.
+def _arguments(text: str, style: RenderStyle) -> Any:
+    # Most templates write arguments with tojson: they expect the object, not its text.
+    if style.arguments_as_text:
+        return text
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -219,9 +294,22 @@ def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # jinja2's own filter escapes for HTML, which models weren't trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own filter escapes for HTML, which models weren't trained on. The parameters are
+    # those of transformers' filter, which templates are written for.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -51,6 +51,11 @@ class Constraint:
         """Whether the answer could end here."""
         return self._matcher.is_accepting()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing can follow: the answer is complete and may only end."""
+        return self._matcher.is_stopped() and self._matcher.stop_reason() in _SATISFIED
+
     def allows(self, token: int) -> bool:
         """Whether the answer may go on with this token, or end where it is an end token.
 

@@ -27,37 +27,38 @@ _SINGLE = ("items", "additionalProperties", "additionalItems", "not", "if", "the
            "contains", "propertyNames", "unevaluatedProperties", "unevaluatedItems")  # fmt: skip
 
 
-def schema_text(schema: Mapping[str, Any], param: str) -> str:
+def schema_text(schema: Mapping[str, Any], where: str, *, param: str | None = None) -> str:
     """The schema as llguidance takes it, on one line.
 
     Raises :class:`UnsupportedOption` for a part that cannot be enforced and
     :class:`InvalidRequest` for one that no answer satisfies or that is no schema; both name
-    ``param`` and the path, as in ``json_schema#/properties/a``.
+    ``param`` (by default ``where``) and the path, as in ``json_schema#/properties/a``.
     """
+    param = param or where
     need_llguidance()
     try:
         text = _dump(schema)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"'{param}' is no JSON: {error}.", param=param) from None
+        raise InvalidRequest(f"'{where}' is no JSON: {error}.", param=param) from None
     if len(text) > MAX_SCHEMA_CHARS:
         raise InvalidRequest(
-            f"'{param}' is {len(text)} characters long (limit {MAX_SCHEMA_CHARS}).", param=param
+            f"'{where}' is {len(text)} characters long (limit {MAX_SCHEMA_CHARS}).", param=param
         )
     if why := _problem(text):
-        _refuse(schema, why, param)
+        _refuse(schema, why, where, param)
     return text
 
 
-def _refuse(schema: Mapping[str, Any], why: str, param: str) -> None:
+def _refuse(schema: Mapping[str, Any], why: str, where: str, param: str) -> None:
     path = _deepest(schema, why)
-    where = param + (path if len(path) <= _SHOWN_PATH else f"{path[:_SHOWN_PATH]}...")
+    place = where + (path if len(path) <= _SHOWN_PATH else f"{path[:_SHOWN_PATH]}...")
     if why.startswith(("Unimplemented", "Unknown format")) or "not supported" in why:
         raise UnsupportedOption(
-            f"{where}: {why}; it cannot be enforced.",
+            f"{place}: {why}; it cannot be enforced.",
             param=param,
             mend="Leave it out and check the answer, or say it another way.",
         )
-    raise InvalidRequest(f"{where}: {why}.", param=param)
+    raise InvalidRequest(f"{place}: {why}.", param=param)
 
 
 def _dump(schema: Any) -> str:

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING
 from overspill.engines.answer_stream import AnswerStream
 from overspill.engines.answer_text import AnswerText
 from overspill.engines.backend import Backend
+from overspill.engines.dialects import Parsed
 from overspill.engines.prefix_cache import PrefixKey
 from overspill.engines.sampling import Choice, TokenSampler
-from overspill.types.chat import Chunk, Finish, FinishReason, Lane, Request, TokenLogprob
+from overspill.errors import EngineError
+from overspill.types.chat import (
+    Chunk,
+    Finish,
+    FinishReason,
+    Lane,
+    Request,
+    TokenLogprob,
+    merge_chunks,
+)
 from overspill.types.usage import Usage
 
 if TYPE_CHECKING:
@@ -42,6 +52,8 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     cancelled: bool = False
     ended: bool = False
+    failure: EngineError | None = None
+    """Why it ended, where that is this request's own affair and not the step's."""
     admitted_s: float = 0.0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
@@ -95,14 +107,17 @@ class Generation:
         """Take a sampled token; returns what can be shown, with ``finish`` at the end."""
         self.first_token_s = self.first_token_s or now_s
         self.last_token_s = now_s
+        if choice.failure is not None:
+            self.failure, self.ended = choice.failure, True
+            return Chunk()
         if choice.token in backend.vocabulary.end_ids:
             return self._finish(FinishReason.STOP, Chunk(), backend)
         self.tokens.append(choice.token)
         self.sampler.observe(choice.token)
-        parsed = self.text.feed(backend.token_bytes(choice.token))
+        parsed = self.text.feed_token(choice.token, backend.token_bytes(choice.token))
         logprobs = () if choice.logprob is None else (_logprob(choice, backend),)
-        chunk = Chunk(parsed.text, (choice.token,), logprobs, parsed.calls)
-        if self.text.stopped:
+        chunk = _chunk(parsed, (choice.token,), logprobs)
+        if self.text.stopped or self.sampler.is_complete:
             return self._finish(FinishReason.STOP, chunk, backend)
         if len(self.tokens) >= self.max_tokens:
             return self._finish(FinishReason.LENGTH, chunk, backend)
@@ -113,13 +128,8 @@ class Generation:
         if self.text.called_tools and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
         self.ended = True
-        return Chunk(
-            last.text + rest.text,
-            last.token_ids,
-            last.logprobs,
-            last.tool_calls + rest.calls,
-            Finish(reason, self._usage(), backend.card.name, self.adapter),
-        )
+        finish = Finish(reason, self._usage(), backend.card.name, self.adapter)
+        return merge_chunks((last, _chunk(rest, finish=finish)))
 
     def _usage(self) -> Usage:
         return Usage(
@@ -132,6 +142,17 @@ class Generation:
             prefill_s=self.first_token_s - self.admitted_s,
             decode_s=self.last_token_s - self.first_token_s,
         )
+
+
+def _chunk(
+    parsed: Parsed,
+    tokens: tuple[int, ...] = (),
+    logprobs: tuple[TokenLogprob, ...] = (),
+    finish: Finish | None = None,
+) -> Chunk:
+    return Chunk(
+        parsed.text, tokens, logprobs, parsed.calls, finish, parsed.deltas, parsed.reasoning
+    )
 
 
 def _logprob(choice: Choice, backend: Backend) -> TokenLogprob:

@@ -36,11 +36,15 @@ _LEAST = np.float32(-1e30)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A chosen token; ``logprob`` and ``top`` (id, log-probability) only where asked for."""
+    """A chosen token; ``logprob`` and ``top`` (id, log-probability) only where asked for.
+
+    With ``failure`` there is none: this request's constraint gave up, and the others go on.
+    """
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    failure: EngineError | None = None
 
 
 def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
@@ -155,12 +159,21 @@ class TokenSampler:
         if self._penalised:
             self._seen[token] += 1
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether a constraint leaves nothing to say."""
+        return self._constraint is not None and self._constraint.is_finished
+
     def choose(self, logits: Row, position: int) -> Choice:
         """The token for ``position``, with log-probabilities where asked for."""
         adjusted = self._adjusted(logits)
         token = self._draw(adjusted, position)
-        if self._constraint is not None and not self._constraint.allows(token):
-            token = self._draw_allowed(adjusted, position, self._constraint)
+        if self._constraint is not None:
+            try:
+                if not self._constraint.allows(token):
+                    token = self._draw_allowed(adjusted, position, self._constraint)
+            except EngineError as error:
+                return Choice(token, failure=error)
         if self._top_logprobs is None:
             return Choice(token)
         logprobs = log_softmax(logits)

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from overspill.engines.answer_stream import AnswerStream
-from overspill.engines.answer_text import AnswerText
+from overspill.engines.answer_text import AnswerForm, AnswerText
 from overspill.engines.backend import Backend
 from overspill.engines.base import Engine, EngineHealth
 from overspill.engines.chat_format import ChatTemplate
@@ -28,7 +28,6 @@ from overspill.errors import (
     InvalidRequest,
     ModelInvalid,
     OverspillError,
-    UnsupportedOption,
 )
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
@@ -42,6 +41,7 @@ class _Loaded:
     backend: Backend
     template: ChatTemplate
     guard: ControlGuard
+    form: AnswerForm
     constrainer: Constrainer
     card: ModelCard
 
@@ -151,7 +151,7 @@ class ScheduledEngine(Engine):
                 top_logprobs=request.top_logprobs,
                 constraint=_constraint(loaded, request),
             ),
-            text=AnswerText(request),
+            text=AnswerText(request, loaded.form),
             stream=stream,
             submitted_s=submitted_s,
             lookup=self._lookup(loaded.backend, request, prompt),
@@ -214,14 +214,14 @@ class ScheduledEngine(Engine):
                 bos_text=vocabulary.bos_text,
                 eos_text=vocabulary.eos_text,
             )
+            form = await asyncio.to_thread(lambda: AnswerForm.of(template.abilities, backend))
         except Exception:
             await asyncio.to_thread(scheduler.close)
             raise
-        card = dataclasses.replace(
-            backend.card, name=name, tools=template.supports_tools, json_schema=is_available()
-        )
+        tools = form.dialect is not None
+        card = dataclasses.replace(backend.card, name=name, tools=tools, json_schema=is_available())
         guard = ControlGuard(vocabulary.control_texts)
-        return _Loaded(scheduler, backend, template, guard, Constrainer(backend), card)
+        return _Loaded(scheduler, backend, template, guard, form, Constrainer(backend), card)
 
 
 def _prompt_tokens(loaded: _Loaded, request: Request) -> list[int]:
@@ -260,11 +260,10 @@ def _check_options(request: Request, vocabulary_size: int) -> None:
             f"top_logprobs is {request.top_logprobs}; it goes from 0 to {MAX_TOP_LOGPROBS}.",
             param="top_logprobs",
         )
-    _check_constraints(request)
 
 
 def _constraint(loaded: _Loaded, request: Request) -> Constraint | None:
-    demand = request_grammar(request)
+    demand = request_grammar(request, loaded.form)
     if demand is None:
         return None
     grammar, param = demand
@@ -278,13 +277,4 @@ def _check_adapter(request: Request, loaded: _Loaded) -> None:
             f"{loaded.card.name} has no adapter {request.adapter!r:.80}.",
             param="adapter",
             mend=f"Known: {', '.join(known)}." if known else "Start the engine with adapters.",
-        )
-
-
-def _check_constraints(request: Request) -> None:
-    if request.tool_choice == "required" or request.tool_name is not None:
-        raise UnsupportedOption(
-            "This engine cannot force a tool call.",
-            param="tool_choice",
-            mend="Use tool_choice 'auto'.",
         )

@@ -359,6 +359,8 @@ class Scheduler:
     def _leave(self, parts: _Parts, generation: Generation, *, intact: bool = True) -> None:
         """Free the slot and the reservation; what is computed stays there to be reused, unless
         a step broke off and left it unknown."""
+        if generation.failure is not None:
+            self._fail(generation, generation.failure)
         generation.ended = True
         if intact:
             parts.prefixes.keep(generation.slot, generation.prefix_key, generation.held_tokens)
