@@ -22,9 +22,10 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from overspill._version import __version__
-from overspill.errors import InvalidRequest, ModelNotFound
+from overspill.errors import ContextOverflow, InvalidRequest, ModelNotFound
 from overspill.types.card import ModelCard
 from overspill.types.chat import Finish, Privacy, Request
+from overspill.types.embedding import EmbedReply, EmbedRequest
 from overspill.types.reply import ReplyChunk
 from overspill.types.route import Plan
 from overspill_edge.access import caller_of
@@ -42,9 +43,17 @@ from overspill_edge.openai_dialect import (
     parse_chat,
     to_request,
 )
+from overspill_edge.openai_embeddings import embedding_list, in_dialect, parse_embeddings
 from overspill_edge.problems import log_failure, problem_of
 from overspill_edge.tokens import Scope
-from overspill_edge.work import HttpLimits, Pieces, WorkRegistry, answering, read_body
+from overspill_edge.work import (
+    HttpLimits,
+    Pieces,
+    WorkRegistry,
+    answering,
+    read_body,
+    unless_left,
+)
 
 PRIVACY_HEADER = "x-overspill-privacy"
 LARGE_BODY_BYTES = 64 * 1024
@@ -58,6 +67,9 @@ class Answerer(Protocol):
 
     async def plan_request(self, request: Request) -> Plan:
         """Where the request would run; nothing is generated."""
+
+    async def run_embedding(self, request: EmbedRequest) -> EmbedReply:
+        """The vectors, computed on this device."""
 
     async def models(self) -> tuple[ModelCard, ...]:
         """The models that can answer now."""
@@ -79,6 +91,7 @@ def routes(service: Service) -> Router:
     return Router(
         [
             HttpRoute("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            HttpRoute("/v1/embeddings", Embeddings(service), methods=["POST"]),
             HttpRoute("/v1/models", Models(service), methods=["GET"]),
             HttpRoute("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
             HttpRoute("/overspill/v1/plan", PlanOnly(service), methods=["POST"]),
@@ -234,6 +247,24 @@ def _finish_of(piece: ReplyChunk) -> Finish:
     if piece.finish is None:
         raise AssertionError("the last piece has no finish")
     return piece.finish
+
+
+class Embeddings(_Endpoint):
+    """``POST /v1/embeddings``."""
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Embed the texts of one request; a client that leaves ends the work."""
+        caller = caller_of(scope)
+        caller.require(Scope.INFER)
+        asked = parse_embeddings(await read_body(scope, receive, self._service.limits))
+        work = self._service.answerer.run_embedding(asked.to_request(caller.app))
+        try:
+            reply = await unless_left(work, receive, self._service.registry)
+        except (InvalidRequest, ContextOverflow) as error:
+            raise in_dialect(error) from error
+        body = embedding_list(reply, base64_data=asked.encoding_format == "base64")
+        headers = {"X-Overspill-Route": "device", "X-Overspill-Reason": "only_route"}
+        await JSONResponse(body, headers=headers)(scope, receive, send)
 
 
 class Models(_Endpoint):

@@ -246,7 +246,19 @@ class ChatCompletionRequest(_Strict):
 
 
 def parse_chat(body: bytes) -> ChatCompletionRequest:
-    """The body of a request, or ``InvalidRequest`` naming the parameter.
+    """The body of a request, or ``InvalidRequest`` naming the parameter."""
+    document = read_document(body)
+    honoured = {k: v for k, v in document.items() if not _is_passed_over(k, v)}
+    try:
+        chat = ChatCompletionRequest.model_validate(honoured)
+    except ValidationError as error:
+        raise first_error(error, honoured) from None
+    _check_together(chat)
+    return chat
+
+
+def read_document(body: bytes) -> dict[str, Any]:
+    """A body's JSON object, or ``InvalidRequest``.
 
     The parser refuses what is not JSON in UTF-8 and nesting over 200 levels.
     """
@@ -259,13 +271,7 @@ def parse_chat(body: bytes) -> ChatCompletionRequest:
         ) from None
     if not isinstance(document, dict):
         raise InvalidRequest("The body is not a JSON object.", mend="Send one JSON object.")
-    honoured = {k: v for k, v in document.items() if not _is_passed_over(k, v)}
-    try:
-        chat = ChatCompletionRequest.model_validate(honoured)
-    except ValidationError as error:
-        raise _first_error(error, honoured) from None
-    _check_together(chat)
-    return chat
+    return document
 
 
 def _is_passed_over(name: str, value: Any) -> bool:
@@ -282,7 +288,7 @@ def _is_passed_over(name: str, value: Any) -> bool:
     )
 
 
-def _first_error(error: ValidationError, document: dict[str, Any]) -> InvalidRequest:
+def first_error(error: ValidationError, document: dict[str, Any]) -> InvalidRequest:
     """The first thing wrong, without the value: that could be content."""
     found = error.errors(include_url=False, include_input=False)[0]
     path = _path(found["loc"], document)

@@ -7,9 +7,10 @@ generation, whether the answer was to be streamed or whole.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -21,6 +22,7 @@ from overspill.types.reply import ReplyChunk
 from overspill_edge.problems import HttpProblem
 
 _Item = ReplyChunk | Exception
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,16 @@ class WorkRegistry:
         """Cancel every generation; each client is told that the daemon is closing."""
         for scope in self._scopes:
             scope.cancel()
+
+    @contextmanager
+    def counted(self) -> Iterator[anyio.CancelScope]:
+        """Work that is done inside counts as active, and is cancelled by :meth:`stop_all`."""
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield scope
+            finally:
+                self._scopes.discard(scope)
 
     async def produce(
         self, pieces: AsyncGenerator[ReplyChunk], into: MemoryObjectSendStream[_Item]
@@ -166,6 +178,30 @@ async def answering(
         group.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+async def unless_left(
+    work: Coroutine[Any, Any, _T], receive: Receive, registry: WorkRegistry
+) -> _T:
+    """Run work that has one result; cancelled when the client leaves or the daemon closes."""
+    found: list[_T] = []
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+        try:
+            with registry.counted() as scope:
+                found.append(await work)
+        except Exception as error:
+            # Kept for after the group, which would wrap it.
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if found:
+        return found[0]
+    if scope.cancel_called:
+        raise BusyError("The daemon is shutting down.", mend="Ask again in a moment.")
+    raise Cancelled("The client left before its answer was complete.")
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from overspill.sync import Overspill
     from overspill.types.card import ModelCard
     from overspill.types.chat import Message, Privacy, Request, Sampling, Tool, ToolCall
+    from overspill.types.embedding import Embedding, EmbedReply
     from overspill.types.reply import Availability, ReceiptRecord, Reply, ReplyChunk
     from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken
 
 _HOMES = {
     "AsyncOverspill": "client",
     "Availability": "types.reply",
+    "EmbedReply": "types.embedding",
+    "Embedding": "types.embedding",
     "Message": "types.chat",
     "ModelCard": "types.card",
     "Overspill": "sync",
@@ -55,6 +58,8 @@ _HOMES = {
 __all__ = [
     "AsyncOverspill",
     "Availability",
+    "EmbedReply",
+    "Embedding",
     "Message",
     "ModelCard",
     "Overspill",

@@ -21,6 +21,7 @@ from overspill.types.chat import (
     ToolCall,
     ToolChoice,
 )
+from overspill.types.embedding import EmbedRequest, Pooling
 
 Messages = str | Sequence[Message | Mapping[str, Any]]
 """A prompt, or turns as :class:`Message` or as OpenAI's dictionaries."""
@@ -74,6 +75,21 @@ _OPTIONAL = frozenset(
     {"model", "max_tokens", "seed", "top_logprobs", "deadline_s", "first_token_s"}
 )
 _PASSED_ON = frozenset({"model", "max_tokens", "top_logprobs", "deadline_s", "first_token_s"})
+
+
+def build_embedding(
+    texts: str | Sequence[str],
+    *,
+    app: str,
+    pooling: Pooling,
+    normalize: bool,
+    dimensions: int | None,
+) -> EmbedRequest:
+    """The request for embeddings; raises ``InvalidRequest`` for what is no text."""
+    found = (texts,) if isinstance(texts, str) else tuple(texts)
+    if not all(isinstance(text, str) for text in found):
+        raise InvalidRequest("'texts' holds what is no text.", param="texts")
+    return EmbedRequest(found, app=app, pooling=pooling, normalize=normalize, dimensions=dimensions)
 
 
 def build_request(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 
@@ -33,20 +34,33 @@ class Budget:
         """Currency units left; None without a purse."""
         return self._purse
 
+    def check(self) -> float | None:
+        """Seconds left, None without a deadline. Raises ``BudgetExhausted`` when time or money is
+        used up."""
+        if self._purse is not None and self._purse <= 0:
+            raise BudgetExhausted("The chain's purse is empty.", mend="Give the budget more cost.")
+        left = self.seconds_left
+        if left is not None and left <= 0:
+            raise _too_late()
+        return left
+
+    @asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """Ends what runs inside at the chain's deadline. Raises ``BudgetExhausted``."""
+        try:
+            async with asyncio.timeout(self.check()):
+                yield
+        except TimeoutError:
+            raise _too_late() from None
+
     def shape(self, request: Request) -> Request:
         """The request with the chain's deadline, if that is nearer than its own.
 
         Raises ``BudgetExhausted`` when time or money is used up.
         """
-        if self._purse is not None and self._purse <= 0:
-            raise BudgetExhausted("The chain's purse is empty.", mend="Give the budget more cost.")
-        left = self.seconds_left
+        left = self.check()
         if left is None:
             return request
-        if left <= 0:
-            raise BudgetExhausted(
-                "The chain's deadline has passed.", mend="Give the budget more seconds."
-            )
         own = request.deadline_s
         return replace(request, deadline_s=left if own is None else min(own, left))
 
@@ -60,6 +74,10 @@ class Budget:
                     card, finish.usage.prompt_tokens, finish.usage.completion_tokens
                 )
                 return
+
+
+def _too_late() -> BudgetExhausted:
+    return BudgetExhausted("The chain's deadline has passed.", mend="Give the budget more seconds.")
 
 
 def cost_of(card: ModelCard, prompt_tokens: int, completion_tokens: int) -> float:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Self, Unpack
 
-from overspill.arguments import Messages, Options, build_request
+from overspill.arguments import Messages, Options, build_embedding, build_request
 from overspill.budget import Budget, current_budget, use_budget
 from overspill.cloud_gate import CloudGate, CloudState
 from overspill.config import Settings, load_settings
 from overspill.conversations import Conversations
 from overspill.engines.base import Engine
-from overspill.errors import ConfigurationError, EngineError, OverspillError
+from overspill.engines.embedder import Embedder
+from overspill.errors import ConfigurationError, EngineError, ModelNotFound, OverspillError
 from overspill.gathering import Routes
-from overspill.opening import open_cloud, open_device, open_routing_policy
+from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
 from overspill.profile import DeviceMeter
 from overspill.remote import RemoteEngine
 from overspill.session import Session
 from overspill.state.receipts import ReceiptStore
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
+from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
 from overspill.types.reply import Availability, AvailabilityState, Reply, ReplyChunk
 from overspill.types.route import Plan
 
@@ -30,7 +32,7 @@ from overspill.types.route import Plan
 class AsyncOverspill:
     """A client for one app; use it in an ``async with`` block.
 
-    ``settings`` default to the user's own. ``device`` and ``cloud`` replace the engines that the
+    ``settings`` default to the user's own. ``device``, ``cloud`` and ``embedder`` replace what the
     settings name, and are closed with the client.
     """
 
@@ -41,10 +43,11 @@ class AsyncOverspill:
         settings: Settings | None = None,
         device: Engine | None = None,
         cloud: RemoteEngine | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self.app = app
         self.settings = settings or load_settings()
-        self._device, self._cloud = device, cloud
+        self._device, self._cloud, self._embedder = device, cloud, embedder
         self.device_problem: OverspillError | None = None
         """What kept the device's model from starting, where a cloud must do alone."""
         self._routes: Routes | None = None
@@ -134,6 +137,38 @@ class AsyncOverspill:
                 if chunk.finish is not None and budget:
                     budget.spend(chunk.finish, self._known_cards())
                 yield chunk
+
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        pooling: Pooling = "model",
+        normalize: bool = True,
+        dimensions: int | None = None,
+    ) -> EmbedReply:
+        """A vector for each text, by the embedding model on this device: no text leaves it.
+
+        The model is loaded by the first call. Raises ``ContextOverflow`` for a text that is too
+        long (nothing is cut) and ``UnsupportedOption`` for what the model cannot do.
+        """
+        return await self.run_embedding(
+            build_embedding(
+                texts, app=self.app, pooling=pooling, normalize=normalize, dimensions=dimensions
+            )
+        )
+
+    async def run_embedding(self, request: EmbedRequest) -> EmbedReply:
+        """As :meth:`embed`, for a request that is already built (a daemon's, say)."""
+        if self._routes is None:
+            raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
+        if self._embedder is None:
+            self._embedder = open_embedder(self.settings)
+        name = self._embedder.card.name
+        if request.model not in (None, name):
+            raise ModelNotFound.among(str(request.model), (name,))
+        budget = current_budget() or Budget()
+        async with budget.deadline():
+            return await self._embedder.embed(request)
 
     async def plan(self, messages: Messages, **options: Unpack[Options]) -> Plan:
         """Where a request would run, why, what would leave and cost; nothing is generated."""
@@ -231,6 +266,6 @@ class AsyncOverspill:
             return None
 
     async def _close_engines(self) -> None:
-        for engine in (self._device, self._cloud):
+        for engine in (self._device, self._cloud, self._embedder):
             if engine is not None:
                 await engine.aclose()

@@ -6,6 +6,7 @@ a stricter privacy floor; it can never name a trust policy or lower what must be
 ``config.toml`` in the configuration folder::
 
     model = "brook"                 # device model: a name, a .gguf file or an MLX folder
+    embedding_model = "bge.gguf"    # optional; without it `model` embeds, where it can
     privacy = "attested"            # floor: device, attested or any
     routing_policy = "routing.toml" # optional; relative to this file
 
@@ -55,14 +56,16 @@ class CloudSettings:
 class Settings:
     """All that a client needs to know.
 
-    ``isolate`` runs the device's engine in a worker process. ``device_key`` says where this
-    device's key is kept: ``keychain``, ``file`` (0600, in the state folder), or ``auto``: the
-    keychain where there is one. With ``shrink_context`` a model whose context does not fit the
-    memory gets a smaller one, and its card says so; without it, it is refused.
+    ``embedding_model`` None means ``model``. ``isolate`` runs the device's engine in a worker
+    process. ``device_key`` says where this device's key is kept: ``keychain``, ``file`` (0600, in
+    the state folder), or ``auto``: the keychain where there is one. With ``shrink_context`` a model
+    whose context does not fit the memory gets a smaller one, and its card says so; without it, it
+    is refused.
     """
 
     places: Places
     model: str = "brook"
+    embedding_model: str | None = None
     privacy: Privacy = Privacy.ATTESTED
     cloud: CloudSettings | None = None
     routing_policy: Path | None = None
@@ -137,6 +140,7 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 _KEYS: dict[str, type] = {
     "model": str,
+    "embedding_model": str,
     "privacy": str,
     "routing_policy": str,
     "isolate": bool,

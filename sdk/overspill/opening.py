@@ -7,6 +7,7 @@ from pathlib import Path
 
 from overspill.config import Settings
 from overspill.engines.base import Engine
+from overspill.engines.embedder import Embedder
 from overspill.errors import ConfigurationError
 from overspill.identity.base import DeviceKey
 from overspill.remote import RemoteEngine
@@ -34,6 +35,24 @@ def open_device(settings: Settings) -> Engine:
     from overspill.worker import WorkerEngine
 
     return WorkerEngine(settings.model, options=options)
+
+
+def open_embedder(settings: Settings) -> Embedder:
+    """What embeds on this device, not yet started; as :func:`open_device`.
+
+    Raises ``UnsupportedOption`` for a model whose runtime gives no embeddings.
+    """
+    from overspill.engines import embedders
+    from overspill.engines.options import EngineOptions
+
+    spec = settings.embedding_model or settings.model
+    options = EngineOptions(shrink_context=settings.shrink_context)
+    opened = embedders.open_embedder(spec, options=options)
+    if not settings.isolate:
+        return opened
+    from overspill.worker import WorkerEmbedder
+
+    return WorkerEmbedder(spec, options=options)
 
 
 def open_cloud(settings: Settings) -> RemoteEngine:

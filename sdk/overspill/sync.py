@@ -5,7 +5,7 @@ The async core runs on an event loop in a thread of its own; every method here o
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
@@ -16,6 +16,7 @@ from overspill.client import AsyncOverspill
 from overspill.cloud_gate import CloudState
 from overspill.types.card import ModelCard
 from overspill.types.chat import Request
+from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
 from overspill.types.reply import Availability, Reply, ReplyChunk
 from overspill.types.route import Plan
 
@@ -102,6 +103,25 @@ class Overspill:
                     return
         finally:
             portal.call(chunks.aclose)
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        pooling: Pooling = "model",
+        normalize: bool = True,
+        dimensions: int | None = None,
+    ) -> EmbedReply:
+        """A vector for each text; see :meth:`AsyncOverspill.embed`."""
+        return self._open.call(
+            lambda: self._core.embed(
+                texts, pooling=pooling, normalize=normalize, dimensions=dimensions
+            )
+        )
+
+    def run_embedding(self, request: EmbedRequest) -> EmbedReply:
+        """As :meth:`embed`, for a request that is already built."""
+        return self._open.call(self._core.run_embedding, request)
 
     def plan(self, messages: Messages, **options: Unpack[Options]) -> Plan:
         """Where it would run, and why; see :meth:`AsyncOverspill.plan`."""
