@@ -1,4 +1,4 @@
-# make demo | test | check | format | bench | soak        ARGS="..." goes to the command behind
+# make demo | test | check | format | bench | peers | soak     ARGS="..." goes to the command behind
 #
 # Needs Python 3.11 or newer and a C/C++ compiler, nothing else: each target makes the environment
 # it needs in .venv and installs into it again only when pyproject.toml has changed.
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell sh scripts/find_python.sh)
 ARGS ?=
 
-.PHONY: demo test check format bench soak clean
+.PHONY: demo test check format bench peers soak clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -31,6 +31,9 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	@mkdir -p build/bench
 	@$(BIN)/overspill bench --out build/bench $(ARGS)
+
+peers: $(VENV)/.test
+	@$(BIN)/python scripts/build_peers.py $(ARGS)
 
 soak: $(VENV)/.test
 	@mkdir -p build

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overspill.bench import latency, ours, throughput
+from overspill.bench import adapters, cancels, footprint, latency, lookup, ours, throughput
 from overspill.bench.suite import Entry
 
 ENTRIES: tuple[Entry, ...] = (
@@ -58,7 +58,13 @@ ENTRIES: tuple[Entry, ...] = (
     latency.shared_prefix("prefix.q05", "q05", asked=1.0),
     latency.long_prompt_joins("join8k.q05", "q05", asked=3.0),
     latency.behind_long_prompt("behind8k.q05", "q05", asked=0.2),
+    cancels.cancels("cancel", "tiny"),
+    lookup.lookup("lookup.q05", "q05", copying=1.4, not_copying=0.97),
+    lookup.river_acceptance("lookup.river"),
+    adapters.mixed_adapters("lora4.q05", "q05", asked=0.6, asked_wait=4),
     throughput.contended("contended.q05", "q05", asked=1.7),
+    footprint.fit_estimate("fit.q05", "q05", asked=0.10),
+    footprint.fit_estimate("fit.tiny", "tiny", asked=0.10),
     throughput.worker_throughput("worker.q05", "q05", asked=0.03),
     throughput.worker_ttft("worker.tiny", "tiny", asked_ms=0.3),
 )

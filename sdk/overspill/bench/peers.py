@@ -15,8 +15,8 @@ from typing import Any
 from overspill.config import child_environment
 from overspill.errors import ConfigurationError, EngineError
 
-PEERS_FOLDER = "peers"
-"""In the user's cache folder: what ``scripts/build_peers.py`` makes."""
+PEERS_FOLDER, SOURCE_FOLDER, BUILD_FOLDER = "peers", "src", "build"
+"""In the user's cache folder, and in that: what ``scripts/build_peers.py`` makes."""
 _LIBRARY_SERVER_NEEDS = ("fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic")
 _EXAMPLE_SERVER_NEEDS = ("fastapi", "uvicorn", "openai", "jinja2", "numpy", "pydantic")
 
@@ -40,8 +40,8 @@ def find_peers(given: PeerPaths, cache: Path) -> PeerPaths:
         path = getattr(given, item.name)
         if path is not None and not path.is_file():
             raise ConfigurationError(f"There is no {_program(item.name)} at {path}.")
-    built = cache / PEERS_FOLDER / "bin"
-    example = cache / PEERS_FOLDER / "src" / "examples" / "server" / "server.py"
+    built = cache / PEERS_FOLDER / BUILD_FOLDER / "bin"
+    example = cache / PEERS_FOLDER / SOURCE_FOLDER / "examples" / "server" / "server.py"
 
     def program(name: str) -> Path | None:
         chosen: Path | None = getattr(given, name)

@@ -61,14 +61,14 @@ class Bench:
     """What an entry works with.
 
     ``models`` is the folder of made models; ``stand_ins`` maps a shape to another that is used in
-    its place (tests put the smallest). ``river`` is the family's larger model, where it is.
+    its place (tests put the smallest). ``family`` is the folder of brook and river, where it is.
     """
 
     effort: Effort
     peers: PeerPaths
     models: Path
     stand_ins: Mapping[str, str] = field(default_factory=dict)
-    river: Path | None = None
+    family: Path | None = None
 
     async def model(self, name: str) -> Path:
         """The file of a shape, made now if it isn't there."""

@@ -13,7 +13,7 @@ import typer
 
 from overspill.config import load_settings
 
-RIVER = Path("examples/family/models/river-q8_0.gguf")
+FAMILY = Path("examples/family")
 
 app = typer.Typer(
     help="Measure against peers, in one run, alternating; --json keeps every sample.",
@@ -57,9 +57,9 @@ def engine(
     example_server: Annotated[
         Path | None, typer.Option(help="examples/server/server.py of llama-cpp-python's sdist.")
     ] = None,
-    river: Annotated[
-        Path, typer.Option(help="The family's larger model, for its acceptance of drafts.")
-    ] = RIVER,
+    family: Annotated[
+        Path, typer.Option(help="Folder of brook and river, for river's acceptance of drafts.")
+    ] = FAMILY,
 ) -> int:
     """Engine and scheduler against llama.cpp's own programs and two Python servers.
 
@@ -76,7 +76,7 @@ def engine(
         effort=QUICK if quick else FULL,
         peers=find_peers(given, cache),
         models=cache / "bench",
-        river=river if river.is_file() else None,
+        family=family,
     )
     entries = chosen_entries(ENTRIES, [name for name in only.split(",") if name])
     report = asyncio.run(run_suite("engine", entries, ENTRIES, bench, _say))

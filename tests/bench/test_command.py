@@ -1,0 +1,60 @@
+"""`overspill bench engine` as a user runs it."""
+
+import json
+
+import pytest
+
+from overspill.bench import suite
+from overspill.bench.suite import Effort
+from overspill.cli.main import main
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERSPILL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(suite, "QUICK", Effort(rounds=1, warmups=0, settle_s=0, answer_tokens=4))
+    return tmp_path / "home"
+
+
+def test_a_report_lands_in_the_file_and_in_the_folder_with_a_plot(home, tmp_path, capsys):
+    pytest.importorskip("gguf", reason="gguf is not installed (extra 'bench')")
+    file, out = tmp_path / "deep" / "report.json", tmp_path / "build"
+    code = main(
+        ["bench", "--out", str(out), "engine", "--quick", "--only", "fit.tiny", "--json", str(file)]
+    )
+    assert code == 0
+    report = json.loads(file.read_text("utf-8"))
+    assert json.loads((out / "engine.json").read_text("utf-8")) == report
+    assert (out / "engine.png").exists()
+    figures = {figure["name"]: figure for figure in report["figures"]}
+    assert figures["engine.fit.tiny.error"]["value"] is not None
+    assert figures["engine.stream1.q05.vs_llama_bench"]["reason"] == "not chosen for this run"
+    shown = capsys.readouterr()
+    assert "engine.fit.tiny.error" in shown.out
+    assert "not to be quoted" in shown.out
+    assert "[1/1] fit.tiny" in shown.err
+    assert list((home / "cache" / "bench").glob("tiny-*.gguf"))
+
+
+def test_the_report_on_stdout_is_one_json_document(home, tmp_path, capsys):
+    arguments = ["bench", "engine", "--quick", "--only", "lookup.river", "--json", "-"]
+    assert main([*arguments, "--family", str(tmp_path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert all(
+        set(figure) >= {"name", "value", "unit", "asked", "ok"} for figure in report["figures"]
+    )
+    assert all(figure["reason"] for figure in report["figures"] if figure["value"] is None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "nonsense"], "no benchmark 'nonsense'"),
+        (["--llama-server", "/nowhere/llama-server"], "/nowhere/llama-server"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_a_usage_error(home, capsys, arguments, said):
+    assert main(["bench", "engine", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
