@@ -20,6 +20,7 @@ from overspill.engines.answer_stream import Outbox
 from overspill.engines.backend import Backend, BatchRow, Interrupted
 from overspill.engines.drafts import DraftModel
 from overspill.engines.generation import Generation
+from overspill.engines.machine_load import LoadMeter, ThreadControl
 from overspill.engines.options import SchedulerOptions
 from overspill.engines.prefix_cache import PrefixCache, find_leader
 from overspill.engines.speculation import Speculator
@@ -42,6 +43,8 @@ class SchedulerStatus:
     prefix_cache_bytes: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    threads: int = 0
+    """CPU threads now; 0 where they are not chosen by load."""
 
 
 class Scheduler:
@@ -73,6 +76,7 @@ class Scheduler:
         self._backend: Backend | None = None
         self._prefixes: PrefixCache | None = None
         self._speculator: Speculator | None = None
+        self._threads: ThreadControl | None = None
         self._closing = False
         self._died: EngineDied | None = None
         self._moved_s = clock()
@@ -136,6 +140,7 @@ class Scheduler:
                 prefix_cache_bytes=0 if self._prefixes is None else self._prefixes.host_bytes,
                 drafted_tokens=0 if self._speculator is None else self._speculator.drafted,
                 accepted_tokens=0 if self._speculator is None else self._speculator.accepted,
+                threads=0 if self._threads is None else self._threads.threads,
             )
 
     def is_stuck(self) -> bool:
@@ -222,10 +227,13 @@ class Scheduler:
         self._kv = KvReservations(backend.kv_tokens, backend.max_sequences)
         self._prefixes = PrefixCache(backend, max_bytes=self._options.prefix_cache_bytes)
         self._speculator, self._backend = speculator, backend
+        if backend.abilities.most_threads > 1:
+            self._threads = ThreadControl(backend, LoadMeter(clock=self._clock))
         runner = StepRunner(
             backend,
             self._costs,
             speculator,
+            self._threads,
             adapters=adapters,
             deliver=self._outbox.put,
             clock=self._clock,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from overspill.engines.answer_stream import AnswerStream
 from overspill.engines.backend import Backend, BatchRow
 from overspill.engines.generation import Generation
+from overspill.engines.machine_load import ThreadControl
 from overspill.engines.sampling import choose_tokens
 from overspill.engines.speculation import Speculator, check_draft
 from overspill.engines.step_costs import StepCosts
@@ -31,6 +32,7 @@ class StepRunner:
         backend: Backend,
         costs: StepCosts,
         speculator: Speculator | None = None,
+        threads: ThreadControl | None = None,
         *,
         adapters: bool,
         deliver: Callable[[AnswerStream, Chunk], None],
@@ -39,6 +41,7 @@ class StepRunner:
         self._backend = backend
         self._costs = costs
         self._speculator = speculator
+        self._threads = threads
         self._adapters = adapters
         self._deliver = deliver
         self._clock = clock
@@ -54,7 +57,11 @@ class StepRunner:
             self._take_drafts(self._speculator, batch, logits)
         else:
             self._take(batch, logits)
-        self._costs.note(rows, prompt_tokens, self._clock() - started_s)
+        took_s = self._clock() - started_s
+        self._costs.note(rows, prompt_tokens, took_s)
+        if self._threads is not None and self._threads.after_step(rows, prompt_tokens, took_s):
+            # All steps take another time from now on.
+            self._costs.forget()
 
     def _take(self, batch: Batch, logits: Logits) -> None:
         """One token for each whose prompt is computed."""

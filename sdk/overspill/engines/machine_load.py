@@ -1,0 +1,107 @@
+"""What else keeps this machine's cores busy, between two moments a fraction of a second apart."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from overspill.engines.backend import Backend
+from overspill.engines.thread_choice import ThreadChoice, ThreadTrials
+
+SAMPLE_S = 0.25
+STALE_S = 2.0
+"""A longer time says nothing about now."""
+_STAT = Path("/proc/stat")
+_IDLE_FIELDS = (3, 4)
+_COUNTED_FIELDS = 8
+"""user nice system idle iowait irq softirq steal; guest time is in user time already."""
+
+
+def busy_ticks(stat: str, cpus: Collection[int]) -> int:
+    """Ticks that these CPUs were not idle since the start, from the text of ``/proc/stat``."""
+    busy = 0
+    for line in stat.splitlines():
+        name, *fields = line.split()
+        if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cpus:
+            busy += sum(
+                int(field)
+                for n, field in enumerate(fields[:_COUNTED_FIELDS])
+                if n not in _IDLE_FIELDS
+            )
+    return busy
+
+
+def read_busy_s() -> float | None:
+    """CPU seconds that the CPUs of this process were busy; None where nothing says so.
+
+    Takes some 30 microseconds on Linux; other systems have no such file.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    try:
+        stat = _STAT.read_text()
+    except OSError:
+        return None
+    return busy_ticks(stat, os.sched_getaffinity(0)) / os.sysconf("SC_CLK_TCK")
+
+
+class LoadMeter:
+    """Cores that others keep busy: what all took, less what this process took."""
+
+    def __init__(
+        self,
+        read_all_s: Callable[[], float | None] = read_busy_s,
+        read_own_s: Callable[[], float] = time.process_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read_all_s = read_all_s
+        self._read_own_s = read_own_s
+        self._clock = clock
+        self._last = (clock(), read_all_s(), read_own_s())
+
+    @property
+    def works(self) -> bool:
+        """Whether this system says what it does."""
+        return self._last[1] is not None
+
+    def sample(self) -> float | None:
+        """Cores busy with other work since the last sample; None when it is too early for one,
+        or too late."""
+        then_s, all_then_s, own_then_s = self._last
+        now_s = self._clock()
+        if now_s - then_s < SAMPLE_S:
+            return None
+        self._last = (now_s, self._read_all_s(), self._read_own_s())
+        _, all_s, own_s = self._last
+        if all_s is None or all_then_s is None or now_s - then_s > STALE_S:
+            return None
+        return max(0.0, (all_s - all_then_s) - (own_s - own_then_s)) / (now_s - then_s)
+
+
+class ThreadControl:
+    """Changes a backend's threads between steps: by load where it is known, else by trial."""
+
+    def __init__(self, backend: Backend, meter: LoadMeter) -> None:
+        most = backend.abilities.most_threads
+        self._backend = backend
+        self._meter = meter
+        self._by_load = ThreadChoice(most) if meter.works else None
+        self._by_trial = None if meter.works else ThreadTrials(most)
+        self.threads = most
+
+    def after_step(self, rows: int, prompt_tokens: int, took_s: float) -> bool:
+        """Whether the number of threads changed."""
+        threads = self.threads
+        if self._by_load is not None:
+            if (busy := self._meter.sample()) is None:
+                return False
+            threads = self._by_load.note_load(busy)
+        elif self._by_trial is not None and prompt_tokens == 0:
+            threads = self._by_trial.note_step(rows, took_s)
+        if threads == self.threads:
+            return False
+        self._backend.set_threads(threads)
+        self.threads = threads
+        return True
