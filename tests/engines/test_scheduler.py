@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from dataclasses import dataclass, replace
 
@@ -144,6 +145,35 @@ async def test_waiting_prompts_share_the_room_round_robin(engine, backend):
 
 
 @pytest.mark.anyio
+async def test_beside_decoders_a_long_prompt_goes_in_chunks_that_keep_steps_short():
+    """Steps take 1 ms and 0.1 ms a token, as seen by the engine's clock."""
+    clock, backend = Clock(), EchoBackend(EchoOptions(batch_tokens=512))
+    run, took = backend.run, []
+
+    def timed(rows):
+        seconds = 0.001 + 0.0001 * sum(len(row.tokens) for row in rows)
+        clock.now_s += seconds
+        took.append((seconds, sum(len(row.tokens) == 1 for row in rows), len(rows)))
+        return run(rows)
+
+    backend.run = timed
+    options = EngineOptions(scheduler=SchedulerOptions(speculation="off"))
+    engine = ScheduledEngine(
+        lambda: backend, name="echo", runtime="echo", options=options, clock=clock
+    )
+    async with engine:
+        await _collect(engine, _ask(1000, max_tokens=50))
+        decoders = [asyncio.create_task(_collect(engine, _ask(400, max_tokens=400))) for _ in "xx"]
+        await _until(lambda: took[-1][1:] == (2, 2))
+        idle_s = took[-1][0]
+        long = asyncio.create_task(_collect(engine, _ask(4000, max_tokens=2)))
+        await asyncio.gather(*decoders, long)
+    beside = [seconds for seconds, decoding, rows in took if (decoding, rows) == (2, 3)]
+    assert beside
+    assert max(beside) <= 3 * idle_s
+
+
+@pytest.mark.anyio
 async def test_streams_join_and_leave_between_steps(engine, backend):
     backend.allow()
     sizes = [3, 9, 27]
@@ -231,16 +261,33 @@ def test_lanes_keep_their_order_and_age(waiting, now_s):
     queue = AdmissionQueue(ageing_s=30.0)
     for item in sorted(waiting, key=lambda item: item.submitted_s):
         queue.push(item)
-    left = []
+    left, overtaken = [], False
     while (head := queue.head(now_s)) is not None:
         batch = [i for i in queue.items() if i.lane == "batch"]
         interactive = [i for i in queue.items() if i.lane == "interactive"]
-        aged = bool(batch) and now_s - batch[0].submitted_s >= 30.0
+        aged = bool(batch) and now_s - batch[0].submitted_s >= 30.0 and not overtaken
         assert head is (batch[0] if aged or not interactive else interactive[0])
-        assert queue.remove(head)
+        overtaken |= aged and bool(interactive)
+        queue.admit(head, now_s)
         left.append(head)
     assert len(left) == len(waiting)
     assert not queue.remove(Item("batch", 0.0))
+
+
+def test_neither_lane_starves_when_both_are_always_full():
+    queue = AdmissionQueue(ageing_s=10.0)
+    for n in range(400):
+        queue.push(Item("batch", 0.0))
+        queue.push(Item("interactive", float(n)))
+    admitted = []
+    for now_s in range(200):
+        head = queue.head(float(now_s))
+        queue.admit(head, float(now_s))
+        admitted.append(head.lane)
+    assert admitted.count("batch") == 19
+    batch = [at for at, lane in enumerate(admitted) if lane == "batch"]
+    assert batch[0] == 10
+    assert {later - earlier for earlier, later in itertools.pairwise(batch)} == {10}
 
 
 @given(st.lists(st.integers(1, 60), max_size=20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -73,11 +74,13 @@ def least_prefill_tokens(own: int, others: Iterable[int], chunk: int) -> int:
 class AdmissionQueue(Generic[T]):
     """First come, first served within a lane; nobody overtakes the head for being smaller.
 
-    The batch lane goes first once its head has waited ``ageing_s``, so it never starves.
+    The batch lane goes first once its head has waited ``ageing_s`` and nobody overtook by ageing
+    for as long: it never starves, and a lane full of aged requests starves nobody either.
     """
 
     def __init__(self, *, ageing_s: float) -> None:
         self._ageing_s = ageing_s
+        self._overtaken_s = -math.inf
         self._lanes: dict[Lane, deque[T]] = {"interactive": deque(), "batch": deque()}
 
     def __len__(self) -> int:
@@ -100,6 +103,12 @@ class AdmissionQueue(Generic[T]):
         lane = self._next_lane(now_s)
         return None if lane is None else self._lanes[lane][0]
 
+    def admit(self, item: T, now_s: float) -> None:
+        """Take out the head, which starts now."""
+        if item.lane == "batch" and self._lanes["interactive"]:
+            self._overtaken_s = now_s
+        self._lanes[item.lane].popleft()
+
     def items(self) -> list[T]:
         """All that wait, interactive lane first."""
         return [*self._lanes["interactive"], *self._lanes["batch"]]
@@ -115,6 +124,8 @@ class AdmissionQueue(Generic[T]):
 
     def _next_lane(self, now_s: float) -> Lane | None:
         batch, interactive = self._lanes["batch"], self._lanes["interactive"]
-        if batch and (not interactive or now_s - batch[0].submitted_s >= self._ageing_s):
-            return "batch"
+        if batch:
+            since_s = max(batch[0].submitted_s, self._overtaken_s)
+            if not interactive or now_s - since_s >= self._ageing_s:
+                return "batch"
         return "interactive" if interactive else None

@@ -303,7 +303,7 @@ class Scheduler:
             head = self._queue.head(now_s)
             if head is None or not self._kv.fits(head.kv_tokens) or not self._adapter_fits(head):
                 return None
-            self._queue.remove(head)
+            self._queue.admit(head, now_s)
             head.slot = self._kv.take(head.kv_tokens)
             head.admitted_s = now_s
             self._running.append(head)
