@@ -36,8 +36,8 @@ async def alternate(
 ) -> list[Samples]:
     """Measure each side once a round, the order turned each time: A B, B A, A B ...
 
-    ``settle_s`` passes before each sample, so that one side's spinning threads have come to rest
-    before the other is measured.
+    ``settle_s`` passes before each sample: one side's spinning threads come to rest, and who
+    chooses threads by the machine's load (this engine does) doesn't take the other side for it.
     """
     taken: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in range(-warmups, rounds):

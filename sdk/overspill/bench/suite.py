@@ -6,7 +6,9 @@ import asyncio
 import datetime
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from overspill.bench.peers import PeerPaths, need
 from overspill.bench.rounds import Samples, Side, alternate
 from overspill.bench.stats import spread
 from overspill.errors import OverspillError, UsageError
+
+PACKAGES = ("llama-cpp-python", "numpy", "grpcio", "protobuf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Effort:
     rounds: int = 5
     short_rounds: int = 15
     warmups: int = 1
-    settle_s: float = 0.3
+    settle_s: float = 2.5
     streams: int = 16
     prompt_tokens: int = 64
     answer_tokens: int = 128
@@ -47,7 +51,7 @@ FULL = Effort()
 QUICK = Effort(
     rounds=2,
     short_rounds=3,
-    streams=16,
+    settle_s=0.3,
     answer_tokens=32,
     long_prompt_tokens=2000,
     window_s=1.0,
@@ -195,11 +199,21 @@ async def run_suite(
             "load_after": machine.load_average(),
             "others_cpu_share": others,
         },
+        "packages": _versions(),
         "warnings": [warning for warning in warnings if warning],
         "figures": [f.as_dict() for result in results for f in result.figures]
         + [figure.as_dict() for figure in missing],
         "runs": [_run(result) for result in results],
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _run(result: Result) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -143,7 +142,8 @@ def contended(name: str, shape: str, *, asked: float) -> Entry:
                 _decode_side("in process", bench, here),
                 _bench_side(bench, model),
             )
-            samples = await bench.alternate(*(_beside_a_busy_process(side) for side in sides))
+            async with _busy_process():
+                samples = await bench.alternate(*sides)
         worker_rates, here_rates, theirs = (s.values for s in samples)
         return Outcome(
             {
@@ -156,16 +156,9 @@ def contended(name: str, shape: str, *, asked: float) -> Entry:
     return Entry(name, (ratio, inside), run)
 
 
-def _beside_a_busy_process(side: Side) -> Side:
-    async def measure(number: int) -> float:
-        async with _busy_process():
-            return await side.measure(number)
-
-    return replace(side, measure=measure)
-
-
 @asynccontextmanager
 async def _busy_process() -> AsyncGenerator[None]:
+    """Somebody else's work: one core's worth, for all rounds of all sides."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-c", "while True: pass", stdin=asyncio.subprocess.DEVNULL
     )
