@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, Unpack, cast, get_args
 
+from overspill.content import read_content
 from overspill.errors import InvalidRequest, UnsupportedOption
 from overspill.types.chat import (
     Message,
@@ -203,7 +204,7 @@ def _messages(messages: Messages) -> tuple[Message, ...]:
 
 
 def message_from_dict(raw: Mapping[str, Any]) -> Message:
-    """One turn from OpenAI's dictionary; text parts are joined, other parts are refused."""
+    """One turn from OpenAI's dictionary; text parts are joined, images are kept."""
     if not isinstance(raw, Mapping):
         raise InvalidRequest(
             f"A message is of the type {type(raw).__name__}.",
@@ -219,34 +220,15 @@ def message_from_dict(raw: Mapping[str, Any]) -> Message:
             param="messages",
             mend=f"Use one of: {', '.join(get_args(Role))}.",
         )
+    content, images = read_content(raw.get("content"))
     return Message(
         role=cast(Role, role),
-        content=_content(raw.get("content")),
+        content=content,
+        images=images,
         tool_calls=tuple(_tool_call(c) for c in raw.get("tool_calls") or ()),
         tool_call_id=raw.get("tool_call_id"),
         name=raw.get("name"),
     )
-
-
-def _content(content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Iterable):
-        raise InvalidRequest("A message's content is neither text nor parts.", param="messages")
-    return "".join(_part(part) for part in content)
-
-
-def _part(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise UnsupportedOption(
-            f"A message has a part of the type {kind!r}.",
-            param="messages",
-            mend="Only text parts are supported.",
-        )
-    return str(part["text"])
 
 
 def _tool_call(raw: Mapping[str, Any]) -> ToolCall:

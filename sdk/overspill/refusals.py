@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from overspill.engines.base import no_vision
 from overspill.errors import (
     ConsentRequired,
     ContextOverflow,
@@ -17,6 +18,7 @@ from overspill.types.route import Route, RouteDecision, StageReason
 _MENDS = {
     "context": "shorten the prompt or lower max_tokens",
     "memory": "close other programs or choose a smaller model",
+    "modality": "choose a model that reads what was sent",
     "tools": "choose a model that supports tools",
     "json_schema": "choose a model that supports schemas",
     "offline": "go online",
@@ -53,6 +55,8 @@ def refusal(
             "Only a third party could answer this, and nobody granted it.",
             mend="Grant this one request, or allow another route.",
         )
+    if all("modality" in _codes(causes, route) for route in causes):
+        return no_vision(" and ".join(card.name for card in cards.values()))
     if all("context" in _codes(causes, route) for route in causes):
         return _overflow(causes, cards)
     if _codes(causes, Route.DEVICE) == {"context"}:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from overspill.errors import EngineError, OverspillError
+from overspill.errors import EngineError, OverspillError, UnsupportedOption
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
 
@@ -39,6 +39,15 @@ class EngineHealth:
     queued: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+
+
+def no_vision(model: str) -> UnsupportedOption:
+    """The refusal of a picture by a model that cannot see it."""
+    return UnsupportedOption(
+        f"{model} cannot read images: it has no vision part (a projector, mmproj).",
+        param="messages",
+        mend="Send text only, or use a model that reads images.",
+    )
 
 
 class Engine(ABC):
@@ -76,6 +85,8 @@ class Engine(ABC):
 
         Raises :class:`~overspill.errors.OverspillError` only.
         """
+        if request.has_images and "image" not in self.card.modalities:
+            raise no_vision(self.card.name)
         finished = False
         try:
             async with aclosing(self._generate(request)) as chunks:

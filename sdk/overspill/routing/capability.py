@@ -101,9 +101,11 @@ def _schema(candidate: _Candidate) -> StageReason | None:
 
 
 def _modality(candidate: _Candidate) -> StageReason | None:
-    if "text" in candidate.card.modalities:
+    wanted = {"text", "image"} if candidate.request.has_images else {"text"}
+    lacking = wanted.difference(candidate.card.modalities)
+    if not lacking:
         return None
-    return _away(candidate, "modality", detail=candidate.card.name)
+    return _away(candidate, "modality", detail=f"{candidate.card.name}: {', '.join(sorted(lacking))}")
 
 
 _CHECKS: tuple[Callable[[_Candidate], StageReason | None], ...] = (

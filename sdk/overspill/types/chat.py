@@ -99,6 +99,18 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """A picture in a message, encoded as ``media_type`` says (``image/png`` and the like).
+
+    ``at`` is the character of the message's ``content`` before which it stands.
+    """
+
+    data: bytes
+    media_type: str
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn. ``tool_call_id`` names the call that a ``tool`` turn answers."""
 
@@ -107,6 +119,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +196,11 @@ class Request:
     cache_scope: str | None = None
     grammar: Grammar | None = None
     parallel_tool_calls: bool = True
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a message shows a picture."""
+        return any(message.images for message in self.messages)
 
     @property
     def offers_tools(self) -> bool:

@@ -18,6 +18,7 @@ from overspill.types.chat import (
     Finish,
     FinishReason,
     Grammar,
+    Image,
     Lane,
     Message,
     Privacy,
@@ -138,6 +139,10 @@ def _message_to_proto(message: Message) -> chat_pb2.Message:
         tool_calls=[_tool_call_to_proto(c) for c in message.tool_calls],
         tool_call_id=message.tool_call_id,
         name=message.name,
+        images=[
+            chat_pb2.Image(data=image.data, media_type=image.media_type, at=image.at)
+            for image in message.images
+        ],
     )
 
 
@@ -148,6 +153,7 @@ def _message_from_proto(message: chat_pb2.Message) -> Message:
         tool_calls=_tool_calls(message.tool_calls),
         tool_call_id=message.tool_call_id if message.HasField("tool_call_id") else None,
         name=message.name if message.HasField("name") else None,
+        images=tuple(Image(i.data, i.media_type, i.at) for i in message.images),
     )
 
 
