@@ -21,12 +21,15 @@ class Steps:
 
     def run(self, number: str, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """The check's value; text, or its ``detail``, is the step's. A refusal is noted, then
-        raised."""
+        raised as one of this step: a parser that several steps share does not know its own."""
         try:
             value = check(*args, **kwargs)
         except EvidenceRejected as error:
-            self._add(number, False, error.message)
-            raise
+            refusal = _located(error, number)
+            self._add(number, False, refusal.message)
+            if refusal is error:
+                raise
+            raise refusal from error
         self._add(number, True, value if isinstance(value, str) else getattr(value, "detail", ""))
         return value
 
@@ -36,8 +39,8 @@ class Steps:
 
     def note(self, rejection: EvidenceRejected) -> None:
         """Notes a refusal that was raised outside of :meth:`run`, under its own step."""
-        ran = {step.n for step in self.done}
-        if rejection.step in self._names and rejection.step not in ran:
+        is_noted = any(step.ok is False for step in self.done)
+        if rejection.step in self._names and not is_noted:
             self._add(rejection.step, False, rejection.message)
 
     def with_rest(self) -> tuple[VerificationStep, ...]:
@@ -50,3 +53,11 @@ class Steps:
 
     def _add(self, number: str, ok: bool | None, detail: str) -> None:
         self.done.append(VerificationStep(number, self._names[number], ok, detail))
+
+
+def _located(error: EvidenceRejected, number: str) -> EvidenceRejected:
+    if error.step == number or error.step.startswith(f"{number}."):
+        return error
+    return EvidenceRejected(
+        error.reason, number, expected=error.expected, actual=error.actual, mend=error.mend
+    )

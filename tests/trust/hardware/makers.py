@@ -70,7 +70,11 @@ def point(private: ec.EllipticCurvePrivateKey) -> bytes:
 def tlv(tag: int, *parts: bytes) -> bytes:
     """A DER element."""
     body = b"".join(parts)
-    size = bytes((len(body),)) if len(body) < 128 else b"\x82" + struct.pack(">H", len(body))
+    if len(body) < 128:
+        size = bytes((len(body),))
+    else:
+        digits = len(body).to_bytes(1 if len(body) < 256 else 2, "big")
+        size = bytes((0x80 + len(digits),)) + digits
     return bytes((tag,)) + size + body
 
 
