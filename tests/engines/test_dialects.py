@@ -64,6 +64,12 @@ READ = [
     (HERMES, '<tool_call>{"arguments":{"a":1},"name":"add"}</tool_call>', "", WANTED),
     (HERMES, '<tool_call>{"name":"add","arguments":"{\\"a\\": 1}"}</tool_call>', "", WANTED),
     (HERMES, '<tool_call>{"name": "add"}</tool_call>', "", [("add", {})]),
+    (
+        HERMES,
+        '<tool_call> { "name" : "add" ,\n"arguments" : { "a" : 1 } \n} </tool_call>',
+        "",
+        WANTED,
+    ),
     (HERMES, f"<tool_call>\n[{CALL}, {NOTE_CALL}]\n</tool_call>", "", TWO),
     (LISTED, f"a<TOOLCALL>[{CALL},\n{NOTE_CALL}]</TOOLCALL>", "a", TWO),
     (LLAMA, '{"name": "add", "parameters": {"a": 1}}', "", WANTED),

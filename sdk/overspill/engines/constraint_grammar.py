@@ -149,6 +149,12 @@ class _Rules:
     def _arguments(self, tool: Tool) -> str:
         if self._forced or tool.strict:
             schema = {"type": "object", **tool.parameters}
+            if schema["type"] != "object":
+                raise InvalidRequest(
+                    f"The parameters of the tool '{tool.name}' are no object.",
+                    param="tools",
+                    mend="Give a schema with the type 'object'.",
+                )
             return schema_text(schema, f"tools/{tool.name}/parameters", param="tools")
         return schema_text({"type": "object"}, "tools", param="tools")
 

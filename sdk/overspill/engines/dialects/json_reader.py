@@ -68,10 +68,14 @@ class ObjectReader:
         if not self._take(char):
             return False
         self._raw.append(char)
-        if in_value and self.key is not None:
+        if in_value and self.key is not None and not self._is_behind_value(char):
             self._value.append(char)
             self.grown = char
         return True
+
+    def _is_behind_value(self, char: str) -> bool:
+        complete = self._expect is _Expect.COMMA_OR_END and len(self._open) == 1
+        return complete and self._string is None and char in _SPACE
 
     def _take(self, char: str) -> bool:
         if self._string is not None:
@@ -165,5 +169,5 @@ class ObjectReader:
 
     def _end_member(self) -> None:
         if len(self._open) == 1 and self.key is not None:
-            self.members[self.key] = "".join(self._value).rstrip(_SPACE)
+            self.members[self.key] = "".join(self._value)
             self.key, self._value = None, []
