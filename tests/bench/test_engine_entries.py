@@ -26,6 +26,7 @@ NEED_NO_PEER = [
     "fit.tiny",
     "worker.q05.throughput",
     "worker.tiny.ttft",
+    "overhead.tiny",
 ]
 NEED_STAND_INS = [
     "stream1.q05",
@@ -158,7 +159,7 @@ async def test_a_report_can_be_drawn(small_bench, tmp_path):
 
 
 def steps(*sequences):
-    return [Step(float(n), None, frozenset(group)) for n, group in enumerate(sequences)]
+    return [Step(float(n), n + 0.5, None, frozenset(group)) for n, group in enumerate(sequences)]
 
 
 @pytest.mark.parametrize(

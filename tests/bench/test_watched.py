@@ -8,9 +8,10 @@ from overspill.bench.models import made_model
 from overspill.bench.ours import serving
 from overspill.bench.throughput import plain_options
 from overspill.bench.vocabulary import make_words
-from overspill.bench.watched import ForcedAnswer, watched_engine
+from overspill.bench.watched import ForcedAnswer, Step, outside_share, watched_engine
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.registry import open_engine
+from overspill.errors import EngineError
 
 PROMPT_TOKENS, ANSWER_TOKENS = 128, 40
 
@@ -73,3 +74,10 @@ async def test_an_answer_of_fresh_words_gives_lookup_nothing(made_models):
         tokens, usage = await answer(engine, request)
         assert tokens == fresh
         assert usage.accepted_tokens == 0
+
+
+def test_what_lies_between_steps_is_outside_the_runtime():
+    steps = [Step(0.0, 3.0, None, frozenset({0})), Step(4.0, 7.0, None, frozenset({0}))]
+    assert outside_share(steps) == pytest.approx(1 / 7)
+    with pytest.raises(EngineError, match="no two steps"):
+        outside_share(steps[:1])

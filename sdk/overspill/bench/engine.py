@@ -55,6 +55,8 @@ ENTRIES: tuple[Entry, ...] = (
         asked=None,
         optional=True,
     ),
+    throughput.overhead("overhead.q05", "q05"),
+    throughput.overhead("overhead.tiny", "tiny"),
     latency.shared_prefix("prefix.q05", "q05", asked=1.0),
     latency.long_prompt_joins("join8k.q05", "q05", asked=3.0),
     latency.behind_long_prompt("behind8k.q05", "q05", asked=0.2),

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +17,7 @@ from overspill.bench.rounds import Samples, Side
 from overspill.bench.stats import paired_difference, paired_ratio
 from overspill.bench.streams import Target, aggregate_tokens_per_s
 from overspill.bench.suite import Bench, Entry, Outcome
+from overspill.bench.watched import outside_share, watched_engine
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.errors import ConfigurationError
 
@@ -284,6 +286,46 @@ def batched_bench(name: str, shape: str) -> Entry:
         return Outcome({ratio.name: _ratio(samples)}, samples)
 
     return Entry(f"{name}.vs_llama_batched_bench", (ratio,), run)
+
+
+# --- where the time goes ------------------------------------------------------------------------
+
+
+def overhead(name: str, shape: str) -> Entry:
+    """Sixteen streams: the time between the runtime's steps, which is Python's and the scheduler's.
+
+    Beside the ratios to peers, it says how much of a difference is this engine's to mend.
+    """
+    share = FigureSpec(
+        f"engine.{name}.share", "share", f"16 streams, {shape}: of the time, outside the runtime"
+    )
+    each = FigureSpec(
+        f"engine.{name}.us_per_token", "us", f"16 streams, {shape}: the same for each token"
+    )
+
+    async def run(bench: Bench) -> Outcome:
+        model, effort = await bench.model(shape), bench.effort
+        engine, watch = watched_engine(model, plain_options(effort.streams, CONTEXT_TOKENS))
+        async with ours.serving(engine) as target:
+            many = many_side("16 streams", bench, target)
+
+            async def measure(number: int) -> float:
+                watch.backend.steps.clear()
+                await many.measure(number)
+                return outside_share(watch.backend.steps)
+
+            shares, rates = await bench.alternate(
+                replace(many, name="outside the runtime", unit="share", measure=measure), many
+            )
+        return Outcome(
+            {
+                share.name: median(shares.values),
+                each.name: 1e6 * median(shares.values) / median(rates.values),
+            },
+            (shares, rates),
+        )
+
+    return Entry(name, (share, each), run)
 
 
 # --- what the worker process adds ---------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from overspill.engines.options import EngineOptions
 from overspill.engines.registry import RUNTIMES, name_of
 from overspill.engines.scheduled import ScheduledEngine
+from overspill.errors import EngineError
 
 if TYPE_CHECKING:
     from overspill.engines.backend import Backend, BatchRow, Logits
@@ -26,9 +27,13 @@ _LIFTED = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One run of the backend; ``sequences`` are those that had tokens in it."""
+    """One run of the backend; ``sequences`` are those that had tokens in it.
+
+    Times are seconds of ``time.perf_counter``.
+    """
 
     started_s: float
+    ended_s: float
     adapter: str | None
     sequences: frozenset[int]
 
@@ -63,9 +68,13 @@ class WatchedBackend:
 
     def run(self, rows: Sequence[BatchRow]) -> Logits:
         """As the backend does; with a forced answer, its tokens have the largest logits."""
-        sequences = frozenset(row.sequence for row in rows)
-        self.steps.append(Step(time.perf_counter(), self._adapter, sequences))
-        logits = self._backend.run(rows)
+        started_s = time.perf_counter()
+        try:
+            logits = self._backend.run(rows)
+        finally:
+            # An interrupted run is a step too.
+            sequences = frozenset(row.sequence for row in rows)
+            self.steps.append(Step(started_s, time.perf_counter(), self._adapter, sequences))
         if self.forced is not None:
             _force(self.forced, rows, logits)
         return logits
@@ -112,3 +121,14 @@ def longest_wait(steps: Sequence[Step]) -> int:
             longest = max(longest, number - seen.get(sequence, number - 1) - 1)
             seen[sequence] = number
     return longest
+
+
+def outside_share(steps: Sequence[Step]) -> float:
+    """Of the time from the first step's beginning to the last one's end, what lay between steps.
+
+    Raises :class:`EngineError` for fewer than two steps.
+    """
+    if len(steps) < 2:
+        raise EngineError("There were no two steps to look between.")
+    whole_s = steps[-1].ended_s - steps[0].started_s
+    return 1.0 - sum(step.ended_s - step.started_s for step in steps) / whole_s
