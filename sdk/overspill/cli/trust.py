@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from overspill.cli import trust_log, trust_release, trust_verify, trust_witness
+from overspill.cli import trust_log, trust_release, trust_status, trust_verify, trust_witness
 from overspill.cli.common import Json, print_json
 from overspill.errors import UsageError
-from overspill.trust.policy import load_policy
+from overspill.trust.policy import PINNED, load_policy
 from overspill.trust.template import PINNED_TEMPLATE, pinned_policy
+from overspill.trust.template_hardware import HARDWARE_TEMPLATES
 
 PolicyFile = Annotated[Path, typer.Argument(help="The policy file (TOML).")]
 
@@ -21,8 +22,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="What a node has to prove.", no_args_is_help=True)
     group.command("init")(init)
     group.command("check")(check)
-    trust_verify.register(group)
-    for module in (trust_release, trust_witness, trust_log):
+    for module in (trust_status, trust_verify, trust_release, trust_witness, trust_log):
         module.register(group)
     app.add_typer(group, name="trust")
 
@@ -35,10 +35,24 @@ def init(
     model: Annotated[
         list[str] | None, typer.Option(help="NAME=SHA256 of its file; may be repeated.")
     ] = None,
+    kind: Annotated[
+        str, typer.Option(help=f"Type of evidence: {', '.join((PINNED, *HARDWARE_TEMPLATES))}.")
+    ] = PINNED,
 ) -> None:
-    """Write a documented policy for nodes that an operator's key vouches for."""
+    """Write a documented policy: for an operator's pinned key, or for hardware evidence."""
+    if kind not in (PINNED, *HARDWARE_TEMPLATES):
+        known = ", ".join((PINNED, *HARDWARE_TEMPLATES))
+        raise UsageError(f"--kind: '{kind}' has no template.", mend=f"Use one of {known}.")
+    if kind != PINNED and (key or model):
+        raise UsageError(
+            f"--key and --model are for {PINNED}.", mend="Fill the others into the file."
+        )
     if file.exists():
         raise UsageError(f"{file} is there already.", mend="Remove it, or give another name.")
+    if kind != PINNED:
+        file.write_text(HARDWARE_TEMPLATES[kind], "utf-8")
+        print(f"Wrote {file}: fill in what stands in <>, then: overspill trust check {file}")
+        return
     models = dict(_model(text) for text in model or ())
     if key and models:
         file.write_text(pinned_policy(_hex(key, "--key"), models), "utf-8")

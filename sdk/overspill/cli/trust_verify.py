@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from overspill import __version__
 from overspill.cli.common import Json, print_json
 from overspill.cli.steps_table import print_steps
 from overspill.errors import UsageError
+from overspill.trust.ear import ear
 from overspill.trust.materials import MAX_FILE_BYTES
-from overspill.trust.policy import load_policy
+from overspill.trust.policy import TrustPolicy, load_policy
 from overspill.trust.raw import KINDS, RawAppraisal, RawContext, appraise_raw
 
 _MAX_NONCE_BYTES = 64
@@ -37,6 +39,9 @@ def verify(
     at: Annotated[
         str | None, typer.Option(help="When it has to be good, RFC 3339; now if not given.")
     ] = None,
+    as_ear: Annotated[
+        bool, typer.Option("--ear", help="Print an EAT Attestation Result instead (unsigned).")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Verify raw evidence offline and say how each step went. Exit 0 or 6.
@@ -50,7 +55,9 @@ def verify(
     contents = [_read(file) for file in [*files, *(collateral or ())]]
     context = RawContext(_moment(at), _nonce(nonce))
     appraisal = appraise_raw(kind, contents, context, loaded)
-    if as_json:
+    if as_ear:
+        print_json(as_attestation_result(appraisal, context.now_unix, loaded))
+    elif as_json:
         print_json(as_document(appraisal))
     else:
         _print(appraisal)
@@ -71,6 +78,23 @@ def as_document(appraisal: RawAppraisal) -> dict[str, object]:
         "claims": dict(appraisal.claims),
         "assurance": appraisal.assurance.name,
     }
+
+
+def as_attestation_result(
+    appraisal: RawAppraisal, now_unix: int, policy: TrustPolicy | None
+) -> dict[str, object]:
+    """The appraisal in the shape of an EAR."""
+    return ear(
+        appraisal.kind,
+        verdict=appraisal.verdict,
+        assurance=appraisal.assurance,
+        claims=appraisal.claims,
+        steps=appraisal.steps,
+        rejection=appraisal.rejection,
+        policy=f"sha256:{policy.sha256.hex()}" if policy else None,
+        now_unix=now_unix,
+        version=__version__,
+    )
 
 
 def _print(appraisal: RawAppraisal) -> None:
