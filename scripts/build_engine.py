@@ -1,0 +1,119 @@
+"""Build the engine library for release: portable, and the same bytes from two clean builds.
+
+    python3 scripts/build_engine.py --sdist llama_cpp_python-0.3.36.tar.gz --out build/engine
+    python3 scripts/build_engine.py --sdist ... --out build/engine --once    without the second build
+
+A build for the processor at hand (-march=native) matches nobody's digest. This one has
+``GGML_NATIVE=OFF``, and the CPU's features as variants that are chosen when the library is loaded
+(``GGML_BACKEND_DL`` and ``GGML_CPU_ALL_VARIANTS``). Nothing of the machine goes into it: paths are
+mapped away, times are fixed, no build id, no compiler cache. Both builds start from the sdist, in
+folders of different names; the wheels' libraries are compared file by file, and the second build
+is thrown away. Needs a C/C++ compiler and the build tools that the sdist names, already installed
+(``--build-isolation`` fetches them); standard library only. Exit 1 where the builds differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+CMAKE = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DGGML_NATIVE=OFF",
+    "-DGGML_BACKEND_DL=ON",
+    "-DGGML_CPU_ALL_VARIANTS=ON",
+    "-DGGML_OPENMP=OFF",
+    "-DGGML_CCACHE=OFF",
+    "-DLLAMA_BUILD_NUMBER=0",
+    "-DLLAMA_BUILD_COMMIT=release",
+    "-DLLAMA_CURL=OFF",
+)
+EPOCH = "1704067200"
+LIBRARIES = {".so", ".dylib", ".dll"}
+
+
+def main() -> int:
+    """Build once or twice, compare, and keep the first wheel."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--sdist", type=Path, required=True, help="llama-cpp-python's sdist")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the wheel")
+    parser.add_argument("--once", action="store_true", help="build once, compare nothing")
+    parser.add_argument("--build-isolation", action="store_true", help="let pip fetch build tools")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name in ("first",) if options.once else ("first", "second-clean-build"):
+        with tempfile.TemporaryDirectory(prefix=f"engine-{name}-") as folder:
+            wheel = build(options.sdist, Path(folder), options.build_isolation)
+            found.append(digests(wheel))
+            if name == "first":
+                shutil.copy(wheel, options.out)
+                print(f"built {options.out / wheel.name}")
+    for file, digest in sorted(found[0].items()):
+        print(f"{digest}  {file}")
+    return 0 if options.once else compare(*found)
+
+
+def build(sdist: Path, folder: Path, isolated: bool) -> Path:
+    """One wheel, from the sdist alone, with nothing of this machine in it."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-cache-dir"]
+    command += ["--wheel-dir", str(folder / "wheel")]
+    command += [] if isolated else ["--no-build-isolation"]
+    done = subprocess.run(command, env=environment(folder), check=False)
+    if done.returncode:
+        sys.exit(f"build_engine: the build failed with {done.returncode}; see the lines above")
+    (wheel,) = (folder / "wheel").glob("*.whl")
+    return wheel
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The build's environment: this one's, but for whatever would leave a trace."""
+    flags = f"-ffile-prefix-map={folder}=/build -g0"
+    link = "-Wl,--build-id=none" if sys.platform == "linux" else ""
+    return {
+        **os.environ,
+        "CMAKE_ARGS": " ".join((*CMAKE, "-DCMAKE_SKIP_RPATH=OFF")),
+        "CFLAGS": flags,
+        "CXXFLAGS": flags,
+        "LDFLAGS": link,
+        "SOURCE_DATE_EPOCH": EPOCH,
+        "ZERO_AR_DATE": "1",
+        "LC_ALL": "C",
+        "TZ": "UTC",
+        "CCACHE_DISABLE": "1",
+    }
+
+
+def digests(wheel: Path) -> dict[str, str]:
+    """SHA-256 of each library in a wheel, by its path there."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if LIBRARIES & set(Path(name).suffixes)]
+        return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in names}
+
+
+def compare(first: dict[str, str], second: dict[str, str]) -> int:
+    """0 where both builds have the same libraries, byte for byte; else each that differs."""
+    differ = sorted(name for name in first | second if first.get(name) != second.get(name))
+    for name in differ:
+        print(f"DIFFERS: {name}", file=sys.stderr)
+    if not first:
+        print("no library in the wheel", file=sys.stderr)
+    if not differ and first:
+        print(f"two clean builds gave the same {len(first)} libraries")
+    return 1 if differ or not first else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
