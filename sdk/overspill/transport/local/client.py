@@ -268,8 +268,7 @@ class _Link:
         try:
             while (batch := await self._call.read()) is not grpc.aio.EOF:
                 self._heard_at = self._loop.time()
-                for event in batch.events:
-                    self._hand_out(event)
+                self._hand_out_all(batch)
             self._break("it ended the call", await _status_of(self._call))
         except grpc.aio.AioRpcError as error:
             self._break("", error)
@@ -277,6 +276,10 @@ class _Link:
             self._break("it ended the call")
             if _we_left():
                 raise
+
+    def _hand_out_all(self, batch: local_pb2.EventBatch) -> None:
+        for event in batch.events:
+            self._hand_out(event)
 
     def _hand_out(self, event: local_pb2.StreamEvent) -> None:
         answer = self._answers.get(event.stream)
