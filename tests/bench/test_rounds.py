@@ -163,6 +163,22 @@ async def test_a_report_holds_the_figures_of_what_was_left_out_too(small_bench):
     assert report["machine"]["cpus"] >= 1
 
 
+@pytest.mark.anyio
+async def test_a_run_that_is_ended_keeps_what_it_measured(small_bench):
+    async def is_ended(bench):
+        raise KeyboardInterrupt
+
+    other = FigureSpec("engine.other", "ms", "never measured")
+    entries = [entry("a", gives_two), entry("b", is_ended, other)]
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        await run_suite("engine", entries, entries, small_bench, keep=kept.append)
+    (report,) = kept
+    assert [f["value"] for f in report["figures"]] == [2.0, None]
+    assert report["figures"][1]["reason"] == "the run ended before it"
+    assert any("too early" in warning for warning in report["warnings"])
+
+
 # --- the machine --------------------------------------------------------------------------------
 
 

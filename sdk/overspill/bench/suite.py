@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import statistics
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -175,36 +175,66 @@ async def run_suite(
     all_entries: Sequence[Entry],
     bench: Bench,
     progress: Progress = lambda line: None,
+    keep: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> dict[str, Any]:
-    """Run ``entries`` and return the whole report; the others of ``all_entries`` are null in it."""
-    cpus, before = machine.usable_cpus(), machine.load_average()
-    watch, started = machine.OthersWatch(), datetime.datetime.now(datetime.UTC)
-    results = []
+    """Run ``entries`` and return the whole report; the others of ``all_entries`` are null in it.
+
+    ``keep`` gets the report as it stands after each entry: a run takes long, and may be ended.
+    """
+    log = RunLog(kind, all_entries, bench.effort)
+    report = log.report(entries)
     for number, entry in enumerate(entries, 1):
         progress(f"[{number}/{len(entries)}] {entry.name}")
-        results.append(await run_entry(entry, bench))
-    others = watch.share(cpus)
-    warnings = [machine.busy_warning(before, cpus), machine.others_warning(others)]
-    left_out = [entry for entry in all_entries if entry not in entries]
-    missing = [spec.missing("not chosen for this run") for e in left_out for spec in e.figures]
-    return {
-        "benchmark": kind,
-        "overspill": __version__,
-        "started": started.isoformat(timespec="seconds"),
-        "full": bench.effort == FULL,
-        "effort": asdict(bench.effort),
-        "machine": {
-            **asdict(machine.facts()),
-            "load_before": before,
-            "load_after": machine.load_average(),
-            "others_cpu_share": others,
-        },
-        "packages": _versions(),
-        "warnings": [warning for warning in warnings if warning],
-        "figures": [f.as_dict() for result in results for f in result.figures]
-        + [figure.as_dict() for figure in missing],
-        "runs": [_run(result) for result in results],
-    }
+        log.results.append(await run_entry(entry, bench))
+        report = log.report(entries[number:])
+        keep(report)
+    return report
+
+
+class RunLog:
+    """What came of a run so far, and the machine that it ran on."""
+
+    def __init__(self, kind: str, all_entries: Sequence[Entry], effort: Effort) -> None:
+        self._kind, self._all_entries, self._effort = kind, all_entries, effort
+        self._load_before = machine.load_average()
+        self._watch = machine.OthersWatch()
+        self._started = datetime.datetime.now(datetime.UTC)
+        self.results: list[Result] = []
+
+    def report(self, still_to_come: Sequence[Entry]) -> dict[str, Any]:
+        """The JSON document; what is still to come, or was not chosen, is null in it."""
+        cpus = machine.usable_cpus()
+        others = self._watch.share(cpus)
+        warnings = (
+            machine.busy_warning(self._load_before, cpus),
+            machine.others_warning(others),
+            f"The run ended {len(still_to_come)} entries too early." if still_to_come else None,
+        )
+        return {
+            "benchmark": self._kind,
+            "overspill": __version__,
+            "started": self._started.isoformat(timespec="seconds"),
+            "full": self._effort == FULL,
+            "effort": asdict(self._effort),
+            "machine": {
+                **asdict(machine.facts()),
+                "load_before": self._load_before,
+                "load_after": machine.load_average(),
+                "others_cpu_share": others,
+            },
+            "packages": _versions(),
+            "warnings": [warning for warning in warnings if warning],
+            "figures": [figure.as_dict() for figure in self._figures(still_to_come)],
+            "runs": [_run(result) for result in self.results],
+        }
+
+    def _figures(self, still_to_come: Sequence[Entry]) -> Iterator[Figure]:
+        results = {result.entry.name: result.figures for result in self.results}
+        to_come = {entry.name for entry in still_to_come}
+        for entry in self._all_entries:
+            why = "the run ended before it" if entry.name in to_come else "not chosen for this run"
+            missing = tuple(spec.missing(why) for spec in entry.figures)
+            yield from results.get(entry.name, missing)
 
 
 def _versions() -> dict[str, str]:

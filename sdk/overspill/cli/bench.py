@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 from overspill.config import load_settings
 
 FAMILY = Path("examples/family")
+STDOUT = Path("-")
 
 app = typer.Typer(
     help="Measure against peers, in one run, alternating; --json keeps every sample.",
@@ -79,24 +81,39 @@ def engine(
         family=family,
     )
     entries = chosen_entries(ENTRIES, [name for name in only.split(",") if name])
-    report = asyncio.run(run_suite("engine", entries, ENTRIES, bench, _say))
-    finish(report, json_file, context.obj)
+    files = report_files("engine", json_file, context.obj)
+    keep = functools.partial(write, files)
+    report = asyncio.run(run_suite("engine", entries, ENTRIES, bench, _say, keep))
+    finish(report, files, json_file == STDOUT)
     return 0
 
 
-def finish(report: Mapping[str, Any], json_file: Path | None, out: Path | None) -> None:
-    """Write the report where it was asked for, with a plot beside it, and print a table."""
-    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    files = [json_file] if json_file and json_file != Path("-") else []
-    files += [out / f"{report['benchmark']}.json"] if out else []
+def report_files(kind: str, json_file: Path | None, out: Path | None) -> list[Path]:
+    """Where a report goes: the file that was named, and the folder that ``make bench`` names."""
+    named = [json_file] if json_file and json_file != STDOUT else []
+    return named + ([out / f"{kind}.json"] if out else [])
+
+
+def write(files: Sequence[Path], report: Mapping[str, Any]) -> None:
+    """The report so far: a run that is ended keeps what it measured."""
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file.write_text(_json(report), encoding="utf-8")
+
+
+def finish(report: Mapping[str, Any], files: Sequence[Path], to_stdout: bool) -> None:
+    """The whole report: a plot beside each file, and a table or the JSON on stdout."""
+    write(files, report)
+    for file in files:
         _plot(report, file.with_suffix(".png"))
-    if json_file == Path("-"):
-        sys.stdout.write(text)
+    if to_stdout:
+        sys.stdout.write(_json(report))
     else:
         _print_table(report)
+
+
+def _json(report: Mapping[str, Any]) -> str:
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
 def _plot(report: Mapping[str, Any], file: Path) -> None:
