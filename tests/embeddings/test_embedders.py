@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from overspill.engines.embedder import MAX_TEXTS, batches
 from overspill.engines.embedders import open_embedder
 from overspill.engines.options import EngineOptions
+from overspill.engines.registry import open_engine
 from overspill.errors import ContextOverflow, InvalidRequest, ModelInvalid, UnsupportedOption
 
 pytestmark = pytest.mark.anyio
@@ -171,6 +172,14 @@ async def test_a_bert_wraps_its_texts_and_reads_marks_as_text(embedding_file, op
         assert (await embedder.embed(ask("a"))).prompt_tokens == 3
         assert (await embedder.embed(ask("[SEP]"))).prompt_tokens > 3
         assert (await embedder.embed(ask(""))).prompt_tokens == 2
+
+
+async def test_a_model_that_only_embeds_does_not_generate(embedding_file):
+    pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
+    engine = open_engine(str(embedding_file("bert")), options=EngineOptions(threads=1))
+    with pytest.raises(ModelInvalid, match="embeds texts, and generates none"):
+        await engine.start()
+    await engine.aclose()
 
 
 async def test_a_damaged_file_is_refused(tmp_path, open_file):

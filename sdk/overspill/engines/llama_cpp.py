@@ -269,6 +269,9 @@ class LlamaCppBackend:
                 f"{self._context_tokens} tokens of {name}{self._said()}.",
                 mend="Ask for a smaller context or fewer sequences.",
             )
+        if not native.llama_get_memory(context):
+            native.llama_free(context)
+            self._invalid(f"{name} keeps no context: it embeds texts, and generates none")
         return context
 
     def _logits(self, rows: int) -> Logits:
