@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from overspill.engines.sampling import (
-    TokenSampler,
-    choose_tokens,
+from overspill.engines.distributions import (
+    draw,
     filter_candidates,
     log_softmax,
-    margin,
     top_tokens,
     uniform,
 )
+from overspill.engines.sampling import TokenSampler, choose_tokens, margin
 from overspill.errors import EngineError
 from overspill.types.chat import Sampling
 
@@ -67,6 +66,78 @@ def test_a_draw_is_possible_and_repeats(row, temperature, seed, position):
     first = _sampler(sampling, row.size).choose(row, position).token
     assert first in allowed
     assert _sampler(sampling, row.size).choose(row, position).token == first
+
+
+def _reference(row, sampling):
+    """Ids and probabilities, best first, by sorting everything and in no clever way."""
+    order = sorted(range(row.size), key=lambda i: (-row[i], i))
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    weights = [
+        math.exp((float(row[i]) - float(row[order[0]])) / sampling.temperature) for i in order
+    ]
+    weights = [weight / math.fsum(weights) for weight in weights]
+    if sampling.top_p < 1.0:
+        keep, mass = 0, 0.0
+        while keep < len(order) and (keep == 0 or mass < sampling.top_p):
+            mass, keep = mass + weights[keep], keep + 1
+        order, weights = order[:keep], weights[:keep]
+    if sampling.min_p:
+        weights = [weight for weight in weights if weight >= sampling.min_p * weights[0]]
+        order = order[: len(weights)]
+    return order, [weight / math.fsum(weights) for weight in weights]
+
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.floats(0.05, 20.0),
+    top_k=st.sampled_from([0, 1, 3, 50]),
+    top_p=st.sampled_from([1.0, 0.97, 0.5, 0.05]),
+    min_p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.integers(1, 400),
+    st.floats(0.1, 30.0),
+    st.integers(0, 10_000),
+    samplings,
+    st.floats(0, 0.999),
+)
+def test_a_draw_is_what_sorting_everything_gives(size, spread, seed, sampling, point):
+    row = (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
+    row[::7] = row[0]
+    ids, weights = _reference(row, sampling)
+    token = draw(row, sampling, point)
+    at = ids.index(token)
+    before = math.fsum(weights[:at])
+    # In float32 the mass of all is known to some 1e-7.
+    assert before - 1e-5 <= point <= before + weights[at] + 1e-5
+    if sampling.top_k == 0 and sampling.top_p == 1.0 and not sampling.min_p:
+        return
+    kept, chances = filter_candidates(row, sampling)
+    if len(kept) == len(ids):
+        assert list(kept) == ids
+        assert list(chances) == pytest.approx(weights, abs=1e-5)
+    else:
+        # A token at the very edge of top_p or min_p may fall on either side of it.
+        assert abs(len(kept) - len(ids)) <= 1 + list(row).count(row[0])
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(0, 3))
+def test_the_generator_is_numpys_philox(seed, position, attempt):
+    counter = np.array([position, attempt, 0, 0], np.uint64)
+    raw = np.random.Philox(counter=counter, key=np.array([seed, 0], np.uint64)).random_raw()
+    assert uniform(seed, position, attempt) == (int(raw) >> 11) * 2.0**-53
+
+
+def test_impossible_tokens_are_never_drawn():
+    row = np.full(1000, -np.inf, np.float32)
+    row[[5, 700]] = 1.0
+    drawn = {draw(row, Sampling(temperature=2.0), point) for point in np.linspace(0, 0.9999, 50)}
+    assert drawn == {5, 700}
+    assert list(top_tokens(row, 3))[:2] == [5, 700]
 
 
 def test_draws_follow_the_probabilities():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from overspill.engines.distributions import draw, log_normalizer, top_tokens, uniform
 from overspill.errors import EngineError, InvalidRequest
 from overspill.types.chat import Sampling
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     Ids: TypeAlias = npt.NDArray[np.intp]
 
 MAX_TOP_LOGPROBS = 20
-_UINT64 = (1 << 64) - 1
 _LEAST = np.float32(-1e30)
 
 
@@ -72,48 +72,9 @@ def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
             )
 
 
-def uniform(seed: int, position: int, attempt: int = 0) -> float:
-    """A number in [0, 1) that only the seed, the position and the attempt there decide."""
-    counter = np.array([position, attempt, 0, 0], np.uint64)
-    key = np.array([seed & _UINT64, 0], np.uint64)
-    raw = int(np.random.Philox(counter=counter, key=key).random_raw())
-    return (raw >> 11) * 2.0**-53
-
-
-def log_softmax(logits: Row) -> npt.NDArray[np.float64]:
-    """Natural-log probabilities, in float64."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    result: npt.NDArray[np.float64] = shifted - math.log(float(np.exp(shifted).sum()))
-    return result
-
-
-def top_tokens(values: npt.NDArray[np.floating], count: int) -> Ids:
-    """Ids of the ``count`` largest values, best first; of equals the lower id first."""
-    count = min(count, values.size)
-    found = np.argpartition(values, values.size - count)[values.size - count :]
-    return found[np.lexsort((found, -values[found]))]
-
-
 def margin(top: Sequence[tuple[int, float]]) -> float:
     """How far the best token leads the second, in log-probability; infinite with one candidate."""
     return top[0][1] - top[1][1] if len(top) > 1 else math.inf
-
-
-def filter_candidates(logits: Row, sampling: Sampling) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Ids and probabilities (sum 1, best first) that top-k, top-p and min-p leave; never none."""
-    ids = top_tokens(logits, sampling.top_k or logits.size)
-    scaled = (logits[ids].astype(np.float64) - float(logits[ids[0]])) / sampling.temperature
-    weights = np.exp(scaled)
-    weights /= weights.sum()
-    if sampling.top_p < 1.0:
-        # The smallest set whose mass reaches top_p: keep a token while those before it fall short.
-        before = np.cumsum(weights) - weights
-        keep = max(1, int(np.count_nonzero(before < sampling.top_p)))
-        ids, weights = ids[:keep], weights[:keep]
-    if sampling.min_p > 0.0:
-        keep = max(1, int(np.count_nonzero(weights >= sampling.min_p * weights[0])))
-        ids, weights = ids[:keep], weights[:keep]
-    return ids, weights / weights.sum()
 
 
 class TokenSampler:
@@ -176,10 +137,10 @@ class TokenSampler:
                 return Choice(token, failure=error)
         if self._top_logprobs is None:
             return Choice(token)
-        logprobs = log_softmax(logits)
-        best = top_tokens(logprobs, self._top_logprobs) if self._top_logprobs else ()
-        top = tuple((int(i), float(logprobs[i])) for i in best)
-        return Choice(token, float(logprobs[token]), top)
+        largest, normalizer = float(logits.max()), log_normalizer(logits)
+        best = top_tokens(logits, self._top_logprobs) if self._top_logprobs else ()
+        top = tuple((int(i), float(logits[i]) - largest - normalizer) for i in best)
+        return Choice(token, float(logits[token]) - largest - normalizer, top)
 
     def _adjusted(self, logits: Row) -> Row:
         if not self._seen and not self._biases.size:
@@ -208,10 +169,7 @@ class TokenSampler:
     def _draw(self, logits: Row, position: int, attempt: int = 0) -> int:
         if self._sampling.temperature == 0:
             return int(logits.argmax())
-        ids, weights = filter_candidates(logits, self._sampling)
-        cumulated = np.cumsum(weights)
-        point = uniform(self.seed, position, attempt) * cumulated[-1]
-        return int(ids[min(int(np.searchsorted(cumulated, point, "right")), ids.size - 1)])
+        return draw(logits, self._sampling, uniform(self.seed, position, attempt))
 
 
 def choose_tokens(
