@@ -1,7 +1,7 @@
 """Build the engine library for release: portable, and the same bytes from two clean builds.
 
     python3 scripts/build_engine.py --sdist llama_cpp_python-0.3.36.tar.gz --out build/engine
-    python3 scripts/build_engine.py --sdist ... --out build/engine --once    without the second build
+    python3 scripts/build_engine.py --sdist ... --out build/engine --once    no second build
 
 A build for the processor at hand (-march=native) matches nobody's digest. This one has
 ``GGML_NATIVE=OFF``, and the CPU's features as variants that are chosen when the library is loaded
