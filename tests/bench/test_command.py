@@ -31,6 +31,8 @@ def test_a_report_lands_in_the_file_and_in_the_folder_with_a_plot(home, tmp_path
     assert figures["engine.stream1.q05.vs_llama_bench"]["reason"] == "not chosen for this run"
     shown = capsys.readouterr()
     assert "engine.fit.tiny.error" in shown.out
+    assert "engine.stream1" not in shown.out
+    assert "not chosen" in shown.out
     assert "not to be quoted" in shown.out
     assert "[1/1] fit.tiny" in shown.err
     assert list((home / "cache" / "bench").glob("tiny-*.gguf"))

@@ -21,6 +21,7 @@ from overspill.bench.rounds import Samples, Side, alternate
 from overspill.bench.stats import spread
 from overspill.errors import OverspillError, UsageError
 
+NOT_CHOSEN = "not chosen for this run"
 PACKAGES = ("llama-cpp-python", "numpy", "grpcio", "protobuf")
 
 
@@ -232,7 +233,7 @@ class RunLog:
         results = {result.entry.name: result.figures for result in self.results}
         to_come = {entry.name for entry in still_to_come}
         for entry in self._all_entries:
-            why = "the run ended before it" if entry.name in to_come else "not chosen for this run"
+            why = "the run ended before it" if entry.name in to_come else NOT_CHOSEN
             missing = tuple(spec.missing(why) for spec in entry.figures)
             yield from results.get(entry.name, missing)
 

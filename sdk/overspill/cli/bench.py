@@ -126,9 +126,14 @@ def _plot(report: Mapping[str, Any], file: Path) -> None:
 
 
 def _print_table(report: Mapping[str, Any]) -> None:
-    width = max(len(figure["name"]) for figure in report["figures"])
-    for figure in report["figures"]:
+    from overspill.bench.suite import NOT_CHOSEN
+
+    chosen = [figure for figure in report["figures"] if figure.get("reason") != NOT_CHOSEN]
+    width = max((len(figure["name"]) for figure in chosen), default=0)
+    for figure in chosen:
         print(f"{figure['name']:<{width}}  {_in_words(figure)}")
+    if left := len(report["figures"]) - len(chosen):
+        print(f"{left} more figures belong to benchmarks that were not chosen.")
     if not report["full"]:
         print("A quick run shows that the benchmark works; its numbers are not to be quoted.")
     for warning in report["warnings"]:
