@@ -50,13 +50,15 @@ class Options(TypedDict, total=False):
     privacy: Privacy | str
     deadline_s: float | None
     first_token_s: float | None
+    adapter: str | None
+    draft: str
 
 
 _SAMPLING = frozenset(f.name for f in fields(Sampling))
 _INT32, _INT64 = 2**31 - 1, 2**63
 _IN_WORDS = {str: "text", int: "a whole number", (int, float): "a number"}
 _TYPES: dict[str, Any] = {
-    "model": str,
+    **dict.fromkeys(("model", "adapter", "draft"), str),
     **dict.fromkeys(("max_tokens", "top_k", "seed", "top_logprobs"), int),
     **dict.fromkeys(
         (
@@ -73,9 +75,11 @@ _TYPES: dict[str, Any] = {
     ),
 }
 _OPTIONAL = frozenset(
-    {"model", "max_tokens", "seed", "top_logprobs", "deadline_s", "first_token_s"}
+    {"model", "max_tokens", "seed", "top_logprobs", "deadline_s", "first_token_s", "adapter"}
 )
-_PASSED_ON = frozenset({"model", "max_tokens", "top_logprobs", "deadline_s", "first_token_s"})
+_PASSED_ON = frozenset(
+    {"model", "max_tokens", "top_logprobs", "deadline_s", "first_token_s", "adapter", "draft"}
+)
 
 
 def build_embedding(
@@ -136,8 +140,10 @@ def _check_types(options: Mapping[str, Any]) -> None:
             raise InvalidRequest(
                 f"'{name}' is {value!r:.80}.", param=name, mend=f"Give {_IN_WORDS[wanted]}."
             )
-    for text in (options.get("model") or "", *_texts(options.get("stop", ()))):
-        _check_text(text, "stop" if text != options.get("model") else "model")
+    for name in ("model", "adapter", "draft"):
+        _check_text(str(options.get(name) or ""), name)
+    for text in _texts(options.get("stop", ())):
+        _check_text(text, "stop")
 
 
 def _texts(stop: object) -> tuple[str, ...]:

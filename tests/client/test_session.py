@@ -46,6 +46,18 @@ async def test_every_piece_carries_the_route_and_only_the_last_an_end(settings):
     assert [p.finish is not None for p in pieces] == [False, False, True]
 
 
+async def test_an_apps_own_requests_share_prefixes_and_carry_adapter_and_draft(settings):
+    device = FakeEngine("one")
+    async with AsyncOverspill("t", settings=settings, device=device) as ai:
+        await ai.chat("x")
+        await ai.chat("x", adapter="poet", draft="one two")
+    plain, asked = device.requests
+    assert (plain.app, plain.adapter, plain.draft) == ("t", None, "")
+    assert (asked.adapter, asked.draft) == ("poet", "one two")
+    # The engine keys them by app: with whom else they share is nobody.
+    assert plain.cache_scope is not None
+
+
 async def test_leaving_the_stream_cancels_the_engine(settings):
     device = FakeEngine("one two three four")
     async with AsyncOverspill("t", settings=settings, device=device) as ai:
@@ -115,6 +127,9 @@ async def test_tools_that_the_only_model_cannot_use_are_refused_not_ignored(sett
         ({"temperature": "hot"}, "temperature"),
         ({"stop": [1]}, "stop"),
         ({"model": 5}, "model"),
+        ({"adapter": 5}, "adapter"),
+        ({"draft": None}, "draft"),
+        ({"draft": "\ud800"}, "draft"),
         ({"tools": [1]}, "tools"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools"),
     ],

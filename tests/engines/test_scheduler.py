@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -529,20 +529,35 @@ class JoinsAndLeaves(RuleBasedStateMachine):
     """Streams over echo in any order: each gets its own text, and nothing stays reserved."""
 
     @initialize(
-        sequences=st.integers(1, 3), chunk=st.integers(1, 40), batch_tokens=st.integers(3, 60)
+        sequences=st.integers(1, 3),
+        batch_tokens=st.integers(3, 60),
+        options=st.builds(
+            SchedulerOptions,
+            prefill_chunk_tokens=st.integers(1, 40),
+            prefix_cache_bytes=st.sampled_from([0, 500, 1 << 20]),
+            speculation=st.sampled_from(["auto", "always", "off"]),
+            max_draft_tokens=st.integers(1, 8),
+            max_adapters=st.integers(1, 3),
+        ),
     )
-    def begin(self, sequences, chunk, batch_tokens):
+    def begin(self, sequences, batch_tokens, options):
         self.loop = asyncio.new_event_loop()
         self.backend = EchoBackend(
-            EchoOptions(context_tokens=300, max_sequences=sequences, batch_tokens=batch_tokens)
+            EchoOptions(
+                context_tokens=300,
+                max_sequences=sequences,
+                batch_tokens=batch_tokens,
+                adapters=("a", "b"),
+            )
         )
         self.engine = ScheduledEngine(
             lambda: self.backend,
             name="echo",
             runtime="echo",
-            options=EngineOptions(scheduler=SchedulerOptions(prefill_chunk_tokens=chunk)),
+            options=EngineOptions(scheduler=options),
         )
         self.streams = []
+        self.options = options
         self._run(self.engine.start())
 
     def _run(self, awaitable):
@@ -550,15 +565,40 @@ class JoinsAndLeaves(RuleBasedStateMachine):
 
     @rule(
         text=st.text("abc ", min_size=1, max_size=80),
-        max_tokens=st.integers(1, 60),
-        lane=st.sampled_from(["interactive", "batch"]),
+        options=st.fixed_dictionaries(
+            {
+                "max_tokens": st.integers(1, 60),
+                "lane": st.sampled_from(["interactive", "batch"]),
+                "app": st.sampled_from(["one", "other"]),
+                "cache_scope": st.sampled_from([None, "talk"]),
+                "adapter": st.sampled_from([None, "a", "b"]),
+                "draft": st.sampled_from(["", "echo: abc abc abc", "<|im_end|>"]),
+            }
+        ),
+        at_once=st.booleans(),
     )
-    def join(self, text, max_tokens, lane):
-        request = replace(_ask(0, max_tokens=max_tokens), messages=(Message("user", text),))
-        stream = self.engine.generate(replace(request, lane=lane))
+    def join(self, text, options, at_once):
+        request = Request((Message("user", text),), **options)
+        stream = self.engine.generate(request)
+        name = f"echo[{request.adapter}]: " if request.adapter else "echo: "
+        if at_once:
+            self._leave_at_once(stream)
+            return
         # Started, so that it is in the queue; what it has said by now is kept.
         chunk = self._run(anext(stream))
-        self.streams.append((stream, f"echo: {text}"[:max_tokens], [chunk]))
+        self.streams.append((stream, (name + text)[: request.max_tokens], [chunk]))
+
+    def _leave_at_once(self, stream):
+        """Leave while it is prepared, queued, or about to begin."""
+
+        async def begin_and_leave():
+            begun = asyncio.ensure_future(anext(stream))
+            await asyncio.wait({begun}, timeout=0.001)
+            begun.cancel()
+            await asyncio.wait({begun})
+            await stream.aclose()
+
+        self._run(begin_and_leave())
 
     @precondition(lambda self: self.streams)
     @rule(data=st.data())
@@ -586,6 +626,9 @@ class JoinsAndLeaves(RuleBasedStateMachine):
         self._run(_until(lambda: self.engine.status().active == 0))
         status = self.engine.status()
         assert (status.queued, status.kv_tokens_reserved) == (0, 0)
+        slots = self.engine._scheduler._kv.free_slots
+        assert sorted(slots) == list(range(self.backend.max_sequences))
+        assert status.prefix_cache_bytes <= self.options.prefix_cache_bytes
         self._run(self.engine.aclose())
         self.loop.close()
 
