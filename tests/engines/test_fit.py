@@ -50,6 +50,27 @@ backend.run(rows)
 print(json.dumps({"taken": resident() - before, "estimate": backend.card.memory_bytes}))
 """
 
+_LOAD_AND_EMBED = """
+import json, sys
+from pathlib import Path
+from overspill.engines import llama_embedding
+
+def resident():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+    return sum(int(lines[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile"))
+
+path, tokens = Path(sys.argv[1]), int(sys.argv[2])
+llama_embedding.native.llama_backend_init()
+before = resident()
+model = llama_embedding.LlamaEmbeddingModel(
+    path,
+    name="made",
+    options=llama_embedding.LlamaEmbeddingOptions(context_tokens=tokens, threads=1),
+)
+model.run([[5] * tokens], "mean", normalize=True)
+print(json.dumps({"taken": resident() - before, "estimate": model.card.memory_bytes}))
+"""
+
 MODELS = {
     # Qwen2.5-0.5B's layers, Q4_0 repacked, under a smaller vocabulary.
     "qwen2-q4_0": {
@@ -78,6 +99,12 @@ MODELS = {
         "feed_forward": 0, "vocabulary": 32000, "weights": "Q8_0", "embedding": "Q8_0",
         "extra": {"ssm.conv_kernel": 4, "ssm.inner_size": 1536, "ssm.state_size": 16,
                   "ssm.time_step_rank": 32},
+    },
+    # bge-small's layers: no cache, no gate in its feed-forward layers.
+    "bert-f32": {
+        "architecture": "bert", "width": 384, "layers": 6, "heads": 12, "kv_heads": 12,
+        "feed_forward": 1536, "vocabulary": 30000, "context": 512,
+        "extra": {"attention.causal": False, "pooling_type": 1},
     },
 }  # fmt: skip
 
@@ -108,6 +135,17 @@ def model_file(made_gguf, tmp_path_factory):
 def test_the_estimate_is_within_a_tenth_of_what_is_taken(model_file, name, options):
     done = subprocess.run(
         [sys.executable, "-c", _LOAD_AND_FILL, str(model_file(name)), json.dumps(options)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert told["estimate"] == pytest.approx(told["taken"], rel=0.10)
+
+
+@linux_only
+@pytest.mark.parametrize(("name", "tokens"), [("bert-f32", 512), ("qwen2-q4_0", 512)])
+def test_so_is_that_of_an_embedding_model(model_file, name, tokens):
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD_AND_EMBED, str(model_file(name)), str(tokens)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     told = json.loads(done.stdout)

@@ -336,7 +336,8 @@ def _compute_bytes(shape: _Shape, use: LlamaUse, outputs: int) -> int:
     if attends and not use.fused:
         kv_width = max(layer.keys for layer in shape.layers)
         scores = cells * row * shape.heads + row * (5 * shape.width + 2 * kv_width)
-    logits = outputs * (shape.vocabulary + 2 * shape.width) * F32_BYTES
+    # What only embeds computes no logits, though it keeps room for them among its outputs.
+    logits = outputs * (shape.vocabulary + 2 * shape.width) * F32_BYTES if shape.has_cache else 0
     return max(max(forward, recurrent, scores) + mask, logits)
 
 
