@@ -134,6 +134,24 @@ def test_an_attestation_result(capsys, vector):
         assert len(submodule["ear.trustworthiness-vector"]) == 8
 
 
+def test_a_second_opinion_on_a_quote(run_json, vector):
+    """Another verifier, by other people, agrees on the real quote; without all of it, it cannot."""
+    pytest.importorskip("dcap_qvl", reason="the extra second-opinion is not installed")
+    quote, collateral = (vector(f"tdx/dcap_qvl/{n}") for n in ("tdx_quote", _COLLATERAL))
+    arguments = ("trust", "verify", "tdx", quote, "--at", "2025-06-25T12:00:00Z")
+    code, found = run_json(*arguments, "--collateral", collateral, "--second-opinion")
+    assert (code, found["verdict"]) == (0, "authentic")
+    assert found["claims"]["second_opinion"] == "dcap-qvl: UpToDate"
+    code, found = run_json(*arguments, "--second-opinion")
+    assert (code, found["verdict"], found["assurance"]) == (6, "rejected", "NONE")
+    assert run_json("trust", "verify", "snp", quote, "--second-opinion")[0] == 2
+    code, found = run_json("trust", "verify", "tdx", vector(MILAN[0]), "--second-opinion")
+    assert (code, found["verdict"]) == (6, "rejected")
+
+
+_COLLATERAL = "tdx_quote_collateral.json"
+
+
 # --- policies ---------------------------------------------------------------------------------
 
 

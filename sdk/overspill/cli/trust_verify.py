@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +13,13 @@ import typer
 from overspill import __version__
 from overspill.cli.common import Json, print_json
 from overspill.cli.steps_table import print_steps
-from overspill.errors import UsageError
+from overspill.errors import EvidenceRejected, UsageError
 from overspill.trust.ear import ear
 from overspill.trust.materials import MAX_FILE_BYTES
 from overspill.trust.policy import TrustPolicy, load_policy
 from overspill.trust.raw import KINDS, RawAppraisal, RawContext, appraise_raw
+from overspill.trust.second_opinion import tdx_opinion
+from overspill.types.evidence import Assurance
 
 _MAX_NONCE_BYTES = 64
 
@@ -39,6 +42,9 @@ def verify(
     at: Annotated[
         str | None, typer.Option(help="When it has to be good, RFC 3339; now if not given.")
     ] = None,
+    second_opinion: Annotated[
+        bool, typer.Option(help="tdx only: ask dcap-qvl too, and refuse what it refuses.")
+    ] = False,
     as_ear: Annotated[
         bool, typer.Option("--ear", help="Print an EAT Attestation Result instead (unsigned).")
     ] = False,
@@ -54,7 +60,11 @@ def verify(
     loaded = load_policy(policy) if policy else None
     contents = [_read(file) for file in [*files, *(collateral or ())]]
     context = RawContext(_moment(at), _nonce(nonce))
+    if second_opinion and kind != "tdx":
+        raise UsageError("--second-opinion is for tdx.", mend="Leave it out.")
     appraisal = appraise_raw(kind, contents, context, loaded)
+    if second_opinion:
+        appraisal = _with_opinion(appraisal, contents, context.now_unix)
     if as_ear:
         print_json(as_attestation_result(appraisal, context.now_unix, loaded))
     elif as_json:
@@ -62,6 +72,24 @@ def verify(
     else:
         _print(appraisal)
     return appraisal.rejection.exit_code if appraisal.rejection else 0
+
+
+def _with_opinion(appraisal: RawAppraisal, files: list[bytes], now_unix: int) -> RawAppraisal:
+    """What both verifiers say: the second can refuse, never mend a refusal."""
+    if appraisal.rejection:
+        return appraisal
+    try:
+        opinion = tdx_opinion(files, now_unix)
+    except EvidenceRejected as rejection:
+        return replace(
+            appraisal,
+            verdict="rejected",
+            assurance=Assurance.NONE,
+            claims={},
+            rejection=rejection,
+        )
+    claims = {**appraisal.claims, "second_opinion": f"dcap-qvl: {opinion}"}
+    return replace(appraisal, claims=claims)
 
 
 def as_document(appraisal: RawAppraisal) -> dict[str, object]:

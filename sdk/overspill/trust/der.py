@@ -106,13 +106,13 @@ class DerReader:
         size, form = _TIME_FORMATS.get(found.tag, (0, ""))
         if len(found.content) != size:
             raise self._fail(f"{what} is no time")
+        if not found.content[:-1].isdigit():  # strptime would let spaces pass
+            raise self._fail(f"{what} is no time")
         try:
             text = found.content.decode("ascii")
             read = datetime.strptime(text, form).replace(tzinfo=UTC)
         except ValueError as error:
             raise self._fail(f"{what} is no time") from error
-        if not text[:-1].isdigit():  # strptime lets spaces and other digits pass
-            raise self._fail(f"{what} is no time")
         if found.tag == UTC_TIME and read.year >= _UTC_TIME_PIVOT:
             read = read.replace(year=read.year - 100)
         return int(read.timestamp())
