@@ -176,8 +176,9 @@ class Trainer:
         """Continue from a checkpoint."""
         content: dict[str, Any] = torch.load(path, map_location=self.args.device)
         self.model.load_state_dict(content["model"])
-        self.muon.load_state_dict(content["muon"])
-        self.adam.load_state_dict(content["adam"])
+        if "muon" in content:  # a model that was grown has no optimizer's state yet
+            self.muon.load_state_dict(content["muon"])
+            self.adam.load_state_dict(content["adam"])
         self.state = content["state"]
         print(f"resumed at {self.state}", flush=True)
 
