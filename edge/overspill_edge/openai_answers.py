@@ -15,7 +15,14 @@ from typing import Any
 from overspill._version import __version__
 from overspill.errors import EngineError
 from overspill.types.card import ModelCard
-from overspill.types.chat import Finish, FinishReason, Request, TokenLogprob, ToolCall
+from overspill.types.chat import (
+    Finish,
+    FinishReason,
+    Request,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
 from overspill.types.reply import ReplyChunk
 from overspill.types.route import Route
 from overspill.types.usage import Usage
@@ -60,7 +67,7 @@ class CompletionShape:
     def __init__(self, request: Request, model: str, *, with_usage: bool = False) -> None:
         self._request = request
         self._with_usage = with_usage
-        self._calls = 0
+        self._streamed: dict[str, int] = {}
         self._common = {
             "id": f"chatcmpl-{request.id}",
             "created": int(time.time()),
@@ -74,12 +81,16 @@ class CompletionShape:
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 
     def piece_chunks(self, piece: ReplyChunk) -> list[dict[str, Any]]:
-        """One piece's text, log-probabilities and calls: no chunk, one or two."""
+        """One piece's reasoning, text, log-probabilities and calls: a chunk for each kind."""
         chunks: list[dict[str, Any]] = []
+        if piece.reasoning:
+            chunks.append(self._chunk({"reasoning_content": piece.reasoning}))
         if piece.text or piece.logprobs:
             chunks.append(self._chunk({"content": piece.text}, logprobs=self._logprobs(piece)))
-        if piece.tool_calls:
-            calls = [self._call_delta(call) for call in piece.tool_calls]
+        calls = [self._call_delta(delta) for delta in piece.tool_call_deltas]
+        # A peer that doesn't stream arguments sends its calls whole.
+        calls += [self._whole_call(c) for c in piece.tool_calls if c.id not in self._streamed]
+        if calls:
             chunks.append(self._chunk({"tool_calls": calls}))
         return chunks
 
@@ -107,6 +118,8 @@ class CompletionShape:
             "refusal": None,
             "annotations": [],
         }
+        if reasoning := "".join(piece.reasoning for piece in pieces):
+            message["reasoning_content"] = reasoning
         if calls:
             message["tool_calls"] = [_call(call) for call in calls]
         choice = {
@@ -129,9 +142,16 @@ class CompletionShape:
         chunk = {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
         return {**chunk, "usage": None} if self._with_usage else chunk
 
-    def _call_delta(self, call: ToolCall) -> dict[str, Any]:
-        self._calls += 1
-        return {"index": self._calls - 1, **_call(call)}
+    def _call_delta(self, delta: ToolCallDelta) -> dict[str, Any]:
+        if not delta.id:
+            return {"index": delta.index, "function": {"arguments": delta.arguments}}
+        self._streamed[delta.id] = delta.index
+        call = _call(ToolCall(delta.id, delta.name, delta.arguments))
+        return {"index": delta.index, **call}
+
+    def _whole_call(self, call: ToolCall) -> dict[str, Any]:
+        self._streamed[call.id] = len(self._streamed)
+        return {"index": self._streamed[call.id], **_call(call)}
 
     def _logprobs(self, *pieces: ReplyChunk) -> dict[str, Any] | None:
         if self._request.top_logprobs is None:

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from overspill.errors import InvalidRequest, UnsupportedOption
 from overspill.types.chat import (
+    Grammar,
     Message,
     Privacy,
     Request,
@@ -51,7 +52,6 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True,),
 }
 """Parameters that are accepted with these values, which say what happens anyway."""
 
@@ -60,7 +60,6 @@ _REFUSED: Mapping[str, str] = {
     "store": "Nothing is stored here; leave it out.",
     "service_tier": "Use auto, default, or leave it out.",
     "modalities": 'Use ["text"], or leave it out.',
-    "parallel_tool_calls": "Leave it out, and make the calls one by one.",
     "audio": "Text is all that is answered with.",
     "functions": "Use tools.",
     "function_call": "Use tool_choice.",
@@ -75,6 +74,7 @@ _REFUSED: Mapping[str, str] = {
 DIALECT_NAMES: Mapping[str, str] = {
     "json_schema": "response_format",
     "output": "response_format",
+    "grammar": "overspill.grammar",
     "tool_name": "tool_choice",
     "prompt": "messages",
 }
@@ -204,6 +204,11 @@ class StreamOptions(_Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+class _Grammar(_Strict):
+    syntax: Literal["regex", "lark"]
+    text: NonEmpty
+
+
 class OverspillOptions(_Strict):
     """What the dialect has no word for. ``privacy`` can only tighten the daemon's floor."""
 
@@ -214,6 +219,7 @@ class OverspillOptions(_Strict):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     lane: Literal["interactive", "batch"] | None = None
+    grammar: _Grammar | None = None
 
 
 class ChatCompletionRequest(_Strict):
@@ -232,6 +238,7 @@ class ChatCompletionRequest(_Strict):
     stop: Annotated[list[NonEmpty], Field(max_length=4), BeforeValidator(_as_list)] | None = None
     tools: list[_Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | _NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -372,6 +379,8 @@ def to_request(
         tool_choice=choice,
         tool_name=tool_name,
         json_schema=_json_schema(chat),
+        grammar=None if ours.grammar is None else Grammar(ours.grammar.syntax, ours.grammar.text),
+        parallel_tool_calls=chat.parallel_tool_calls is not False,
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
         privacy=_privacy(floor, header_privacy, ours.privacy),
         deadline_s=ours.deadline_s,
@@ -423,7 +432,8 @@ def _sampling(chat: ChatCompletionRequest, ours: OverspillOptions) -> Sampling:
 
 
 def _tool(function: _Function) -> Tool:
-    return Tool(function.name, function.description or "", function.parameters or {})
+    strict = bool(function.strict)
+    return Tool(function.name, function.description or "", function.parameters or {}, strict)
 
 
 def _choice(choice: str | _NamedTool | None) -> tuple[ToolChoice, str | None]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from overspill.receipts import verify_receipt
     from overspill.sync import Overspill
     from overspill.types.card import ModelCard
-    from overspill.types.chat import Message, Privacy, Request, Sampling, Tool, ToolCall
+    from overspill.types.chat import Grammar, Message, Privacy, Request, Sampling, Tool, ToolCall
     from overspill.types.embedding import Embedding, EmbedReply
     from overspill.types.reply import Availability, ReceiptRecord, Reply, ReplyChunk
     from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken
@@ -33,6 +33,7 @@ _HOMES = {
     "Availability": "types.reply",
     "EmbedReply": "types.embedding",
     "Embedding": "types.embedding",
+    "Grammar": "types.chat",
     "Message": "types.chat",
     "ModelCard": "types.card",
     "Overspill": "sync",
@@ -60,6 +61,7 @@ __all__ = [
     "Availability",
     "EmbedReply",
     "Embedding",
+    "Grammar",
     "Message",
     "ModelCard",
     "Overspill",

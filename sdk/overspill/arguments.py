@@ -13,6 +13,7 @@ from typing import Any, TypedDict, Unpack, cast, get_args
 from overspill.content import read_content
 from overspill.errors import InvalidRequest, UnsupportedOption
 from overspill.types.chat import (
+    Grammar,
     Message,
     Privacy,
     Request,
@@ -45,7 +46,9 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     tools: Sequence[Tool | Mapping[str, Any]]
     tool_choice: str | Mapping[str, Any]
-    output: Mapping[str, Any] | None
+    parallel_tool_calls: bool
+    output: Mapping[str, Any] | Grammar | type | None
+    response_format: Mapping[str, Any] | None
     top_logprobs: int | None
     privacy: Privacy | str
     deadline_s: float | None
@@ -111,6 +114,7 @@ def build_request(
         )
     _check_types(options)
     tool_choice, tool_name = _tool_choice(options.get("tool_choice", "auto"))
+    json_schema, grammar = _output(options.get("output"), options.get("response_format"))
     stop = options.get("stop", ())
     request = Request(
         messages=_messages(messages),
@@ -121,7 +125,9 @@ def build_request(
         tools=tuple(_tool(t) for t in options.get("tools", ())),
         tool_choice=tool_choice,
         tool_name=tool_name,
-        json_schema=options.get("output"),
+        json_schema=json_schema,
+        grammar=grammar,
+        parallel_tool_calls=options.get("parallel_tool_calls", True),
         privacy=floor.tightened_by(_privacy(options.get("privacy", floor))),
         **given,
     )
@@ -140,6 +146,10 @@ def _check_types(options: Mapping[str, Any]) -> None:
             raise InvalidRequest(
                 f"'{name}' is {value!r:.80}.", param=name, mend=f"Give {_IN_WORDS[wanted]}."
             )
+    if not isinstance(options.get("parallel_tool_calls", True), bool):
+        raise InvalidRequest(
+            "'parallel_tool_calls' is no truth value.", param="parallel_tool_calls"
+        )
     for name in ("model", "adapter", "draft"):
         _check_text(str(options.get(name) or ""), name)
     for text in _texts(options.get("stop", ())):
@@ -265,7 +275,51 @@ def _tool(raw: Tool | Mapping[str, Any]) -> Tool:
             f"The tool '{function['name']}' has parameters that are not JSON: {error}.",
             param="tools",
         ) from None
-    return Tool(function["name"], str(function.get("description") or ""), parameters)
+    about, strict = str(function.get("description") or ""), function.get("strict")
+    return Tool(function["name"], about, parameters, strict is True)
+
+
+def _output(output: Any, response_format: Any) -> tuple[Mapping[str, Any] | None, Grammar | None]:
+    """What the answer's text is held to: a schema or a grammar, or neither."""
+    if output is not None and response_format is not None:
+        raise InvalidRequest(
+            "'output' and 'response_format' say the same thing.",
+            param="response_format",
+            mend="Give one of them.",
+        )
+    if response_format is not None:
+        return _response_schema(response_format), None
+    if isinstance(output, Grammar):
+        _check_text(output.text, "output")
+        return None, output
+    make = getattr(output, "model_json_schema", None)
+    schema = make() if isinstance(output, type) and callable(make) else output
+    if schema is not None and not isinstance(schema, Mapping):
+        raise InvalidRequest(
+            f"'output' is of the type {type(output).__name__}.",
+            param="output",
+            mend="Give a JSON schema, a class with model_json_schema, or a Grammar.",
+        )
+    return schema, None
+
+
+def _response_schema(form: Any) -> Mapping[str, Any] | None:
+    """The schema of OpenAI's ``response_format``."""
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    named = form.get("json_schema") if kind == "json_schema" else None
+    schema = named.get("schema") if isinstance(named, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise InvalidRequest(
+            "'response_format' is none of the known forms.",
+            param="response_format",
+            mend='Use {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}, '
+            '{"type": "json_object"} or {"type": "text"}.',
+        )
+    return schema
 
 
 def _tool_choice(choice: str | Mapping[str, Any]) -> tuple[ToolChoice, str | None]:

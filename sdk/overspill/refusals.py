@@ -20,7 +20,7 @@ _MENDS = {
     "memory": "close other programs or choose a smaller model",
     "modality": "choose a model that reads what was sent",
     "tools": "choose a model that supports tools",
-    "json_schema": "choose a model that supports schemas",
+    "json_schema": "choose a model that can be held to schemas and forced calls",
     "offline": "go online",
     "not_verified": "see why the node's evidence was refused: overspill cloud verify",
     "verification_expired": "have the node's evidence verified again",

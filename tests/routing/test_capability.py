@@ -9,7 +9,7 @@ import pytest
 
 from overspill.routing.situation import Situation
 from overspill.types.card import ModelCard
-from overspill.types.chat import Request, Tool
+from overspill.types.chat import Grammar, Request, Tool
 from overspill.types.route import (
     DeviceProfile,
     NetworkState,
@@ -68,7 +68,13 @@ def test_an_unknown_length_takes_nothing_away(
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [({"tools": (Tool("clock"),)}, "tools"), ({"json_schema": {"type": "object"}}, "json_schema")],
+    [
+        ({"tools": (Tool("clock"),)}, "tools"),
+        ({"json_schema": {"type": "object"}}, "json_schema"),
+        ({"grammar": Grammar("regex", "a+")}, "json_schema"),
+        ({"tools": (Tool("clock"),), "tool_choice": "required"}, "json_schema"),
+        ({"tools": (Tool("clock", strict=True),)}, "json_schema"),
+    ],
 )
 def test_what_the_device_model_cannot_do_goes_to_the_cloud(
     ask: Ask, route_of: Decide, options: dict[str, object], code: str

@@ -88,14 +88,13 @@ def _memory(candidate: _Candidate) -> StageReason | None:
 
 def _tools(candidate: _Candidate) -> StageReason | None:
     request, card = candidate.request, candidate.card
-    wanted = bool(request.tools) and request.tool_choice != "none"
-    if not wanted or card.tools:
+    if not request.offers_tools or card.tools:
         return None
     return _away(candidate, "tools", {"tools": len(request.tools)}, card.name)
 
 
 def _schema(candidate: _Candidate) -> StageReason | None:
-    if candidate.request.json_schema is None or candidate.card.json_schema:
+    if not candidate.request.needs_constraint or candidate.card.json_schema:
         return None
     return _away(candidate, "json_schema", detail=candidate.card.name)
 

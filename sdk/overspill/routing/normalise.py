@@ -71,6 +71,7 @@ def outgoing_text(request: Request) -> Iterator[str]:
         yield tool.description
         yield from _strings(tool.parameters)
     yield from _strings(request.json_schema)
+    yield request.grammar.text if request.grammar else ""
     yield from request.stop
     yield request.prefix
 

@@ -12,7 +12,9 @@ class ModelCard:
 
     ``context`` is in tokens, ``size_bytes`` on disk. ``skill_accuracy`` maps a skill (or
     ``skill/level``) to the share of right answers measured for this quantization; empty when
-    unmeasured. Prices are in currency units per million tokens, 0 when nobody pays.
+    unmeasured. ``tools``: its calls are read; ``json_schema``: its answers can be held to a schema
+    or a grammar, and its calls be forced. Prices are in currency units per million tokens, 0 when
+    nobody pays.
     ``memory_bytes`` is what the loaded model takes once its cache is full, as estimated before it
     was loaded; 0 when unknown. ``notes`` are what its user has to know: a context made smaller,
     memory that is tight.
