@@ -215,3 +215,13 @@ def test_a_look_alike_gpu_does_not_pass_beside_a_real_machine(pinned_node, at, g
     with pytest.raises(EvidenceRejected) as caught:
         verify(beside, at(), wants)
     assert caught.value.reason == "root_unknown"
+
+
+def test_a_gpu_without_its_section(pinned_node, at, gpu_of):
+    evidence, config = gpu_of()
+    claimed = pinned_node.bundle(gpu_claims_digest=config.gpu_claims_digest)
+    beside = replace(claimed, evidence=(*claimed.evidence, evidence))
+    accept = frozenset({"pinned-operator", "nvidia-gpu"})
+    with pytest.raises(EvidenceRejected) as caught:
+        verify(beside, at(), replace(pinned_node.policy, accept=accept))
+    assert caught.value.reason == "policy_section"

@@ -440,3 +440,19 @@ def test_each_byte_of_a_report_and_its_keys_counts(makers, roots, policy_of):
                 accepted.append((which, place))
     assert accepted == []
     assert struct.unpack_from("<I", good[0])[0] == 3
+
+
+def test_an_endorsement_key_of_another_curve(makers, refused):
+    amd = makers.Amd()
+    leaf = amd.endorsement
+    leaf.curve = makers.P256
+    assert refused("snp", [amd.report(), leaf.der, amd.ask.der]) == "key_unsupported"
+
+
+def test_assurance_under_the_floor(makers, judge, policy):
+    """A policy made by hand that forgets the step still has its floor."""
+    from overspill.trust.raw import _check_assurance
+
+    with pytest.raises(EvidenceRejected) as caught:
+        _check_assurance(Assurance.NONE, policy)
+    assert caught.value.reason == "assurance_too_low"

@@ -506,3 +506,19 @@ def _is_explained(good: list[bytes], which: int, place: int) -> bool:
 def test_intels_documents_survive_their_own_parser(intel):
     body = json.loads(intel.tcb_info())
     assert body["tcbInfo"]["id"] == "TDX"
+
+
+def test_a_pck_of_another_curve(makers, refused):
+    intel = makers.Intel()
+    intel.pck.curve = makers.P384
+    assert refused("tdx", [intel.quote(pck_key=makers.key("x", makers.P256))]) == (
+        "qe_report_signature"
+    )
+
+
+def test_a_pck_is_who_carries_a_platform(intel):
+    from overspill.trust.certificates import parse_certificate
+    from overspill.trust.tdx_pck import platform_of
+
+    with pytest.raises(EvidenceRejected, match="SGX extension"):
+        platform_of(parse_certificate(intel.root.der))

@@ -638,3 +638,25 @@ def test_the_production_verifier_refuses_the_look_alikes_vtpm(makers, vtpm):
 
 def test_the_look_alikes_certificates_are_certificates(makers):
     x509.load_der_x509_certificate(makers.Amd().endorsement.der)
+
+
+def test_ecdsa_by_an_rsa_key(makers, ak, refused):
+    quote = makers.attest(b"", VALUES)
+    signature = makers.ecc_signature(ak, quote)
+    evidence = [quote, signature, makers.rsa_public(makers.rsa_key())]
+    assert refused("tpm", evidence) == "signature_algorithm"
+
+
+def test_values_given_beside_a_policy(certified, judge, policy_of):
+    files, authority = certified
+    values = parse_event_log(files[3]).replay()
+    given = json_pcrs([values.get(n, bytes(32)) for n in range(15)])
+    section = tpm_section(authority, f'pcrs = {{ 7 = ["{values[7].hex()}"] }}')
+    policy = policy_of("tpm", floor="HARDWARE_TPM", tpm=section)
+    assert judge("tpm", [*files, given], policy=policy).verdict == "accepted"
+
+
+def test_an_armoured_public_key(makers, ak, judge):
+    quote, signature, _ = quote_files(makers, ak)
+    pem = ak.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    assert judge("tpm", [quote, signature, pem]).verdict == "authentic"
