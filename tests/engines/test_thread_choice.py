@@ -8,15 +8,22 @@ from hypothesis import strategies as st
 
 from overspill.engines.backend import Abilities
 from overspill.engines.echo import EchoBackend
-from overspill.engines.machine_load import LoadMeter, ThreadControl, busy_ticks, read_busy_s
+from overspill.engines.machine_load import (
+    LoadMeter,
+    ThreadControl,
+    busy_ticks,
+    quota_cpus,
+    read_busy_s,
+    usable_cpus,
+)
 from overspill.engines.options import EngineOptions
 from overspill.engines.scheduled import ScheduledEngine
 from overspill.engines.thread_choice import RETRY_STEPS, TRIAL_STEPS, ThreadChoice, ThreadTrials
 from overspill.types.chat import Message, Request
 
 
-def _choices(most, loads):
-    choice = ThreadChoice(most)
+def _choices(most, loads, cores=0):
+    choice = ThreadChoice(most, cores)
     return [choice.note_load(load) for load in loads]
 
 
@@ -32,11 +39,13 @@ def test_a_burst_of_calm_brings_no_thread_back():
 def test_a_little_load_costs_nothing_and_a_full_machine_leaves_one():
     assert _choices(8, [0.3] * 5) == [8] * 5
     assert _choices(8, [2.0, 3.1, 8.0, 20.0]) == [6, 5, 1, 1]
+    # A container that may use two of 64 cores.
+    assert _choices(2, [30.0, 61.9, 63.0], cores=64) == [2, 2, 1]
 
 
 @given(st.integers(1, 64), st.lists(st.floats(0, 100), max_size=50))
 def test_there_is_always_a_thread_and_never_one_too_many(most, loads):
-    choice = ThreadChoice(most)
+    choice = ThreadChoice(most, most)
     for load in loads:
         before = choice.threads
         threads = choice.note_load(load)
@@ -107,6 +116,15 @@ class Readings:
         self.own_s += own * seconds
 
 
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [("max 100000\n", None), ("200000 100000\n", 2), ("250000 100000", 2), ("50000 100000", 1)],
+)
+def test_a_containers_quota_counts_in_whole_cpus(text, cpus):
+    assert quota_cpus(text) == cpus
+    assert usable_cpus() >= 1
+
+
 def test_others_are_what_this_process_is_not():
     readings = Readings()
     meter = readings.meter()
@@ -148,7 +166,7 @@ class Threaded(EchoBackend):
 
 def test_threads_change_only_when_the_choice_does():
     readings, backend = Readings(), Threaded()
-    control = ThreadControl(backend, readings.meter())
+    control = ThreadControl(backend, readings.meter(), cores=2)
     for others in (0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0):
         readings.passes(0.3, 1.0 + others, 1.0)
         control.after_step(1, 0, 0.01)

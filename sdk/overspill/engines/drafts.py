@@ -94,7 +94,10 @@ class PromptLookup:
         """Index all n-grams but the last: that is the one that is looked up."""
         text, start = self._text, self._indexed
         stop = len(text)
-        if start < stop:
+        if stop - start == 1:
+            self._places[tuple(text[start - NGRAM_TOKENS : start])] = start
+            self._indexed = stop
+        elif start < stop:
             columns = (text[start - n : stop - n] for n in range(NGRAM_TOKENS, 0, -1))
             grams = zip(*columns, strict=True)
             self._places.update(zip(grams, range(start, stop), strict=True))

@@ -25,6 +25,7 @@ from overspill.engines.gguf_header import INT32 as GGUF_INT32
 from overspill.engines.gguf_header import ArrayInfo, GgufHeader, read_header
 from overspill.engines.llama_adapters import NativeAdapters
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
+from overspill.engines.machine_load import usable_cpus
 from overspill.engines.memory import Fit
 from overspill.errors import DoesNotFit, EngineError, InvalidRequest, ModelInvalid
 from overspill.types.card import ModelCard
@@ -401,10 +402,4 @@ def _threads(model: Any) -> int:
     where waiting for a second thread at each layer costs more than its work is worth."""
     if native.llama_model_size(model) <= _ONE_THREAD_BYTES:
         return 1
-    return _available_cpus()
-
-
-def _available_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cpus()

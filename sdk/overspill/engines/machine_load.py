@@ -14,6 +14,7 @@ SAMPLE_S = 0.25
 STALE_S = 2.0
 """A longer time says nothing about now."""
 _STAT = Path("/proc/stat")
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _IDLE_FIELDS = (3, 4)
 _COUNTED_FIELDS = 8
 """user nice system idle iowait irq softirq steal; guest time is in user time already."""
@@ -31,6 +32,33 @@ def busy_ticks(stat: str, cpus: Collection[int]) -> int:
                 if n not in _IDLE_FIELDS
             )
     return busy
+
+
+def allowed_cpus() -> int:
+    """CPUs that this process may be put on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: by its affinity, and by the quota of its container."""
+    cpus = allowed_cpus()
+    try:
+        return min(cpus, quota_cpus(_CPU_MAX.read_text()) or cpus)
+    except OSError:
+        return cpus
+
+
+def quota_cpus(cpu_max: str) -> int | None:
+    """Whole CPUs of a cgroup's quota, from the text of ``cpu.max`` (cgroup v2); None without one.
+
+    At least one. Threads beyond the quota would spin it away and then all stand still.
+    """
+    quota, _, period = cpu_max.strip().partition(" ")
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        return None
+    return max(1, int(quota) // int(period))
 
 
 def read_busy_s() -> float | None:
@@ -81,13 +109,17 @@ class LoadMeter:
 
 
 class ThreadControl:
-    """Changes a backend's threads between steps: by load where it is known, else by trial."""
+    """Changes a backend's threads between steps: by load where it is known, else by trial.
 
-    def __init__(self, backend: Backend, meter: LoadMeter) -> None:
+    ``cores`` are those that this process shares with others; None asks the system.
+    """
+
+    def __init__(self, backend: Backend, meter: LoadMeter, *, cores: int | None = None) -> None:
+        cores = allowed_cpus() if cores is None else cores
         most = backend.abilities.most_threads
         self._backend = backend
         self._meter = meter
-        self._by_load = ThreadChoice(most) if meter.works else None
+        self._by_load = ThreadChoice(most, cores) if meter.works else None
         self._by_trial = None if meter.works else ThreadTrials(most)
         self.threads = most
 

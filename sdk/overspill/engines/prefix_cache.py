@@ -87,6 +87,11 @@ class HostStore:
     def __len__(self) -> int:
         return len(self._states)
 
+    @property
+    def prefixes(self) -> Iterable[Prefix]:
+        """All that is kept, least recently used first."""
+        return self._states.keys()
+
     def covers(self, prefix: Prefix) -> bool:
         """Whether all these tokens are in a state already."""
         tokens = prefix.tokens
@@ -109,8 +114,7 @@ class HostStore:
     def best(self, key: PrefixKey, prompt: Sequence[int]) -> tuple[Prefix | None, int]:
         """The state that shares most with a prompt, and how many tokens it shares."""
         best: tuple[Prefix | None, int] = (None, 0)
-        # A copy: other threads ask too.
-        for held in list(self._states):
+        for held in self._states:
             if held.key == key and (shared := common_prefix(held.tokens, prompt)) > best[1]:
                 best = held, shared
         return best
@@ -139,6 +143,8 @@ class PrefixCache:
         # Free slots with something in them, least recently left first.
         self._resident: OrderedDict[int, Prefix] = OrderedDict()
         self._store = HostStore(max_bytes)
+        # What other threads may look at: replaced, never changed.
+        self._snapshot: tuple[Prefix, ...] = ()
 
     @property
     def host_bytes(self) -> int:
@@ -147,11 +153,8 @@ class PrefixCache:
 
     def known(self, key: PrefixKey | None, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt a free slot or the host holds. *Any thread.*"""
-        if key is None or not self._cuts:
-            return 0
-        held = [r.tokens for r in list(self._resident.values()) if r.key == key]
-        resident = max((common_prefix(tokens, prompt) for tokens in held), default=0)
-        return max(resident, self._store.best(key, prompt)[1])
+        held = (prefix.tokens for prefix in self._snapshot if prefix.key == key)
+        return max((common_prefix(tokens, prompt) for tokens in held), default=0)
 
     def place(
         self, newcomer: Sharing, free: Sequence[int], running: Iterable[Sharing]
@@ -161,14 +164,16 @@ class PrefixCache:
         At least one token is left to compute: its logits choose the first of the answer.
         """
         key, prompt = newcomer.prefix_key, newcomer.prompt[:-1]
+        found = None
         if key is not None and self._cuts:
             try:
                 found = self._reuse(key, prompt, free, running)
             except EngineError:
                 found = None
-            if found is not None:
-                return found
-        return self._emptied(free), 0
+        if found is None:
+            found = self._emptied(free), 0
+        self._note_held()
+        return found
 
     def keep(self, slot: int, key: PrefixKey | None, tokens: Sequence[int]) -> None:
         """Take over the slot of a sequence that left; without a key its cache is dropped."""
@@ -176,6 +181,7 @@ class PrefixCache:
             self._backend.forget(slot, 0)
         else:
             self._resident[slot] = Prefix(key, tuple(tokens))
+            self._note_held()
 
     def catch_up(self, follower: Sharing, leader: Sharing, tokens: int) -> bool:
         """Copy what a running leader has computed; False where the runtime failed to."""
@@ -192,6 +198,9 @@ class PrefixCache:
             slot = next(iter(self._resident))
             held -= len(self._resident[slot].tokens)
             self._evict(slot)
+
+    def _note_held(self) -> None:
+        self._snapshot = (*self._resident.values(), *self._store.prefixes)
 
     def _reuse(
         self, key: PrefixKey, prompt: list[int], free: Sequence[int], running: Iterable[Sharing]

@@ -21,6 +21,7 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._stale: set[int] = set()
         self._prefill_tokens_per_s: float | None = None
 
     @property
@@ -33,7 +34,9 @@ class StepCosts:
         if took_s <= 0:
             return
         if prompt_tokens == 0:
-            self._seconds[rows] = _mean(self._seconds.get(rows), took_s)
+            old = None if rows in self._stale else self._seconds.get(rows)
+            self._seconds[rows] = _mean(old, took_s)
+            self._stale.discard(rows)
         elif prompt_tokens + rows >= MIN_RATE_TOKENS or prompt_tokens > 4 * rows:
             self._note_prefill(rows, prompt_tokens, took_s)
 
@@ -56,9 +59,10 @@ class StepCosts:
         """Measure larger steps anew: they may have been measured in a bad moment."""
         self._seconds = {r: seconds for r, seconds in self._seconds.items() if r <= rows}
 
-    def forget(self) -> None:
-        """Measure everything anew: something changed that all steps depend on."""
-        self._seconds.clear()
+    def distrust(self) -> None:
+        """Something changed that all steps depend on: the next measurement of each counts alone,
+        and until then the last one is the best guess."""
+        self._stale = set(self._seconds)
 
     def _note_prefill(self, rows: int, prompt_tokens: int, took_s: float) -> None:
         decoding_s = (self.decode_s(rows) or 0.0) if rows else 0.0

@@ -61,7 +61,7 @@ class StepRunner:
         self._costs.note(rows, prompt_tokens, took_s)
         if self._threads is not None and self._threads.after_step(rows, prompt_tokens, took_s):
             # All steps take another time from now on.
-            self._costs.forget()
+            self._costs.distrust()
 
     def _take(self, batch: Batch, logits: Logits) -> None:
         """One token for each whose prompt is computed."""

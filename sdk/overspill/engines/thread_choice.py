@@ -21,10 +21,11 @@ RETRY_STEPS = 200
 
 
 class ThreadChoice:
-    """Between 1 and ``most`` threads, by the cores that others keep busy."""
+    """Between 1 and ``most`` threads, by how many of ``cores`` others keep busy."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, cores: int) -> None:
         self.threads = self._most = most
+        self._cores = max(cores, most)
         self._calm = 0
 
     def note_load(self, others_busy: float) -> int:
@@ -33,7 +34,7 @@ class ThreadChoice:
         Gives way at once, since a shared core costs more than an idle one, and comes back slowly.
         Between the two lies a band in which nothing changes.
         """
-        free = self._most - others_busy
+        free = self._cores - others_busy
         least, most = int(free + SHARED), int(free + 1 - SHARED)
         if self.threads > most:
             self.threads, self._calm = max(1, most), 0
