@@ -14,12 +14,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from overspill.content import read_content
 from overspill.errors import InvalidRequest, UnsupportedOption
 from overspill.types.chat import (
     Grammar,
+    Image,
     Message,
     Privacy,
     Request,
@@ -91,12 +100,27 @@ def _text_of_parts(content: Any) -> Any:
         return content
     texts: list[str] = []
     for part in content:
+        if _shows_image(part):
+            raise _unreadable(part)
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get("text") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(text, str):
             raise PydanticCustomError("unsupported_part", "Only parts of the type 'text' are read")
         texts.append(text)
     return "".join(texts)
+
+
+def _shows_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image_url"
+
+
+def _unreadable(part: Any) -> PydanticCustomError:
+    """Why an image is not read; one that could be is nobody's to show but the user's."""
+    try:
+        read_content([part])
+    except InvalidRequest as error:
+        return PydanticCustomError("unsupported_part", error.message.rstrip("."))
+    return PydanticCustomError("unsupported_part", "Only a user's message may show an image")
 
 
 def _as_list(value: Any) -> Any:
@@ -119,6 +143,21 @@ class _User(_Strict):
     role: Literal["user"]
     content: Text
     name: str | None = None
+    images: tuple[Image, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _see(cls, turn: Any) -> Any:
+        """Images out of the parts; whether a model can see them is the engine's to say."""
+        parts = turn.get("content") if isinstance(turn, dict) else None
+        if not isinstance(parts, list) or not any(map(_shows_image, parts)):
+            return turn
+        try:
+            text, images = read_content(parts)
+        except InvalidRequest:
+            # Told where it stands: by the check of the content.
+            return turn
+        return {**turn, "content": text, "images": images}
 
 
 class _CalledFunction(_Strict):
@@ -412,7 +451,8 @@ def _message(turn: _Instruction | _User | _Assistant | _ToolResult) -> Message:
         )
         return Message("assistant", turn.content or "", tool_calls=calls, name=turn.name)
     role: Role = "user" if isinstance(turn, _User) else "system"
-    return Message(role, turn.content, name=turn.name)
+    images = turn.images if isinstance(turn, _User) else ()
+    return Message(role, turn.content, name=turn.name, images=images)
 
 
 def _sampling(chat: ChatCompletionRequest, ours: OverspillOptions) -> Sampling:
