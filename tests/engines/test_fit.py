@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from overspill.engines.gguf_fit import GgufFitOptions, gguf_fit
-from overspill.engines.gguf_header import read_header
+from overspill.engines.gguf_header import GgufHeader, TensorInfo, read_header
 from overspill.engines.gguf_memory import LlamaUse, cpu_features, gguf_need
 from overspill.errors import DoesNotFit
 
@@ -198,6 +198,57 @@ def test_recurrent_layers_take_the_same_at_any_context(model_file):
     short, long = (_need(path, context_tokens=tokens).kv_bytes for tokens in (256, 65536))
     # Three columns of convolution and sixteen of state, in F32, of six layers and two sequences.
     assert short == long == (3 * 1536 + 16 * 1536) * 4 * 6 * 2
+
+
+def _claims(architecture, **numbers):
+    """A header that says so much of eight layers; each has a tensor."""
+    metadata = {"general.architecture": architecture, f"{architecture}.block_count": 8}
+    metadata |= {f"{architecture}.{key.replace('__', '.')}": n for key, n in numbers.items()}
+    tensors = tuple(TensorInfo(f"blk.{i}.attn_q.weight", (32, 32), 0, 0, 4096) for i in range(9))
+    return GgufHeader(3, metadata, tensors, 9 * 4096)
+
+
+_HEADS = {
+    "embedding_length": 64, "attention__head_count": 4, "attention__head_count_kv": 2,
+    "attention__key_length": 16, "attention__value_length": 16,
+}  # fmt: skip
+_PER_LAYER = 2 * (16 + 16)
+
+
+@pytest.mark.parametrize(
+    ("header", "numbers"),
+    [
+        # Numbers in the cache for each token; of 256 cells, one sequence.
+        (_claims("llama", **_HEADS), 8 * _PER_LAYER),
+        # One layer is for predicting further tokens, and does not run.
+        (_claims("glm4moe", **_HEADS, nextn_predict_layers=1), 7 * _PER_LAYER),
+        # The last three reuse the cache of others.
+        (_claims("gemma3n", **_HEADS, attention__shared_kv_layers=3), 5 * _PER_LAYER),
+        # Latent attention keeps keys alone.
+        (_claims("deepseek2", **_HEADS, attention__key_length_mla=8), 8 * 2 * 16),
+    ],
+)
+def test_each_kind_of_layer_has_its_share_of_the_cache(tmp_path, header, numbers):
+    use = _use(context_tokens=256, max_sequences=1)
+    assert gguf_need(tmp_path, header, use).kv_bytes == numbers * 2 * 256
+
+
+def test_mixed_layers_have_a_state_or_a_cache(tmp_path):
+    ssm = {"ssm__conv_kernel": 4, "ssm__inner_size": 128, "ssm__state_size": 16,
+           "ssm__group_count": 1}  # fmt: skip
+    state = (3 * (128 + 2 * 16) + 128 * 16) * 4
+    use = _use(context_tokens=256, max_sequences=1)
+    # Every fourth layer attends, the others keep a state; Falcon-H1's do both.
+    mixed = _claims("qwen3next", **_HEADS, **ssm, full_attention_interval=4)
+    both = _claims("falcon-h1", **_HEADS, **ssm)
+    cache = _PER_LAYER * 2 * 256
+    assert gguf_need(tmp_path, mixed, use).kv_bytes == 6 * state + 2 * cache
+    assert gguf_need(tmp_path, both, use).kv_bytes == 8 * (state + cache)
+
+
+def test_a_damaged_header_cannot_make_the_estimate_run_for_ever(tmp_path):
+    header = _claims("llama", **{**_HEADS, "block_count": 1 << 60})
+    assert gguf_need(tmp_path, header, _use(context_tokens=256)).kv_bytes < 1 << 30
 
 
 def test_the_runtimes_own_words_name_the_features():

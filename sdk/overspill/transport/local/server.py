@@ -227,7 +227,7 @@ class _Connection:
         """Heartbeats, with the queue positions of who waits. A stuck engine gives none."""
         while True:
             await asyncio.sleep(self._options.heartbeat_s)
-            if not (await self._engine.health()).ok:
+            if not self._answers or not (await self._engine.health()).ok:
                 continue
             for stream, request_id in self._waiting.items():
                 position = self._engine.queue_position(request_id) or 0
