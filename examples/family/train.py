@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -65,10 +65,13 @@ STACKS = {"qkv": 3, "gate_up": 2}
 Batch = tuple[Tensor, Tensor]
 
 
-def cell_weights(tokens: int) -> Weights:
-    """Return how often each (skill, level) is drawn once ``tokens`` tokens were seen."""
+def cell_weights(tokens: int, levels: Sequence[float] | None = None) -> Weights:
+    """Return how often each (skill, level) is drawn once ``tokens`` tokens were seen.
+
+    ``levels`` are weights of easy, medium and hard to take instead of the curriculum's.
+    """
     _, shares, repeat = next(row for row in reversed(CURRICULUM) if tokens >= row[0])
-    by_level = dict(zip(LEVELS, shares, strict=True))
+    by_level = dict(zip(LEVELS, levels or shares, strict=True))
     mix = {(skill, level): SKILL_WEIGHTS[skill] * by_level[level] for skill, level in cells()}
     mix["repeat", "easy"] = repeat
     return mix
@@ -88,15 +91,19 @@ def encode(
 
 
 def block_batches(
-    tokenizer: Tokenizer, seed: int, block: int, tokens: int, context: int
+    tokenizer: Tokenizer,
+    seed: int,
+    block: int,
+    weights: Weights,
+    context: int,
+    prompt_weight: float,
 ) -> Iterator[Batch]:
     """Yield block number ``block`` as shuffled batches of (ids, target weights)."""
     pad = tokenizer.token_to_id(END_OF_TEXT)
-    prompt_weight = PROMPT_WEIGHT if tokens < PROMPT_TOKENS else 0.0
     rows = []
-    for messages, tools in stream(seed, block, BLOCK, cell_weights(tokens)):
-        ids, weights = encode(tokenizer, render_pieces(messages, tools), prompt_weight)
-        rows.append((ids[: context + 1], weights[: context + 1]))
+    for messages, tools in stream(seed, block, BLOCK, weights):
+        ids, learnt = encode(tokenizer, render_pieces(messages, tools), prompt_weight)
+        rows.append((ids[: context + 1], learnt[: context + 1]))
     rows.sort(key=lambda row: len(row[0]))
     groups: list[list[tuple[list[int], list[float]]]] = [[]]
     for row in rows:
@@ -209,18 +216,20 @@ class Trainer:
         """Yield batches from the place in the stream on, keeping that place up to date."""
         while self.state["tokens"] < self.args.tokens:
             skip = int(self.state["batch"])
+            seen = int(self.state["block_tokens"])
             block = block_batches(
                 tokenizer,
                 self.args.seed,
                 int(self.state["block"]),
-                int(self.state["block_tokens"]),
+                cell_weights(seen, self.args.levels),
                 self.model.config.context,
+                PROMPT_WEIGHT if seen < PROMPT_TOKENS else 0.0,
             )
             for index, batch in enumerate(block):
                 if index < skip:
                     continue
                 yield batch
-                if DRILL[0] <= self.state["block_tokens"] < DRILL[1]:
+                if DRILL[0] <= seen < DRILL[1]:
                     name = f"drill-{self.args.seed}-{self.state['block']}-{index}"
                     yield drill_batch(name, 16, self.model.config.vocabulary)
                 self.state["batch"] = index + 1
@@ -278,6 +287,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--muon-rate", type=float, default=0.01)
     parser.add_argument("--adam-rate", type=float, default=0.002)
     parser.add_argument("--folder", default=str(default_folder()))
+    parser.add_argument(
+        "--levels", type=float, nargs=3, help="weights of easy, medium, hard; else the curriculum's"
+    )
     parser.add_argument("--resume-from", type=Path, help="a checkpoint other than the last")
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints")
     parser.add_argument("--compile", action="store_true", help="fuse by torch.compile")
