@@ -41,6 +41,10 @@ def test_verify_shows_every_step_and_refuses_under_the_default_policy(overspill,
     assert accepted.code == 0
     assert accepted.json["assurance"] == "NONE"
     assert all(step["ok"] for step in accepted.json["steps"])
+    result = overspill("cloud", "verify", node.listen, "--trust-policy", str(policy), "--ear").json
+    (submodule,) = result["submods"].values()
+    assert submodule["ear.status"] == "affirming"
+    assert submodule["ear.trustworthiness-vector"]["hardware"] == 0  # a development key
 
 
 def test_enrol_ask_and_check_the_receipt(overspill, node, policy):

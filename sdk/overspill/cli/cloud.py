@@ -11,14 +11,21 @@ from typing import Annotated
 
 import typer
 
+from overspill import __version__
 from overspill.cli.common import CloudAddress, Json, TrustPolicyFile, print_json, settings_for
+from overspill.cli.steps_table import print_steps
 from overspill.config import Settings
 from overspill.log_watch import appraise_remembering
 from overspill.opening import open_cloud, open_log_state, open_transport, open_trust_policy
+from overspill.trust.ear import ear
 from overspill.trust.policy import TrustPolicy
 from overspill.trust.verifier import Appraisal, Context
+from overspill.types.evidence import Assurance
 
 Host = Annotated[str, typer.Argument(help="HOST:PORT or unix:/path.")]
+Ear = Annotated[
+    bool, typer.Option("--ear", help="Print an EAT Attestation Result instead (unsigned).")
+]
 Authority = Annotated[Path | None, typer.Option("--ca", help="TLS authority to accept (PEM).")]
 
 
@@ -34,6 +41,7 @@ def verify(
     host: Host,
     trust_policy: TrustPolicyFile = None,
     ca: Authority = None,
+    as_ear: Ear = False,
     as_json: Json = False,
 ) -> int:
     """Verify a node's evidence, step by step; nothing is sent to it. Exit 0 or 6."""
@@ -41,7 +49,9 @@ def verify(
     policy = open_trust_policy(settings)
     appraisal = asyncio.run(_appraise(settings, policy))
     rejection, result = appraisal.rejection, appraisal.result
-    if as_json:
+    if as_ear:
+        print_json(_attestation_result(appraisal, policy))
+    elif as_json:
         print_json(
             {
                 "verdict": "rejected" if rejection else "accepted",
@@ -97,10 +107,23 @@ async def _appraise(settings: Settings, policy: TrustPolicy) -> Appraisal:
         await transport.aclose()
 
 
+def _attestation_result(appraisal: Appraisal, policy: TrustPolicy) -> dict[str, object]:
+    rejection, result = appraisal.rejection, appraisal.result
+    return ear(
+        result.evidence_type if result else "node",
+        verdict="rejected" if rejection else "accepted",
+        assurance=result.assurance if result else Assurance.NONE,
+        claims=result.claims if result else {},
+        steps=appraisal.steps,
+        rejection=rejection,
+        policy=f"sha256:{policy.sha256.hex()}",
+        now_unix=int(time.time()),
+        version=__version__,
+    )
+
+
 def _print(appraisal: Appraisal, policy: TrustPolicy) -> None:
-    for step in appraisal.steps:
-        mark = {True: "ok", False: "REFUSED", None: "not run"}[step.ok]
-        print(f"{step.n:>3}  {step.name:<58} {mark:<8} {step.detail}".rstrip())
+    print_steps(appraisal.steps)
     if appraisal.result:
         print(f"accepted under {policy.source}; assurance {appraisal.result.assurance.name}")
     else:

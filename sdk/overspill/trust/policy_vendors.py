@@ -29,7 +29,7 @@ _SNP_KEYS: Final = frozenset(
 _TDX_KEYS: Final = frozenset({"statuses", "mrtd", "rtmr0", "rtmr1", "rtmr2", "fmspcs", "mr_seam"})
 _TPM_KEYS: Final = frozenset({"ek_roots", "activation_keys", "ak_roots", "pcrs", "secure_boot"})
 _VTPM_KEYS: Final = frozenset({"pcrs", "secure_boot"})
-_GPU_KEYS: Final = frozenset({"drivers", "vbioses", "rim_required"})
+_GPU_KEYS: Final = frozenset({"drivers", "vbioses"})
 _PCR_NEVER: Final = (16, 23)
 
 
@@ -86,7 +86,6 @@ class GpuPolicy:
 
     drivers: frozenset[str]
     vbioses: frozenset[str]
-    rim_required: bool = False
 
 
 def snp_policy(table: Table) -> SnpPolicy:
@@ -158,7 +157,6 @@ def gpu_policy(table: Table) -> GpuPolicy:
     return GpuPolicy(
         drivers=frozenset(table.strings("drivers")),
         vbioses=frozenset(table.strings("vbioses")),
-        rim_required=table.boolean("rim_required", default=False),
     )
 
 
