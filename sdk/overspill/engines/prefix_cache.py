@@ -191,6 +191,30 @@ class PrefixCache:
             return False
         return True
 
+    def inherit(self, follower: Sharing, running: Iterable[Sharing]) -> int:
+        """Fill the slot of one whose leader left before it had all; returns what it holds now.
+
+        The leader's tokens are in its slot still, or with who took that, or on the host.
+        """
+        key, prompt = follower.prefix_key, follower.prompt[:-1]
+        if key is None:
+            return follower.computed
+        slot, resident = self._best_resident(key, prompt)
+        lender, beside = _best_running(key, prompt, running)
+        saved, stored = self._store.best(key, prompt)
+        if lender is not None and beside > resident:
+            slot, resident = lender.slot, beside
+        if max(resident, stored) < follower.computed + MIN_WORTH_COPYING:
+            return follower.computed
+        try:
+            if slot is not None and resident >= stored:
+                self._copy(slot, follower.slot, resident)
+            elif saved is not None:
+                self._load(saved, stored, follower.slot)
+        except EngineError:
+            return 0
+        return max(resident, stored)
+
     def shrink(self, most_tokens: int) -> None:
         """Evict free slots until no more than so many tokens stay in them."""
         held = sum(len(resident.tokens) for resident in self._resident.values())

@@ -322,19 +322,21 @@ class Scheduler:
             self._followers.append(newcomer)
 
     def _catch_up(self, parts: _Parts) -> None:
-        """Copy for followers what is there by now; whose leader left goes on alone."""
+        """Copy for followers what is there by now; whose leader left inherits and goes on alone."""
         for follower in list(self._followers):
-            leader = follower.leader
-            if leader is None or follower.ended or leader.ended:
-                follower.leader = None
-            elif leader.computed >= follower.leader_tokens:
-                follower.leader = None
-                tokens = follower.leader_tokens
+            leader, tokens = follower.leader, follower.leader_tokens
+            if leader is not None and not (follower.ended or leader.ended):
+                if leader.computed < tokens:
+                    continue
                 if not parts.prefixes.catch_up(follower, leader, tokens):
                     tokens = 0
                 follower.computed = follower.cached_tokens = tokens
-            if follower.leader is None:
-                self._followers.remove(follower)
+            elif not follower.ended:
+                follower.computed = follower.cached_tokens = parts.prefixes.inherit(
+                    follower, self._running
+                )
+            follower.leader = None
+            self._followers.remove(follower)
 
     def _run(self, parts: _Parts, batch: list[tuple[Generation, BatchRow]]) -> None:
         members = tuple(generation for generation, _ in batch)
