@@ -25,6 +25,7 @@ from overspill.trust.certificates import Certificate, Crl, read_pem
 from overspill.trust.chain import Anchors, build_path
 from overspill.trust.der import DerReader
 from overspill.trust.nvidia_report import GpuReport, parse_report
+from overspill.trust.nvidia_rim import compare, read_rim
 from overspill.trust.policy_vendors import GpuPolicy
 from overspill.trust.roots import VendorRoots
 from overspill.trust.steps import Steps
@@ -44,7 +45,8 @@ STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "8.4": "device certificate: of the firmware that answered",
         "8.5": "signature: ECDSA P-384 over request and response",
         "8.6": "binding: the request's nonce",
-        "8.7": "policy: driver and VBIOS are listed",
+        "8.7": "reference manifests: signed by NVIDIA, measurements as they list them",
+        "8.8": "policy: driver and VBIOS are listed",
     }
 )
 
@@ -60,6 +62,7 @@ class GpuMaterials:
     report: bytes
     certificates: tuple[Certificate, ...]
     crls: tuple[Crl, ...] = ()
+    rims: tuple[bytes, ...] = ()
 
 
 def gpu_nonce(boot_id: bytes, hpke_public_key: bytes) -> bytes:
@@ -97,11 +100,16 @@ def examine(
         steps.skip("8.6", "no nonce was given")
     else:
         steps.run("8.6", _check_nonce, report, nonce)
-    # 8.7 Policy
-    if policy is None:
-        steps.skip("8.7", "no policy was given")
+    # 8.7 Reference manifests
+    if materials.rims:
+        steps.run("8.7", _check_rims, report, materials.rims, roots, now_unix)
     else:
-        steps.run("8.7", _check_versions, report, policy)
+        steps.skip("8.7", "no manifest was given")
+    # 8.8 Policy
+    if policy is None:
+        steps.skip("8.8", "no policy was given")
+    else:
+        steps.run("8.8", _check_versions, report, policy)
     return _claims(report, leaf)
 
 
@@ -207,6 +215,12 @@ def _check_nonce(report: GpuReport, nonce: bytes) -> None:
         )
 
 
+def _check_rims(
+    report: GpuReport, rims: tuple[bytes, ...], roots: VendorRoots, now_unix: int
+) -> str:
+    return compare(report, tuple(read_rim(rim, roots.nvidia_rim, now_unix) for rim in rims))
+
+
 def _check_versions(report: GpuReport, policy: GpuPolicy) -> str:
     for name, actual, accepted in (
         ("driver", report.driver_version, policy.drivers),
@@ -215,7 +229,7 @@ def _check_versions(report: GpuReport, policy: GpuPolicy) -> str:
         if actual not in accepted:
             raise rejected(
                 f"{name}_not_listed",
-                "7",
+                "8",
                 expected=f"one of {', '.join(sorted(accepted))}",
                 actual=actual or "none",
             )

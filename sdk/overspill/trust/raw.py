@@ -207,7 +207,12 @@ def _nvidia(
     roots: VendorRoots,
 ) -> _Found:
     claims = nvidia.examine(
-        nvidia.GpuMaterials(materials.one(Role.SPDM), materials.certificates, materials.crls),
+        nvidia.GpuMaterials(
+            materials.one(Role.SPDM),
+            materials.certificates,
+            materials.crls,
+            materials.of(Role.RIM),
+        ),
         context.now_unix,
         context.nonce,
         policy.gpu if policy else None,

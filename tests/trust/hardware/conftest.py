@@ -40,7 +40,11 @@ def roots(makers) -> VendorRoots:
         amd=amd,
         intel=(parse_certificate(makers.Intel().root.der),),
         nvidia=(parse_certificate(makers.Nvidia().root.der),),
-        nvidia_rim=(),
+        nvidia_rim=(
+            parse_certificate(
+                makers.Authority("NVIDIA CoRIM signing Root CA", seed="rim root").der
+            ),
+        ),
     )
 
 

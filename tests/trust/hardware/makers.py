@@ -479,6 +479,53 @@ class Nvidia:
         return request + response + r.to_bytes(48, "big") + s.to_bytes(48, "big")
 
 
+_SWID = "http://standards.iso.org/iso/19770/-2/2015/schema.xsd"
+_DSIG = "http://www.w3.org/2000/09/xmldsig#"
+_SHA384 = "http://www.w3.org/2001/04/xmldsig-more#sha384"
+_C14N = "http://www.w3.org/2006/12/xml-c14n11"
+
+
+def rim(version: str = DRIVER, values: dict[int, bytes] | None = None, **how) -> bytes:
+    """A reference manifest, written out in its canonical form by hand."""
+    root = Authority("NVIDIA CoRIM signing Root CA", seed=how.get("seed", "") + "rim root")
+    signer = Authority("RIM signer", how.get("curve", P384), root, "rim", is_authority=False)
+    values = values or {n: hashlib.sha384(bytes([n + 1])).digest() for n in range(2)}
+    resources = how.get("resources") or "".join(
+        f'<Resource active="True" alternatives="1" index="{n}" h:Hash0="{value.hex()}"></Resource>'
+        for n, value in values.items()
+    )
+    head = f'<SoftwareIdentity xmlns="{_SWID}" xmlns:h="http://www.w3.org/2001/04/xmlenc#sha384">'
+    head = how.get("head", head)
+    body = how.get("body") or (
+        f'<Meta colloquialVersion="{version}"></Meta><Payload>{resources}</Payload>'
+    )
+    tail = "</SoftwareIdentity>"
+    digest = base64.b64encode(hashlib.sha384(f"{head}{body}{tail}".encode()).digest()).decode()
+    inner = (
+        f'<ds:CanonicalizationMethod Algorithm="{how.get("c14n", _C14N)}">'
+        "</ds:CanonicalizationMethod>"
+        '<ds:SignatureMethod Algorithm="http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384">'
+        f'</ds:SignatureMethod><ds:Reference URI="{how.get("uri", "")}"><ds:Transforms>'
+        f'<ds:Transform Algorithm="{_DSIG}enveloped-signature"></ds:Transform>'
+        f'<ds:Transform Algorithm="{_C14N}"></ds:Transform></ds:Transforms>'
+        f'<ds:DigestMethod Algorithm="{_SHA384}"></ds:DigestMethod>'
+        f"<ds:DigestValue>{digest}</ds:DigestValue></ds:Reference></ds:SignedInfo>"
+    )
+    scope = f'xmlns="{_SWID}" xmlns:ds="{_DSIG}" xmlns:h="http://www.w3.org/2001/04/xmlenc#sha384"'
+    r, s = raw_sign(key("rim", P384), f"<ds:SignedInfo {scope}>{inner}".encode())
+    value = base64.b64encode(r.to_bytes(48, "big") + s.to_bytes(48, "big")).decode()
+    chain = "".join(
+        f"<ds:X509Certificate>{base64.b64encode(one.der).decode()}</ds:X509Certificate>"
+        for one in how.get("chain", (signer, root))
+    )
+    signature = (
+        f'<ds:Signature xmlns:ds="{_DSIG}"><ds:SignedInfo>{inner}'
+        f"<ds:SignatureValue>{value}</ds:SignatureValue>"
+        f"<ds:KeyInfo><ds:X509Data>{chain}</ds:X509Data></ds:KeyInfo></ds:Signature>"
+    )
+    return f"{head}{body}{signature * how.get('signatures', 1)}{tail}".encode()
+
+
 # --- TPM --------------------------------------------------------------------------------------
 
 _GLOBAL = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
