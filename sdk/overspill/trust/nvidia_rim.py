@@ -1,8 +1,8 @@
 """NVIDIA's reference integrity manifests (RIM): SWID tags (ISO/IEC 19770-2, TCG RIM binding) whose
 resources list the measurements of one driver or VBIOS version.
 
-A resource's index counts from 0, a report's measurements from 1; only active resources are compared,
-each against its alternatives, without exceptions.
+A resource's index counts from 0, a report's measurements from 1; only active resources are
+compared, each against its alternatives, without exceptions.
 """
 
 from __future__ import annotations

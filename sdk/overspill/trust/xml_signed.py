@@ -1,8 +1,8 @@
 """XML with an enveloped signature, as NVIDIA signs its reference manifests: read and verified.
 
 One profile of XML Signature (W3C, "XML Signature Syntax and Processing" 1.1) and nothing else: one
-``Signature`` as a child of the root, over the whole document without it, Canonical XML 1.1, SHA-384,
-ECDSA P-384. A document type declaration is refused, and with it every entity.
+``Signature`` as a child of the root, over the whole document without it, Canonical XML 1.1,
+SHA-384, ECDSA P-384. A document type declaration is refused, and with it every entity.
 """
 
 from __future__ import annotations
