@@ -10,6 +10,7 @@ Source: https://github.com/guidance-ai/llguidance, docs/syntax.md and docs/json_
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -72,10 +73,10 @@ class Constraint:
 
         Raises :class:`EngineError` where llguidance gave up on the grammar.
         """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         reason = self._matcher.stop_reason()
         if self._matcher.is_error() or (reason != "NotStopped" and reason not in _SATISFIED):
             self._fail(reason)
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         ids = np.flatnonzero(np.unpackbits(bits, count=self._size, bitorder="little"))
         if not ids.size:
             self._fail("it allows no token of this model here")
@@ -185,8 +186,29 @@ class _GuidanceVocabulary:
         self.special_token_ids: list[int] = []
 
     def __call__(self, text: str | bytes) -> list[int]:
-        plain = text if isinstance(text, str) else text.decode("utf-8", "replace")
-        return self._backend.tokenize(plain, special=False)
+        """Tokens that spell exactly this text: llguidance asks how the model would go on."""
+        data = text.encode() if isinstance(text, str) else text
+        tokens = self._backend.tokenize(data.decode("utf-8", "replace"), special=False)
+        if b"".join(self.tokens[token] for token in tokens) == data:
+            return tokens
+        # SentencePiece puts a space before a text of its own.
+        return self._longest_first(data)
+
+    @functools.cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        return {data: token for token, data in enumerate(self.tokens) if data}
+
+    def _longest_first(self, data: bytes) -> list[int]:
+        longest = max(map(len, self._by_bytes))
+        tokens, at = [], 0
+        while at < len(data):
+            sizes = range(min(longest, len(data) - at), 0, -1)
+            size = next((n for n in sizes if data[at : at + n] in self._by_bytes), 0)
+            if not size:
+                break
+            tokens.append(self._by_bytes[data[at : at + size]])
+            at += size
+        return tokens
 
 
 def need_llguidance() -> None:

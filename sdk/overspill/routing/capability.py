@@ -104,7 +104,8 @@ def _modality(candidate: _Candidate) -> StageReason | None:
     lacking = wanted.difference(candidate.card.modalities)
     if not lacking:
         return None
-    return _away(candidate, "modality", detail=f"{candidate.card.name}: {', '.join(sorted(lacking))}")
+    detail = f"{candidate.card.name}: {', '.join(sorted(lacking))}"
+    return _away(candidate, "modality", detail=detail)
 
 
 _CHECKS: tuple[Callable[[_Candidate], StageReason | None], ...] = (
