@@ -27,9 +27,9 @@ def request_grammar(request: Request, form: AnswerForm) -> tuple[str, str] | Non
     Raises :class:`UnsupportedOption` and :class:`InvalidRequest`, naming the parameter, for what
     cannot be enforced.
     """
+    _check_together(request)
     if not request.needs_constraint:
         return None
-    _check_together(request)
     rules = _Rules(request, form)
     return rules.grammar(), rules.param
 
