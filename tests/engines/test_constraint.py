@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from dataclasses import replace
 
 import pytest
 
-from overspill.errors import InvalidRequest, UnsupportedOption
+from overspill.errors import EngineError, InvalidRequest, UnsupportedOption
 from overspill.types.chat import FinishReason, Grammar, Sampling
 
 pytestmark = pytest.mark.anyio
@@ -124,3 +125,16 @@ async def test_a_held_answer_that_is_cut_off_says_so(engine, kit):
     request = kit.ask("x", json_schema=SCHEMA, max_tokens=2)
     chunks = await kit.collect(engine, request)
     assert chunks[-1].finish.reason is FinishReason.LENGTH
+
+
+async def test_a_grammar_that_gets_too_complex_fails_alone(open_kind, kit):
+    wild = Grammar("lark", 'start: x "z"\nx: y x y | "a"\ny: x | "a" x | x "a"')
+    endless = Sampling(logit_bias={ord("z"): -100.0})
+    async with open_kind("echo") as engine:
+        held = kit.collect(engine, kit.ask("hi", grammar=wild, sampling=endless, max_tokens=400))
+        other = kit.collect(engine, kit.ask("something longer " * 8))
+        failed, answered = await asyncio.gather(held, other, return_exceptions=True)
+    assert isinstance(failed, EngineError)
+    assert "grammar" in str(failed)
+    assert set(failed.partial) == {"a"}
+    assert kit.text_of(answered) == "echo: " + "something longer " * 8

@@ -85,7 +85,7 @@ class Constraint:
     def advance(self, token: int) -> None:
         """Take a token of the answer; what goes wrong is raised when the next one is asked for."""
         if token not in self._end_ids and not self._matcher.consume_token(token):
-            self._broken = f"token {token} does not follow"
+            self._broken = self._matcher.stop_reason()
 
     def advance_text(self, tokens: Sequence[int]) -> bool:
         """Take tokens that the answer already begins with; False where they break the grammar."""
