@@ -45,11 +45,10 @@ async def test_brook_gives_the_same_greedy_tokens_on_both_runtimes(brook_f32, ki
 
 async def test_the_model_in_the_wheel_answers(brook_gguf, kit):
     async with open_engine("brook", options=EngineOptions(threads=1)) as engine:
-        chunks = await kit.collect(engine, kit.ask("What is 25 cm in millimetres?", max_tokens=96))
+        chunks = await kit.collect(engine, kit.ask("What is 12 + 30?", max_tokens=64))
         assert chunks[-1].finish.reason is FinishReason.STOP
         assert chunks[-1].finish.model == engine.card.name == "brook"
-        # Units are what brook does best.
-        assert "Answer: 250 millimetres" in kit.text_of(chunks)
+        assert kit.text_of(chunks).rstrip().endswith("Answer: 42")
 
 
 async def test_a_model_made_by_others_loads_streams_and_stops(foreign_gguf, kit):
