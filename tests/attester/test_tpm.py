@@ -141,7 +141,7 @@ def test_t62_software_ek_in_the_hardware_store(good, policy, at, now, models, tm
     text = tpm_dev_policy(pem, models)
     assert reason(good, at(now_unix=now), parse_policy(text)) == "ek_root_unknown"
     as_hardware = replace(good, evidence=(replace(good.evidence[0], type="tpm"),))
-    assert reason(as_hardware, at(now_unix=now), policy) == "evidence_type_unsupported"
+    assert reason(as_hardware, at(now_unix=now), policy) == "evidence_type_not_accepted"
 
 
 def test_t59_t60_only_for_development(good, policy, at, now):

@@ -125,7 +125,7 @@ async def test_an_engine_that_fails_in_mid_answer_is_told_without_its_inside(
         whole = running.backend.run
 
         def failing(rows):
-            if running.backend.steps >= 60:
+            if running.backend.steps >= 8:
                 raise EngineError("secret path /srv/model.gguf")
             return whole(rows)
 
@@ -152,7 +152,7 @@ async def test_openais_client_raises_what_comes_after_the_first_byte(start_daemo
         whole = running.backend.run
 
         def failing(rows):
-            if running.backend.steps >= 60:
+            if running.backend.steps >= 8:
                 raise EngineError("inside")
             return whole(rows)
 

@@ -59,14 +59,15 @@ def test_the_contribution_of_memory_is_part_of_the_exact_sum(
 
 
 @pytest.mark.parametrize(
-    ("where", "price"), [(None, 0.0), (Route.DEVICE, 0.02), (Route.CLOUD, -0.02)]
+    ("where", "sign"), [(None, 0.0), (Route.DEVICE, 1.0), (Route.CLOUD, -1.0)]
 )
 def test_moving_has_a_price(
-    route_of: Decide, situation: Situation, where: Route | None, price: float
+    route_of: Decide, situation: Situation, where: Route | None, sign: float
 ) -> None:
     memory = SessionMemory(turns=1, route=where)
     decision = route_of(conversation(EASY), replace(situation, memory=memory))
-    assert decision.threshold == pytest.approx(RoutingPolicy().threshold + price)
+    policy = RoutingPolicy()
+    assert decision.threshold == pytest.approx(policy.threshold + sign * policy.switching_price)
 
 
 def in_a_tool_chain(first: str) -> Request:

@@ -4,8 +4,8 @@ A policy file is TOML; only ``version`` is required::
 
     version = "2026-11-21"
     floor = "any"               # device, attested or any; requests and sessions can only raise it
-    threshold = 0.05            # least expected gain in P(right) that is worth leaving for
-    switching_price = 0.02      # added to, or taken from, the threshold to stay where the cache is
+    threshold = 0.2             # least expected gain in P(right) that is worth leaving for
+    switching_price = 0.05      # added to, or taken from, the threshold to stay where the cache is
     release = 0.5               # how slowly a hard conversation becomes an easy one, 0 to 1
     strict = false              # true: an unfitted scorer may not keep a request on the device
     listed_terms = ["Project Heron"]
@@ -49,8 +49,8 @@ class RoutingPolicy:
 
     version: str = "built-in-1"
     floor: Privacy = Privacy.ANY
-    threshold: float = 0.05
-    switching_price: float = 0.02
+    threshold: float = 0.2
+    switching_price: float = 0.05
     release: float = 0.5
     strict: bool = False
     detectors: Mapping[str, Privacy] = field(default_factory=lambda: dict(DEFAULT_DETECTORS))
