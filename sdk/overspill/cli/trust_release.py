@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import typer
 
 from overspill._version import __version__
 from overspill.cli.common import Json, print_json
+from overspill.config import load_settings
 from overspill.errors import ConfigurationError, EvidenceRejected, LogInvalid, UsageError
 from overspill.releasing.build import (
     adapter_subject,
@@ -31,6 +33,8 @@ from overspill.releasing.files import (
 )
 from overspill.releasing.log_folder import LogFolder
 from overspill.releasing.publish import append_release, proof_path, refresh_release
+from overspill.releasing.sigstore_bundle import SigstoreSigner, verify_sigstore
+from overspill.releasing.tuf_source import fetch_by_tuf
 from overspill.trust.log.note import ED25519, VerifierKey
 from overspill.trust.policy import load_policy
 from overspill.trust.release import open_release, prove
@@ -52,6 +56,7 @@ def register(trust: typer.Typer) -> None:
     for verb in (key, build, sign, append, refresh, verify):
         group.command(verb.__name__)(verb)
     trust.add_typer(group, name="release")
+    trust.command("fetch")(fetch)
 
 
 def key(
@@ -171,6 +176,14 @@ def verify(
     release: ReleaseFile,
     policy: Annotated[Path, typer.Option(help="Trust policy with [release] and [log].")],
     at: Annotated[str | None, typer.Option(help="As of this time (RFC 3339); else now.")] = None,
+    sigstore: Annotated[
+        Path | None, typer.Option(help="A Sigstore bundle that has to sign this release too.")
+    ] = None,
+    identity: Annotated[str, typer.Option(help="Whose certificate, exactly.")] = "",
+    issuer: Annotated[str, typer.Option(help="Who vouched for that identity.")] = "",
+    trusted_root: Annotated[
+        Path | None, typer.Option(help="Sigstore's trusted root; see: overspill trust fetch")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a release and its proof offline, as a client does. Exit 0 or 6."""
@@ -184,6 +197,8 @@ def verify(
     envelope = Envelope.parse(data)
     manifest = open_release(envelope, demands.release, now, None)
     proven = prove(data, read_file(proof_path(release), "The proof"), demands.log, now)
+    if sigstore is not None:
+        _check_sigstore(envelope, sigstore, SigstoreSigner(identity, issuer), trusted_root)
     if as_json:
         facts = {"release_id": envelope.release_id, "manifest": manifest, "log": str(proven)}
         print_json({"verified": True, **facts})
@@ -192,6 +207,30 @@ def verify(
     print(f"id         {envelope.release_id.hex()}")
     print(f"log        {proven}")
     print(f"valid      until {datetime.fromtimestamp(manifest.not_after, UTC):%Y-%m-%d %H:%M} UTC")
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(help="The file, as the repository names it.")],
+    tuf: Annotated[str, typer.Option(help="URL of the TUF repository.")],
+    root: Annotated[Path, typer.Option(help="Its root of trust (root.json).")],
+    out: Annotated[Path | None, typer.Option(help="Where to; else its own name here.")] = None,
+) -> None:
+    """Fetch a Sigstore trusted root or a policy through TUF, never an older one than before."""
+    cache = load_settings().places.state / "tuf" / hashlib.sha256(tuf.encode()).hexdigest()[:16]
+    target = out or Path(Path(name).name)
+    write_atomically(target, fetch_by_tuf(name, tuf, root, cache))
+    print(f"Wrote {target}.")
+
+
+def _check_sigstore(
+    envelope: Envelope, bundle: Path, signer: SigstoreSigner, trusted_root: Path | None
+) -> None:
+    if trusted_root is None or not signer.identity or not signer.issuer:
+        raise UsageError(
+            "--sigstore alone names nobody.", mend="Add --identity, --issuer and --trusted-root."
+        )
+    data = read_file(bundle, "The Sigstore bundle")
+    verify_sigstore(data, envelope.payload, signer, trusted_root)
 
 
 def _report(done: Cosigning, release: Path, as_json: bool) -> int:
