@@ -58,9 +58,7 @@ def test_the_contribution_of_memory_is_part_of_the_exact_sum(
     assert sum(decision.contributions.values()) == stage.numbers["gain"] == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize(
-    ("where", "sign"), [(None, 0.0), (Route.DEVICE, 1.0), (Route.CLOUD, -1.0)]
-)
+@pytest.mark.parametrize(("where", "sign"), [(None, 0.0), (Route.DEVICE, 1.0), (Route.CLOUD, -1.0)])
 def test_moving_has_a_price(
     route_of: Decide, situation: Situation, where: Route | None, sign: float
 ) -> None:
