@@ -88,21 +88,26 @@ async def llama_bench(program: Path, model: Path, tokens: int) -> float:
 def batched_command(
     program: Path, model: Path, *, streams: int, prompt: int, tokens: int, context_tokens: int
 ) -> list[str]:
-    """``llama-batched-bench`` with a separate KV cache for each sequence."""
+    """``llama-batched-bench`` with a separate KV cache for each sequence.
+
+    A second, small case comes last: the program writes from a thread of its own and may end before
+    its last line is out.
+    """
     return [
         *(str(program), "-m", str(model), "-c", str(streams * context_tokens)),
-        *("-npp", str(prompt), "-ntg", str(tokens), "-npl", str(streams)),
+        *("-npp", str(prompt), "-ntg", str(tokens), "-npl", f"{streams},1"),
         *("--output-format", "jsonl"),
     ]
 
 
-async def llama_batched_bench(command: Sequence[str]) -> float:
-    """Generated tokens per second of the whole run, prompts included in the time."""
+async def llama_batched_bench(command: Sequence[str], streams: int) -> float:
+    """Generated tokens per second of that many streams, prompts included in the time."""
     lines = (await _output(command)).splitlines()
-    result = next((json.loads(line) for line in lines if line.startswith("{")), None)
+    results = (json.loads(line) for line in lines if line.startswith("{"))
+    result = next((result for result in results if result["pl"] == streams), None)
     if result is None:
-        raise EngineError("llama-batched-bench printed no result.")
-    return float(result["pl"] * result["tg"] / result["t"])
+        raise EngineError(f"llama-batched-bench printed no result for {streams} streams.")
+    return float(streams * result["tg"] / result["t"])
 
 
 async def _output(command: Sequence[str]) -> str:

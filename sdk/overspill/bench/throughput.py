@@ -277,7 +277,7 @@ def batched_bench(name: str, shape: str) -> Entry:
         )
 
         async def measure(_: int) -> float:
-            return await peers.llama_batched_bench(command)
+            return await peers.llama_batched_bench(command, effort.streams)
 
         options = plain_options(effort.streams, CONTEXT_TOKENS)
         theirs = Side("llama-batched-bench", TOKENS_PER_S, measure, {"command": command})
