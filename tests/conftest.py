@@ -137,3 +137,25 @@ def pytest_configure(config: pytest.Config) -> None:
     """Watch for skips in full runs only; elsewhere pytest's own ``-ra`` lists them."""
     if os.environ.get("OVERSPILL_CI_ALL") == "1":
         config.pluginmanager.register(_SkipWatch(), "overspill-skip-watch")
+
+
+# --- the end of the process -------------------------------------------------------------------
+
+_STATUS = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the result for the very end."""
+    session.config.stash[_STATUS] = int(session.exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave without the interpreter's own end: with llama.cpp, MLX and a dozen
+    other native libraries in one process, their threads at times crash it after the last test."""
+    status = config.stash.get(_STATUS, None)
+    if status is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -19,7 +19,7 @@ from overspill.trust.measured import ModelEntry, ModelsManifest
 from overspill.trust.release import Released, check_measurements
 from overspill.trust.release_envelope import Envelope, key_id_of, pae
 from overspill.trust.verifier import verify
-from overspill.types.evidence import EvidenceBundle
+from overspill.types.evidence import Assurance, EvidenceBundle
 from overspill.types.transparency import LogMemory, SplitEvidence
 
 NOW = 1_800_000_000
@@ -376,12 +376,14 @@ def test_policy_and_release_have_to_agree(world, at):
 def test_what_hardware_reports_is_among_the_released_measurements(world):
     manifest = world.manifest(measurements={"sev-snp": {"measurement": ("aa", "bb")}})
     released = Released("", manifest)
-    check_measurements(released, "sev-snp", {"measurement": "bb"})
-    check_measurements(released, "tdx", {})
-    check_measurements(Released(""), "sev-snp", {})
-    for claims in ({"measurement": "cc"}, {}):
+    tee, tpm = Assurance.HARDWARE_TEE, Assurance.HARDWARE_TPM
+    check_measurements(released, "sev-snp", tee, {"measurement": "bb"})
+    check_measurements(released, "tpm", tpm, {})  # its registers hold what step 7 compared
+    check_measurements(Released(""), "sev-snp", tee, {})
+    wrong = [("sev-snp", {"measurement": "cc"}), ("sev-snp", {}), ("tdx", {"mrtd": "aa"})]
+    for kind, claims in wrong:
         with pytest.raises(EvidenceRejected) as caught:
-            check_measurements(released, "sev-snp", claims)
+            check_measurements(released, kind, tee, claims)
         assert caught.value.reason == "measurement_not_released"
 
 

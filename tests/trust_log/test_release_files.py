@@ -290,6 +290,19 @@ def test_release_and_log_come_together(world):
     assert "without [release]" in complaint(world.policy_text(release="")).message
 
 
+def test_a_production_policy_demands_a_release_or_says_that_it_does_not(world):
+    """Nobody forgets it in silence; and nobody says both."""
+    tpm = f'accept = ["tpm"]\n[tpm]\nactivation_keys = ["{"ab" * 32}"]\n'
+    tpm += f'ak_roots = ["x"]\n[reference]\nmodels = {{ river = "{"ab" * 32}" }}\n'
+    head = 'version = 1\nmin_assurance = "HARDWARE_TPM"\nfreshness = "nonce"\n'
+    assert "accepts hardware evidence" in complaint(head + tpm).message
+    said = complaint(head + "unreleased = true\n" + tpm).message
+    assert "release" not in said  # it goes on to the next mistake
+    both = "unreleased = true\n" + world.policy_text()
+    assert "beside [release]" in complaint(both).message
+    assert "unreleased" in complaint(both.replace("true", "1", 1)).message
+
+
 def test_an_empty_list_of_witnesses_is_an_error(world):
     assert "empty" in complaint(world.policy_text(witnesses="[log.witnesses]")).message
     lone = world.policy_text(witnesses="")

@@ -91,7 +91,7 @@ from overspill.trust.policy_vendors import (
     tpm_policy,
     vtpm_policy,
 )
-from overspill.trust.release_policy import SECTIONS, ReleasePolicy, release_and_log
+from overspill.trust.release_policy import KEYS, ReleasePolicy, release_and_log
 from overspill.types.evidence import Assurance
 
 MAX_AGE_LIMIT_S: Final = 3600
@@ -132,7 +132,7 @@ _TOP_KEYS: Final = frozenset(
         "dev_unsafe",
         "reference",
     }
-    | SECTIONS
+    | KEYS
 )
 _REFERENCE_KEYS: Final = frozenset({"models", "adapters", "configs", "wheels", "engines"})
 
@@ -220,7 +220,7 @@ def parse_policy(text: str, source: str = "the trust policy") -> TrustPolicy:
         max_age_s=table.integer("max_age_s", 1, MAX_AGE_LIMIT_S, default=MAX_AGE_LIMIT_S),
         kems=_kems(table),
         dev_unsafe=table.boolean("dev_unsafe", default=False),
-        **release_and_log(table),
+        **release_and_log(table, production=bool(accept - DEV_TYPES - {PINNED})),
         reference=_reference(table),
         **_sections(table, accept),
     )

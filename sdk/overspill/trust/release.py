@@ -24,7 +24,7 @@ from overspill.trust.policy import TrustPolicy
 from overspill.trust.release_envelope import STEP, Envelope, refused
 from overspill.trust.release_manifest import ReleaseManifest
 from overspill.trust.release_policy import ReleasePolicy
-from overspill.types.evidence import EvidenceBundle
+from overspill.types.evidence import Assurance, EvidenceBundle
 from overspill.types.transparency import LogMemory
 
 
@@ -79,13 +79,24 @@ def check(
     return Released(detail, manifest, _with_release(remember, manifest))
 
 
-def check_measurements(released: Released, evidence_type: str, claims: Mapping[str, str]) -> None:
+def check_measurements(
+    released: Released, evidence_type: str, assurance: Assurance, claims: Mapping[str, str]
+) -> None:
     """What the hardware reports is among the values that the release expects of this type.
 
-    Raises ``EvidenceRejected("measurement_not_released")``; a type that the release says nothing
-    about is left to the policy's own section.
+    A TEE's report has no register for program and engine library: its launch measurement stands
+    for them, so a release that does not list it says nothing about such a node. Raises
+    ``EvidenceRejected("measurement_not_released")``.
     """
-    expected = released.manifest.measurements.get(evidence_type, {}) if released.manifest else {}
+    if released.manifest is None:
+        return
+    expected = released.manifest.measurements.get(evidence_type, {})
+    if not expected and assurance >= Assurance.HARDWARE_TEE:
+        raise refused(
+            "measurement_not_released",
+            f"a release that lists the measurements of {evidence_type}",
+            "one that lists none",
+        )
     for claim, values in expected.items():
         if claims.get(claim) not in values:
             raise refused(

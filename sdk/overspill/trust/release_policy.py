@@ -14,6 +14,9 @@
 
     [log.witnesses]                              # by operator: three keys of one count once
     "Alice" = ["alice.example/w1+<hash>+<base64>"]
+
+A policy that accepts hardware evidence has both sections, or says in so many words that it lists
+what may run by itself: ``unreleased = true``.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from overspill.trust.log.encoding import MAX_SIZE
 from overspill.trust.log.note import COSIGNATURE_V1, ED25519, VerifierKey
 from overspill.trust.policy_parts import Table
 
-SECTIONS: Final = frozenset({"release", "log"})
+KEYS: Final = frozenset({"release", "log", "unreleased"})
 DEFAULT_QUORUM: Final = 2
 _LOG_KEYS: Final = frozenset({"key", "origin", "quorum", "witnesses"})
 
@@ -41,12 +44,22 @@ class ReleasePolicy:
     floor_seq: int = 0
 
 
-def release_and_log(table: Table) -> dict[str, Any]:
+def release_and_log(table: Table, *, production: bool) -> dict[str, Any]:
     """The policy's ``freshness``, ``release`` and ``log``; the last two None without a section.
 
-    Raises ``ConfigurationError``: releases and their log come together, and
-    ``freshness = "witnesses"``, which is the default, needs a log with witnesses.
+    Raises ``ConfigurationError``: releases and their log come together, a ``production`` policy
+    demands them or says that it does not, and ``freshness = "witnesses"``, which is the default,
+    needs a log with witnesses.
     """
+    unreleased = table.boolean("unreleased", default=False)
+    if unreleased and "release" in table:
+        raise table.error("unreleased", "is true beside [release]", "Keep one of them.")
+    if production and not unreleased and "release" not in table:
+        raise table.error(
+            "release",
+            "is missing, and the policy accepts hardware evidence",
+            "Add [release] and [log], or say unreleased = true: [reference] then lists what runs.",
+        )
     if ("release" in table) != ("log" in table):
         lone, missing = ("release", "log") if "release" in table else ("log", "release")
         raise table.error(lone, f"is there without [{missing}]", f"Add the section [{missing}].")

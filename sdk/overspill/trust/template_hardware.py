@@ -14,7 +14,8 @@ _HEAD: Final = """\
 version = 1
 min_assurance = "{floor}"  # NONE < SOFTWARE < HARDWARE_TPM < HARDWARE_TEE
 accept = ["{kind}"]  # types of evidence; each has its section below
-freshness = "nonce"  # the node answers a fresh challenge
+freshness = "nonce"  # the node answers a fresh challenge; "witnesses" with [log]
+unreleased = true  # [reference] lists what may run; better: [release] and [log] instead
 max_age_s = 3600  # keys are used for this long after they were made
 kems = ["MLKEM768_X25519"]  # post-quantum hybrid; "X25519" may be added
 

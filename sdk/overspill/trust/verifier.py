@@ -225,7 +225,7 @@ def _check_evidence(
     """The machine's evidence, by the verifier of its type, and then the GPU's."""
     evidence = next(piece for piece in bundle.evidence if piece.type == verifier.evidence_type)
     claims = verifier.check(evidence, subject, policy)
-    release.check_measurements(released, evidence.type, claims)
+    release.check_measurements(released, evidence.type, verifier.assurance, claims)
     return {**claims, **_check_gpu(bundle, subject, policy)}
 
 

@@ -53,6 +53,7 @@ version = 1
 min_assurance = "{floor}"
 accept = [{accept}]
 freshness = "nonce"
+unreleased = true
 [reference]
 models = {{ river = "{river}" }}
 """
