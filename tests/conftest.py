@@ -141,21 +141,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # --- the end of the process -------------------------------------------------------------------
 
-_STATUS = pytest.StashKey[int]()
+_SESSION = pytest.StashKey[pytest.Session]()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keep the result for the very end."""
-    session.config.stash[_STATUS] = int(session.exitstatus)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Keep the session: others may still change its result when it finishes."""
+    session.config.stash[_SESSION] = session
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave without the interpreter's own end: with llama.cpp, MLX and a dozen
     other native libraries in one process, their threads at times crash it after the last test."""
-    status = config.stash.get(_STATUS, None)
-    if status is not None:
+    session = config.stash.get(_SESSION, None)
+    if session is not None:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(int(session.exitstatus))

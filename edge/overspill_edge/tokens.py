@@ -134,8 +134,8 @@ class TokenStore:
         return removed
 
     def records(self) -> tuple[TokenRecord, ...]:
-        """All of them, oldest first, expired ones too."""
-        return tuple(sorted(self._current().values(), key=lambda r: (r.created_unix, r.id)))
+        """All of them in the order they were issued, expired ones too."""
+        return tuple(self._current().values())
 
     def verify(self, token: str) -> TokenRecord | None:
         """The record of a valid, unexpired token, else None; digests compared in constant time."""

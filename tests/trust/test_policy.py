@@ -96,7 +96,12 @@ def test_the_floor_defaults_to_a_hardware_tee():
         ('["pinned-operator"]', "[1]", "accept"),
         ('["pinned-operator"]', '["sev-snp"]', "pinned-operator"),
         ('["pinned-operator"]', '["nvidia-gpu"]', "alone"),
-        ('["pinned-operator"]', '["pinned-operator", "sev-snp"]', "sev-snp"),
+        ('["pinned-operator"]', '["pinned-operator", "sev-snp"]', "release"),
+        (
+            'accept = ["pinned-operator"]',
+            'unreleased = true\naccept = ["pinned-operator", "sev-snp"]',
+            "sev-snp",
+        ),
         ('["pinned-operator"]', '["pinned"]', "is unknown"),
         ('["pinned-operator"]', '["pinned-operator", "dev-ed25519"]', "dev-ed25519"),
         ('accept = ["pinned-operator"]\n', "", "accept"),

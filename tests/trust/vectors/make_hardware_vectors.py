@@ -41,6 +41,7 @@ m = _makers()
 SNP_POLICY = f"""version = 1
 accept = ["sev-snp"]
 freshness = "nonce"
+unreleased = true
 [reference]
 models = {{ river = "{"ab" * 32}" }}
 [sev-snp]
@@ -55,6 +56,7 @@ chips = ["{m.CHIP.hex()}", "{m.TURIN_CHIP.hex()}"]
 TDX_POLICY = f"""version = 1
 accept = ["tdx"]
 freshness = "nonce"
+unreleased = true
 [reference]
 models = {{ river = "{"ab" * 32}" }}
 [tdx]
