@@ -1,12 +1,13 @@
 """The MLX backend, over mlx-lm's models: Apple silicon, and Linux CPUs for tests.
 
-Each sequence has a KV cache of its own and is stepped by itself: right, and as fast as one
-stream goes, but a batch gains nothing yet. All MLX state lives on the scheduler's thread.
+A step is one forward pass for all sequences that write an answer, over mlx-lm's batch caches; the
+prompts that are computed beside them run one by one, each in caches of its own. mlx-lm's own
+``BatchGenerator`` does the same, but admits, samples and stops by itself: here the scheduler does.
+All MLX state lives on the scheduler's thread.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from overspill.engines.memory import (
     settle,
 )
 from overspill.engines.mlx_adapters import FolderAdapters
+from overspill.engines.mlx_caches import SequenceCaches, can_cut, can_merge
 from overspill.engines.mlx_tokenizer import FolderTokenizer, read_json
 from overspill.errors import EngineError, InvalidRequest, ModelInvalid
 from overspill.types.card import ModelCard
@@ -67,14 +69,12 @@ class MlxBackend:
         self._model, self._new_caches = _load(folder)
         self._tokenizer = FolderTokenizer(folder, size=self._count_logits())
         self._adapters = FolderAdapters(self._model, self._options.adapters)
+        caches = self._new_caches()
         self._abilities = Abilities(
-            # A rolling cache can be cut until it is full, which is too late to find out.
-            cuts=all(c.is_trimmable() and not hasattr(c, "max_size") for c in self._new_caches()),
-            saves_state=True,
-            adapters=self._adapters.names,
+            cuts=can_cut(caches), saves_state=True, adapters=self._adapters.names
         )
-        self._caches: dict[int, Any] = {}
-        self._lengths: dict[int, int] = {}
+        self._batches = can_merge(caches)
+        self._caches = SequenceCaches(self._new_caches)
         self._interrupted = threading.Event()
         self._card = self._describe(name, folder, config, fit)
 
@@ -127,43 +127,37 @@ class MlxBackend:
         return self._tokenizer.token_bytes(token)
 
     def run(self, rows: Sequence[BatchRow]) -> Logits:
-        """Step each sequence in turn."""
-        logits = [self._step(row) for row in rows]
-        wanted = [row for row in logits if row is not None]
-        return np.concatenate(wanted) if wanted else np.empty((0, self.vocabulary.size), np.float32)
+        """Prompts one by one, but for their last tokens; then all whose logits are wanted at once.
+
+        Logits take a row of the vocabulary's size for each token, so none are computed for
+        the rest of a prompt.
+        """
+        tails: dict[int, Sequence[int]] = {}
+        for row in rows:
+            self._check_position(row)
+            tail = row.outputs if row.wants_logits else 0
+            head = len(row.tokens) - tail
+            if head:
+                self._compute(row.sequence, row.tokens[:head])
+            if tail:
+                tails[row.sequence] = row.tokens[head:]
+        return self._logits(tails)
 
     def forget(self, sequence: int, position: int) -> None:
         """Trim the caches; those that can't be trimmed can only be dropped whole."""
-        if position == 0:
-            self._caches.pop(sequence, None)
-            self._lengths.pop(sequence, None)
-            return
-        surplus = self._lengths.get(sequence, 0) - position
-        if surplus <= 0:
-            return
-        for cache in self._caches[sequence]:
-            if not cache.is_trimmable() or cache.trim(surplus) != surplus:
-                raise EngineError(f"MLX cannot cut this model's cache at {position}.")
-        self._lengths[sequence] = position
+        self._caches.forget(sequence, position)
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
         """Copy the whole cache, then cut."""
-        self._caches[target] = copy.deepcopy(self._caches[source])
-        self._lengths[target] = self._lengths[source]
-        self.forget(target, tokens)
+        self._caches.copy_prefix(source, target, tokens)
 
     def save_state(self, sequence: int) -> SavedState:
         """A copy of the caches' arrays."""
-        caches = copy.deepcopy(self._caches[sequence])
-        size = sum(cache.nbytes for cache in caches)
-        return SavedState((caches, self._lengths[sequence]), size)
+        return self._caches.save(sequence)
 
     def load_state(self, sequence: int, state: SavedState) -> None:
         """A copy again: the saved one may be loaded more than once."""
-        if not isinstance(state.data, tuple):
-            raise EngineError("MLX: that is no state of its own.")
-        caches, self._lengths[sequence] = state.data
-        self._caches[sequence] = copy.deepcopy(caches)
+        self._caches.load(sequence, state.data)
 
     def use_adapter(self, name: str | None) -> None:
         """All rows of a ``run`` share one."""
@@ -173,11 +167,11 @@ class MlxBackend:
         """MLX chooses by itself."""
 
     def interrupt(self) -> None:
-        """Seen between two rows."""
+        """Seen between two forward passes."""
         self._interrupted.set()
 
     def rearm(self) -> None:
-        """Go on with the next row."""
+        """Go on with the next pass."""
         self._interrupted.clear()
 
     def close(self) -> None:
@@ -185,21 +179,67 @@ class MlxBackend:
         self._caches.clear()
         self._model = None
 
-    def _step(self, row: BatchRow) -> Logits | None:
-        if self._interrupted.is_set():
-            raise Interrupted
-        held = self._lengths.get(row.sequence, 0)
+    def _check_position(self, row: BatchRow) -> None:
+        held = self._caches.held(row.sequence)
         if held != row.position:
             raise EngineError(f"MLX: sequence {row.sequence} holds {held} tokens.")
-        caches = self._caches.get(row.sequence)
-        if caches is None:
-            caches = self._caches[row.sequence] = self._new_caches()
-        output = self._model(mx.array([list(row.tokens)]), cache=caches)
-        self._lengths[row.sequence] = held + len(row.tokens)
-        if not row.wants_logits:
+
+    def _compute(self, sequence: int, tokens: Sequence[int]) -> None:
+        """Part of a prompt, of which no logits are wanted."""
+        caches = self._caches.alone(sequence)
+        with self._pass():
+            self._model(mx.array([list(tokens)]), cache=caches)
             mx.eval([cache.state for cache in caches])
-            return None
-        return np.array(output[0, -row.outputs :].astype(mx.float32))
+        # MLX keeps freed buffers for the next of their size; a prompt's are of many sizes.
+        mx.clear_cache()
+        self._caches.appended({sequence: len(tokens)})
+
+    def _logits(self, tails: Mapping[int, Sequence[int]]) -> Logits:
+        """The logits of every token, in order."""
+        self._caches.sweep()
+        if len(tails) > 1 and self._batches:
+            found = self._step_together(tails)
+        else:
+            parts = [self._step_alone(sequence, tail) for sequence, tail in tails.items()]
+            found = mx.concatenate(parts) if parts else mx.zeros((0, self.vocabulary.size))
+        return np.array(found.astype(mx.float32))
+
+    def _step_alone(self, sequence: int, tail: Sequence[int]) -> Any:
+        caches = self._caches.alone(sequence)
+        with self._pass():
+            logits = self._model(mx.array([list(tail)]), cache=caches)[0]
+            mx.eval(logits, [cache.state for cache in caches])
+        self._caches.appended({sequence: len(tail)})
+        return logits
+
+    def _step_together(self, tails: Mapping[int, Sequence[int]]) -> Any:
+        """Rows of unequal length are padded on the right; what is padding shows to nobody."""
+        with self._pass():
+            batch = self._caches.together(list(tails))
+            width = max(len(tail) for tail in tails.values())
+            inputs = [[*tails[m], *[0] * (width - len(tails[m]))] for m in batch.living]
+            logits = self._model(mx.array(inputs), cache=batch.caches).flatten(0, 1)
+            at = {member: row * width for row, member in enumerate(batch.living)}
+            wanted = [at[s] + i for s, tail in tails.items() for i in range(len(tail))]
+            if wanted != list(range(len(inputs) * width)):
+                logits = logits[mx.array(wanted)]
+            mx.eval(logits, [cache.state for cache in batch.caches])
+        self._caches.appended({s: len(tail) for s, tail in tails.items()}, batch)
+        return logits
+
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
+        """A forward pass: what is between two of them can be interrupted."""
+        if self._interrupted.is_set():
+            raise Interrupted
+        try:
+            yield
+        except EngineError:
+            raise
+        except Exception as error:
+            # mlx raises RuntimeError and ValueError, models whatever they stumble over.
+            line = " ".join(f"{error}".split())[:300]
+            raise EngineError(f"MLX could not run a batch: {line}.") from error
 
     def _count_logits(self) -> int:
         return int(self._model(mx.array([[0]])).shape[-1])
