@@ -142,6 +142,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # --- the end of the process -------------------------------------------------------------------
 
 _SESSION = pytest.StashKey[pytest.Session]()
+_ENGINES = frozenset({"llama_cpp", "mlx"})
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -152,9 +153,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave without the interpreter's own end: with llama.cpp, MLX and a dozen
-    other native libraries in one process, their threads at times crash it after the last test."""
+    other native libraries in one process, their threads at times crash it after the last test.
+    Without an engine the end is the usual one, so that coverage and mutation runs keep their data.
+    """
     session = config.stash.get(_SESSION, None)
-    if session is not None:
+    if session is not None and not _ENGINES.isdisjoint(sys.modules):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(session.exitstatus))
