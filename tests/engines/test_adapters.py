@@ -218,8 +218,9 @@ async def test_adapters_take_turns_without_draining_and_a_sixth_waits(kit):
     for request, chunks in zip(requests, answers, strict=True):
         said = request.messages[0].content
         assert kit.text_of(chunks) == f"echo[{request.adapter}]: {said}"
-    # While five take turns each is seen in every five steps, and the sixth not before one is done.
+    # While five take turns each is seen in every five steps, and the sixth not before one is done
+    # (which five come first depends on whose prompt is ready first).
     early = seen[10:60]
-    assert set(early) == set("abcde")
+    assert len(set(early)) == 5
     for at in range(len(early) - 5):
         assert len(set(early[at : at + 5])) == 5
