@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -22,7 +22,7 @@ from overspill.transport.base import is_local_address
 from overspill.worker import WorkerEngine
 from overspill_cloud import events
 from overspill_cloud.admission import Admission, Database
-from overspill_cloud.attester import open_attester
+from overspill_cloud.attester import choose_attester, open_attester
 from overspill_cloud.attester.base import Attester
 from overspill_cloud.attester.dev import UnsafeDevAttester
 from overspill_cloud.keys import KeyRing
@@ -126,6 +126,7 @@ async def serve(
     Raises ``UsageError``, ``ConfigurationError``, ``ModelError`` or ``DoesNotFit``.
     """
     tls = check_options(options)
+    options = replace(options, attester=choose_attester(options.attester, options.state))
     log = events.EventLog(clock, log_to)
     async with AsyncExitStack() as stack:
         models = [await _load(spec, options.engine, stack) for spec in options.models]

@@ -40,6 +40,10 @@ def _needs_the_extra() -> None:
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="Folder for devices, replay window and ledger.")
 ]
+AttesterOption = Annotated[
+    str,
+    typer.Option(help="auto (what the machine has), sev-snp, tdx, pinned, dev, tpm or tpm:TCTI."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -52,7 +56,7 @@ def serve(
         str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")
     ] = "127.0.0.1:8443",
     state: StateOption = None,
-    attester: Annotated[str, typer.Option(help="dev, pinned, tpm or tpm:TCTI.")] = "dev",
+    attester: AttesterOption = "auto",
     release: Annotated[
         Path | None,
         typer.Option(help="Signed release (DSSE), its proof beside it in FILE.tlog-proof."),
@@ -147,7 +151,7 @@ def enroll_code(
 def policy(
     model: Annotated[list[str], typer.Option("--model", help="NAME=FILE; may be repeated.")],
     state: StateOption = None,
-    attester: Annotated[str, typer.Option(help="dev, pinned, tpm or tpm:TCTI.")] = "dev",
+    attester: AttesterOption = "auto",
 ) -> None:
     """Print the trust policy (TOML) with which clients accept this node and these models."""
     from overspill_cloud.app import parse_model

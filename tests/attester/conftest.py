@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from overspill.sealing.hpke import NodeKeyPair
+from overspill.trust import verifier
+from overspill.trust.certificates import parse_certificate
 from overspill.trust.measured import Measured, MeasuredEntry, ModelEntry, ModelsManifest
 from overspill.trust.nkc import NodeKeyConfig
+from overspill.trust.roots import VendorRoots
+from overspill.trust.snp import SevSnpVerifier
+from overspill.trust.tdx import TdxVerifier
 from overspill.trust.verifier import Context
 from overspill.types.evidence import EvidenceBundle
 
@@ -90,6 +98,31 @@ def at() -> Callable[..., Context]:
         return replace(Context(NOW, "127.0.0.1:7001", True, NONCE), **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def vendors() -> ModuleType:
+    """The look-alike vendors of the verifiers' tests: the same evidence, fixed keys and clock."""
+    place = Path(__file__).resolve().parents[1] / "trust" / "hardware" / "makers.py"
+    spec = importlib.util.spec_from_file_location("attester_hardware_makers", place)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def look_alikes(monkeypatch, vendors) -> None:
+    """The registry with the look-alikes' roots instead of the vendors'."""
+    roots = VendorRoots(
+        amd=tuple(parse_certificate(vendors.Amd(p).ark.der) for p in ("Milan", "Genoa", "Turin")),
+        intel=(parse_certificate(vendors.Intel().root.der),),
+        nvidia=(),
+        nvidia_rim=(),
+    )
+    own = (SevSnpVerifier(lambda: roots), TdxVerifier(lambda: roots))
+    registry = {**verifier.REGISTRY, **{one.evidence_type: one for one in own}}
+    monkeypatch.setattr(verifier, "REGISTRY", registry)
 
 
 @pytest.fixture

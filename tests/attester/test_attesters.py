@@ -116,7 +116,7 @@ def test_a_damaged_key_is_refused(tmp_path, content):
         open_attester("dev", tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["", "none", "sev-snp", "DEV"])
+@pytest.mark.parametrize("kind", ["", "none", "sgx", "DEV"])
 def test_an_unknown_kind_is_refused(tmp_path, kind):
     with pytest.raises(UsageError, match="no attester"):
         open_attester(kind, tmp_path)

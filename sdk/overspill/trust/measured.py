@@ -161,10 +161,13 @@ class MeasuredLog:
     def replay_rtmr(self) -> bytes:
         """The 48-byte value of a TDX register that each entry's SHA-384 extends, from zero."""
         register = bytes(48)
-        for entry in self.entries:
-            digest = hashlib.sha384(entry.encode()).digest()
+        for digest in self.rtmr_extensions():
             register = hashlib.sha384(register + digest).digest()
         return register
+
+    def rtmr_extensions(self) -> list[bytes]:
+        """What each entry extends into the TDX register: 48 bytes, in the log's order."""
+        return [hashlib.sha384(entry.encode()).digest() for entry in self.entries]
 
     def extensions(self) -> list[tuple[int, bytes]]:
         """What each entry extends: a PCR index and 32 bytes, in the log's order."""

@@ -182,6 +182,11 @@ def is_endorsement_key(certificate: Certificate) -> bool:
     return _PRODUCT_NAME in certificate.extensions
 
 
+def is_vlek(certificate: Certificate) -> bool:
+    """True for an endorsement key that a cloud's provider loads: it names the provider."""
+    return _CSP_ID in certificate.extensions
+
+
 def _endorsement_key(report: SnpReport, certificates: tuple[Certificate, ...]) -> Certificate:
     """The one certificate of the kind of key that signed the report."""
     kind = _KEY_NAMES.get(report.signing_key)
@@ -190,7 +195,7 @@ def _endorsement_key(report: SnpReport, certificates: tuple[Certificate, ...]) -
             "signing_key", "2", expected="VCEK (0) or VLEK (1)", actual=str(report.signing_key)
         )
     keys = [one for one in certificates if is_endorsement_key(one)]
-    of_kind = [one for one in keys if (_CSP_ID in one.extensions) == (kind == "VLEK")]
+    of_kind = [one for one in keys if is_vlek(one) == (kind == "VLEK")]
     if len({one.der for one in of_kind}) != 1:
         raise rejected(
             f"{kind.lower()}_missing",
