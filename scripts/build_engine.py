@@ -35,7 +35,13 @@ CMAKE = (
     "-DGGML_CCACHE=OFF",
     "-DLLAMA_BUILD_NUMBER=0",
     "-DLLAMA_BUILD_COMMIT=release",
-    "-DLLAMA_CURL=OFF",
+    # Or whether the machine has OpenSSL would decide what is built.
+    "-DLLAMA_OPENSSL=OFF",
+    # Or the length of the build folder's path stays behind as padding in each library.
+    "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+    # The variants beside the library that looks for them.
+    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib",
+    "-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib",
 )
 EPOCH = "1704067200"
 LIBRARIES = {".so", ".dylib", ".dll"}
@@ -47,13 +53,14 @@ def main() -> int:
     parser.add_argument("--sdist", type=Path, required=True, help="llama-cpp-python's sdist")
     parser.add_argument("--out", type=Path, required=True, help="folder for the wheel")
     parser.add_argument("--once", action="store_true", help="build once, compare nothing")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--build-isolation", action="store_true", help="let pip fetch build tools")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     found = []
     for name in ("first",) if options.once else ("first", "second-clean-build"):
         with tempfile.TemporaryDirectory(prefix=f"engine-{name}-") as folder:
-            wheel = build(options.sdist, Path(folder), options.build_isolation)
+            wheel = build(options.sdist, Path(folder), options)
             found.append(digests(wheel))
             if name == "first":
                 shutil.copy(wheel, options.out)
@@ -63,28 +70,31 @@ def main() -> int:
     return 0 if options.once else compare(*found)
 
 
-def build(sdist: Path, folder: Path, isolated: bool) -> Path:
+def build(sdist: Path, folder: Path, options: argparse.Namespace) -> Path:
     """One wheel, from the sdist alone, with nothing of this machine in it."""
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "source", filter="data")
     (source,) = (folder / "source").iterdir()
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-cache-dir"]
     command += ["--wheel-dir", str(folder / "wheel")]
-    command += [] if isolated else ["--no-build-isolation"]
-    done = subprocess.run(command, env=environment(folder), check=False)
+    # Inside the folder whose path is mapped away; pip's own choice would be elsewhere.
+    command += ["--config-settings", f"build-dir={folder / 'cmake'}"]
+    command += [] if options.build_isolation else ["--no-build-isolation"]
+    done = subprocess.run(command, env=environment(folder, options.jobs), check=False)
     if done.returncode:
         sys.exit(f"build_engine: the build failed with {done.returncode}; see the lines above")
     (wheel,) = (folder / "wheel").glob("*.whl")
     return wheel
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, jobs: int) -> dict[str, str]:
     """The build's environment: this one's, but for whatever would leave a trace."""
     flags = f"-ffile-prefix-map={folder}=/build -g0"
     link = "-Wl,--build-id=none" if sys.platform == "linux" else ""
     return {
         **os.environ,
-        "CMAKE_ARGS": " ".join((*CMAKE, "-DCMAKE_SKIP_RPATH=OFF")),
+        "CMAKE_ARGS": " ".join(CMAKE),
+        "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs),
         "CFLAGS": flags,
         "CXXFLAGS": flags,
         "LDFLAGS": link,
@@ -93,6 +103,8 @@ def environment(folder: Path) -> dict[str, str]:
         "LC_ALL": "C",
         "TZ": "UTC",
         "CCACHE_DISABLE": "1",
+        # Or ggml names the commit of whatever repository the folder happens to lie in.
+        "GIT_DIR": os.devnull,
     }
 
 
