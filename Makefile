@@ -1,4 +1,5 @@
-# make demo | test | check | format | bench | peers | soak     ARGS="..." goes to the command behind
+# make demo | test | check | coverage | mutation | format | bench | peers | soak
+#     ARGS="..." goes to the command behind
 #
 # Needs Python 3.11 or newer and a C/C++ compiler, nothing else: each target makes the environment
 # it needs in .venv and installs into it again only when pyproject.toml has changed.
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell sh scripts/find_python.sh)
 ARGS ?=
 
-.PHONY: demo test check format bench peers soak clean
+.PHONY: demo test check coverage mutation format bench peers soak clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -23,6 +24,15 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+
+# Every line of trust and sealing is run by their own tests, or this fails.
+coverage: $(VENV)/.test
+	@mkdir -p build/coverage
+	$(BIN)/python -m coverage run -m pytest -q tests/trust tests/sealing tests/trust_log $(ARGS)
+	$(BIN)/python -m coverage report
+
+mutation: $(VENV)/.test
+	$(BIN)/python scripts/mutation.py $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

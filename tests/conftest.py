@@ -21,6 +21,9 @@ import pytest
 
 # A loaded machine is no failure: examples have no deadline, and CI's are the same each time.
 hypothesis.settings.register_profile("overspill", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "mutation", parent=None, deadline=None, derandomize=True, max_examples=15, database=None
+)
 hypothesis.settings.load_profile("overspill")
 
 REPOSITORY = Path(__file__).resolve().parent.parent

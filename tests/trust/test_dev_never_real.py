@@ -211,6 +211,7 @@ def test_rule_5_production_over_every_dev_artefact(dev_node, at, pinned_node):
     assert accepted == 0
 
 
+@pytest.mark.exhaustive
 def test_only_the_verifier_constructs_results(sources):
     """``AttestationResult(...)`` occurs in one shipped file."""
     found = set()
@@ -222,6 +223,7 @@ def test_only_the_verifier_constructs_results(sources):
     assert found == {"sdk/overspill/trust/verifier.py"}
 
 
+@pytest.mark.exhaustive
 def test_sealing_reads_keys_from_results_alone(sources):
     """``seal_secret`` takes an AttestationResult and nothing else; no other function seals."""
     tree = ast.parse((sources / "sdk/overspill/sealing/hpke.py").read_text())

@@ -342,6 +342,7 @@ def _flip(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
+@pytest.mark.exhaustive
 def test_a_good_bundle_with_each_byte_flipped_is_refused(node, at):
     """No byte is malleable: the list of exceptions is empty."""
     good = node.bundle()

@@ -76,6 +76,7 @@ def test_one_vendors_evidence_is_not_anothers(look_alikes, snp_bundle, policy_of
         verifier.verify(bundle, at(nonce=NONCE), policy_of("sev-snp", "tdx"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["snp", "tdx"])
 def test_each_flipped_byte_of_a_bundle_is_refused_or_explained(
     request, look_alikes, policy_of, at, kind

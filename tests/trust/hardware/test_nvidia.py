@@ -94,6 +94,7 @@ def test_wrong_nonce(gpu, refused):
     assert refused("nvidia", files(gpu), nonce=bytes(32)) == "nonce_mismatch"
 
 
+@pytest.mark.exhaustive
 def test_each_byte_of_a_report_counts(gpu, makers, roots):
     report, chain = files(gpu)
     accepted = []

@@ -425,6 +425,7 @@ def test_a_policy_without_its_section(makers, bundle_check, policy_of):
     assert reason(bundle_check, makers.Amd(), policy=policy) == "policy_section"
 
 
+@pytest.mark.exhaustive
 def test_each_byte_of_a_report_and_its_keys_counts(makers, roots, policy_of):
     """No byte is malleable: of the report, of the VCEK, of the intermediate."""
     amd = makers.Amd()

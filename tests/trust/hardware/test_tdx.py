@@ -479,6 +479,7 @@ def test_a_policy_without_its_section(bundle_check, policy):
     assert caught.value.reason == "policy_section"
 
 
+@pytest.mark.exhaustive
 def test_each_byte_of_a_quote_and_its_collateral_counts(intel, makers, roots, policy):
     """Malleable is what nobody signs and nobody reads: line breaks and the text around PEM."""
     good = files(intel)

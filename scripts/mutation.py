@@ -1,0 +1,125 @@
+"""Mutation testing of the verifier and the sealing: which changes of the code no test notices.
+
+    python3 scripts/mutation.py                        every file that [tool.mutmut] names
+    python3 scripts/mutation.py snp tdx_quote          these files only
+    python3 scripts/mutation.py --report               what the last run found, again
+
+mutmut wants its sources in ``src``: everything is laid out so in ``build/mutation``, and copied, so
+that the checkout may change meanwhile. A mutant counts as found when a test fails, runs out of
+time, or when mypy refuses the mutant. ``build/mutation.json`` has each survivor with its diff.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "mutation"
+REPORT = ROOT / "build" / "mutation.json"
+FOUND = {1: "test", 3: "test", 36: "time", 37: "types", -24: "time", 24: "time", 255: "time"}
+NOT_RUN = (None, 2)
+
+
+def lay_out() -> None:
+    """The checkout as mutmut wants it. What an earlier run found is kept."""
+    for name, place in (
+        ("sdk", "src"),
+        ("cloud/overspill_cloud", "src/overspill_cloud"),
+        ("tests", "tests"),
+    ):
+        shutil.rmtree(WORK / place, ignore_errors=True)
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", ".hypothesis")
+        shutil.copytree(ROOT / name, WORK / place, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", WORK)
+
+
+def mutate(files: Iterable[str], workers: int) -> int:
+    """Runs mutmut; its progress goes to stderr."""
+    bin_folder = Path(sys.executable).parent
+    environment = os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "OVERSPILL_SHARED": os.environ.get("OVERSPILL_SHARED", str(ROOT.parent / "shared")),
+        "MYPYPATH": "src",
+    }
+    command = [bin_folder / "mutmut", "run", "--max-children", str(workers)]
+    names = [f"overspill.*.{name}.*" for name in files]
+    return subprocess.run(
+        [*map(str, command), *names], cwd=WORK, env=environment, stdout=sys.stderr, check=False
+    ).returncode
+
+
+def results() -> dict[str, dict[str, int | None]]:
+    """Exit codes by mutant, by file."""
+    found = {}
+    for meta in sorted((WORK / "mutants/src").rglob("*.py.meta")):
+        codes = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
+        if any(code not in NOT_RUN for code in codes.values()):
+            name = meta.relative_to(WORK / "mutants/src/overspill").with_suffix("").as_posix()
+            found[name] = codes
+    return found
+
+
+def row(codes: Iterable[int | None]) -> dict[str, float | int]:
+    """How many mutants there were, and who found them."""
+    counts = collections.Counter(
+        "not_run" if code in NOT_RUN else FOUND.get(code, "survived") for code in codes
+    )
+    tried = counts.total() - counts["not_run"]
+    found = tried - counts["survived"]
+    percent = round(100 * found / tried, 1) if tried else 0.0
+    return {"mutants": counts.total(), **counts, "percent": percent}
+
+
+def diff_of(name: str) -> str:
+    """The lines that a mutant changes."""
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "mutmut"), "show", name],
+        cwd=WORK, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    return "\n".join(s for s in lines if s[:1] in "+-" and s[:3] not in ("+++", "---"))
+
+
+def report() -> None:
+    """Prints a row a file, and writes the survivors."""
+    by_file = results()
+    survivors = {
+        mutant: diff_of(mutant)
+        for codes in by_file.values()
+        for mutant, code in codes.items()
+        if code not in NOT_RUN and code not in FOUND
+    }
+    rows = {name: row(codes.values()) for name, codes in by_file.items()}
+    total = row([code for codes in by_file.values() for code in codes.values()])
+    whole = {"total": total, "files": rows, "survivors": survivors}
+    REPORT.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    for name, found in (*rows.items(), ("all", total)):
+        print(name, *(f"{key} {value}" for key, value in found.items()), sep="  ")
+
+
+def main() -> int:
+    """Runs what was asked for; 0 where mutmut ended well, whatever survived."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="*", help="module names, such as snp; none means all")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--report", action="store_true", help="print the last run's result again")
+    asked = parser.parse_args()
+    status = 0
+    if not asked.report:
+        WORK.mkdir(parents=True, exist_ok=True)
+        lay_out()
+        status = mutate(asked.files, asked.workers)
+    report()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
