@@ -7,6 +7,7 @@ prompt never stops the others. All tokens of a step reach an event loop with one
 
 from __future__ import annotations
 
+import atexit
 import copy
 import threading
 import time
@@ -27,6 +28,7 @@ from overspill.engines.speculation import Speculator
 from overspill.engines.step_costs import StepCosts
 from overspill.engines.step_plan import StepPlanner
 from overspill.engines.step_runner import StepRunner
+from overspill.engines.thread_end import join_native
 from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, OverspillError
 
 
@@ -88,6 +90,9 @@ class Scheduler:
 
     def start(self) -> Future[Backend]:
         """Start the thread, which opens the backend; the future holds it, or its typed error."""
+        # The interpreter's end unwinds a daemon thread wherever it is, and C++ aborts the process
+        # when that is inside a runtime: so the thread ends before, though nobody called close().
+        atexit.register(self._close_at_exit)
         self._thread.start()
         return self._loaded
 
@@ -154,7 +159,12 @@ class Scheduler:
             self._interrupt()
             self._wake.notify()
         if self._thread.is_alive():
-            self._thread.join(timeout_s)
+            join_native(self._thread, timeout_s)
+
+    def _close_at_exit(self) -> None:
+        # In a forked child there is no such thread, and its locks may be held for ever.
+        if self._thread.is_alive():
+            self.close()
 
     def _interrupt(self) -> None:
         if self._backend is not None:
@@ -187,6 +197,12 @@ class Scheduler:
     # --- the scheduler's thread ---------------------------------------------------------------
 
     def _main(self) -> None:
+        try:
+            self._serve()
+        finally:
+            atexit.unregister(self._close_at_exit)
+
+    def _serve(self) -> None:
         # From here on nobody who waits for the loading can cancel it: he leaves alone.
         self._loaded.set_running_or_notify_cancel()
         try:
