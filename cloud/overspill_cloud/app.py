@@ -19,15 +19,18 @@ from overspill.engines.options import EngineOptions
 from overspill.engines.registry import open_engine
 from overspill.errors import ConfigurationError, UsageError
 from overspill.transport.base import is_local_address
+from overspill.types.evidence import Assurance
 from overspill.worker import WorkerEngine
 from overspill_cloud import events
 from overspill_cloud.admission import Admission, Database
 from overspill_cloud.attester import choose_attester, open_attester
 from overspill_cloud.attester.base import Attester
 from overspill_cloud.attester.dev import UnsafeDevAttester
+from overspill_cloud.closed import close_or_refuse
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.limits import AdmissionLimits
 from overspill_cloud.listen import check_listen
+from overspill_cloud.machine import Machine
 from overspill_cloud.measure import measure_node, node_settings
 from overspill_cloud.models import ServedModel, measure
 from overspill_cloud.node import Node, NodeParts
@@ -50,13 +53,15 @@ class ModelSpec:
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
     """All that an operator chooses. ``state`` keeps devices, replay window and ledger; ``release``
-    is a signed release with its ``.tlog-proof`` beside it."""
+    is a signed release with its ``.tlog-proof`` beside it; ``open_ports`` are those of the machine
+    that are meant to be open beside the node's own."""
 
     models: tuple[ModelSpec, ...]
     listen: str
     state: Path
     attester: str = "dev"
     release: Path | None = None
+    open_ports: tuple[int, ...] = ()
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     drain_timeout_s: float = 20.0
@@ -119,9 +124,11 @@ async def serve(
     clock: Callable[[], float] = time.time,
     log_to: TextIO | None = None,
     stated: tuple[str, ...] = (),
+    attesters: Callable[[str, Path], Attester] = open_attester,
+    machine: Machine | None = None,
 ) -> AsyncGenerator[Serving]:
     """A node that serves within the block, and drains at its end. ``stated`` names what could
-    not be hardened, for the log.
+    not be hardened, for the log; ``machine`` is looked at before evidence of hardware is given.
 
     Raises ``UsageError``, ``ConfigurationError``, ``ModelError`` or ``DoesNotFit``.
     """
@@ -129,12 +136,13 @@ async def serve(
     options = replace(options, attester=choose_attester(options.attester, options.state))
     log = events.EventLog(clock, log_to)
     async with AsyncExitStack() as stack:
+        attester = await asyncio.to_thread(attesters, options.attester, options.state)
+        stack.callback(attester.close)
+        closed = _closed(attester, machine or Machine(), options)
         models = [await _load(spec, options.engine, stack) for spec in options.models]
         database = Database(Store(options.state))
         stack.callback(database.close)
-        attester = await asyncio.to_thread(open_attester, options.attester, options.state)
-        stack.callback(attester.close)
-        keys = await asyncio.to_thread(_keys, options, attester, models, clock, log)
+        keys = await asyncio.to_thread(_keys, options, attester, models, clock, log, closed)
         named = {model.name: model for model in models}
         node = Node(
             NodeParts(
@@ -186,12 +194,21 @@ def _keys(
     models: Sequence[ServedModel],
     clock: Callable[[], float],
     log: events.EventLog,
+    closed: tuple[str, ...],
 ) -> KeyRing:
-    measured = measure_node(models, node_settings(options.attester, options.admission))
+    settings = node_settings(options.attester, options.admission, closed, options.open_ports)
+    measured = measure_node(models, settings)
     release = None
     if options.release is not None:
         release = ReleaseFile(options.release, measured)
     return KeyRing(attester, measured, models, clock, log, release)
+
+
+def _closed(attester: Attester, machine: Machine, options: NodeOptions) -> tuple[str, ...]:
+    """What is closed around a node on hardware, or its refusal; the others only state it."""
+    if attester.assurance < Assurance.HARDWARE_TPM:
+        return ()
+    return close_or_refuse(machine, options.open_ports)
 
 
 def _dev_root(attester: Attester) -> str | None:

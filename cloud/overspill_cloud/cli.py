@@ -61,6 +61,10 @@ def serve(
         Path | None,
         typer.Option(help="Signed release (DSSE), its proof beside it in FILE.tlog-proof."),
     ] = None,
+    open_port: Annotated[
+        list[int] | None,
+        typer.Option(help="A port that is meant to be open beside the node's; may be repeated."),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Sequences that a model runs at once.")] = 4,
@@ -87,6 +91,7 @@ def serve(
         state=_state(state),
         attester=attester,
         release=release,
+        open_ports=tuple(open_port or ()),
         tls_certificate=tls_cert,
         tls_key=tls_key,
         drain_timeout_s=drain_s,
@@ -160,6 +165,32 @@ def policy(
     folder = _state(state)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     typer.echo(client_policy(attester, folder, [parse_model(text) for text in model]), nl=False)
+
+
+@app.command()
+def closed(
+    open_port: Annotated[
+        list[int] | None, typer.Option(help="A port that is meant to be open; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Say how closed this machine is: what a node on hardware demands before it serves. Exit 0
+    when all is closed, else 4."""
+    from overspill.trust.closed import CLOSED_AT_START
+    from overspill_cloud.closed import look
+    from overspill_cloud.machine import Machine
+
+    findings = look(Machine(), open_port or ())
+    rows = [
+        {"name": f.name, "closed": f.is_closed, "found": f.found, "mend": f.mend} for f in findings
+    ]
+    lines = [
+        f"{f.name:<14} closed" if f.is_closed else f"{f.name:<14} OPEN: {f.found}. Mend: {f.mend}"
+        for f in findings
+    ]
+    is_ready = all(f.is_closed for f in findings if f.name in CLOSED_AT_START)
+    _print({"ready": is_ready, "findings": rows}, "\n".join(lines), as_json)
+    return 0 if is_ready else 4
 
 
 @devices.command("list")

@@ -12,11 +12,13 @@ from typing import Any
 
 import overspill
 from overspill._version import __version__
+from overspill.trust.closed import CLOSABLE, CLOSED_AT_START, SETTING
 from overspill.trust.measured import Measured, MeasuredEntry, ModelEntry, ModelsManifest
 from overspill.trust.release_manifest import FILE_DIGEST, TREE_DIGEST, tree_digest
 from overspill_cloud.limits import AdmissionLimits
 from overspill_cloud.models import ServedModel, measure
 
+_ON_HARDWARE = frozenset({"sev-snp", "tdx"})
 _LIBRARIES = {".so", ".dylib", ".dll", ".metallib"}
 
 
@@ -50,9 +52,18 @@ def measure_node(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> 
     )
 
 
-def node_settings(attester: str, limits: AdmissionLimits) -> dict[str, Any]:
-    """What an operator chose that clients may want to know, as it is measured."""
-    return {
+def node_settings(
+    attester: str,
+    limits: AdmissionLimits,
+    closed: Sequence[str] = (),
+    open_ports: Sequence[int] = (),
+) -> dict[str, Any]:
+    """What an operator chose that clients may want to know, as it is measured; and for a node on
+    hardware what was found closed around it."""
+    extra: dict[str, Any] = {SETTING: sorted(closed)} if closed else {}
+    if open_ports:
+        extra["open_ports"] = sorted(open_ports)
+    return extra | {
         "attester": attester.partition(":")[0],
         "max_streams": limits.max_streams,
         "max_streams_per_device": limits.max_streams_per_device,
@@ -67,16 +78,25 @@ def release_subjects(
     ``role/name``. Raises ``ModelNotFound``."""
     wheel = _digest_of(_package_files())
     engine_name, engine = _engine_library(wheel)
-    config = _sha256(_encode(node_settings(attester, AdmissionLimits())))
     subjects = {
         f"wheel/overspill {__version__}": {TREE_DIGEST: wheel},
         f"engine/{engine_name}": {TREE_DIGEST: engine},
-        f"config/{attester}": {FILE_DIGEST: config},
     }
+    for name, closed in _closed_variants(attester):
+        settings = node_settings(attester, AdmissionLimits(), closed)
+        subjects[f"config/{name}"] = {FILE_DIGEST: _sha256(_encode(settings))}
     for name, path in models.items():
         kind = TREE_DIGEST if path.is_dir() else FILE_DIGEST
         subjects[f"model/{name}"] = {kind: measure(path).sha256}
     return subjects
+
+
+def _closed_variants(attester: str) -> list[tuple[str, Sequence[str]]]:
+    """The settings of a node on hardware name what was closed: with secure boot, or without it
+    where the launch measurement names the kernel."""
+    if attester not in _ON_HARDWARE:
+        return [(attester, ())]
+    return [(attester, CLOSED_AT_START), (f"{attester} with secure boot", CLOSABLE)]
 
 
 def _model_entry(model: ServedModel) -> ModelEntry:

@@ -73,14 +73,18 @@ class EventLog:
 
     @property
     def secure_boot(self) -> bool | None:
-        """Whether the firmware measured that secure boot was on; None when it measured nothing.
+        """Whether the firmware measured that secure boot was on; None when it measured nothing."""
+        return self.secure_boot_in(_SECURE_BOOT_PCR)
+
+    def secure_boot_in(self, register: int) -> bool | None:
+        """The same for a log whose firmware measures its configuration into ``register``.
 
         Only what came before the separator counts (later events are the boot loader's), it has to
         be said once, and a debug mode of the firmware makes it false.
         """
         said: list[bool] = []
         for event in self.events:
-            if event.pcr != _SECURE_BOOT_PCR:
+            if event.pcr != register:
                 continue
             if event.kind == _SEPARATOR:
                 break
@@ -91,23 +95,40 @@ class EventLog:
         return all(said) if said else None
 
 
+def log_bytes(data: bytes) -> int:
+    """How much of an area is its log: up to where the next event's register and kind are all ones
+    or all zeros. Raises ``EvidenceRejected("event_log_malformed")``."""
+    reader = ByteReader(data, _malformed)
+    banks = _open(reader)
+    while reader.position < len(data):
+        if data[reader.position : reader.position + 8] in (b"\xff" * 8, bytes(8)):
+            break
+        _event(reader, banks)
+    return reader.position
+
+
 def parse_event_log(data: bytes) -> EventLog:
     """Strict decoding. Raises ``EvidenceRejected("event_log_malformed")``."""
     if len(data) > MAX_BYTES:
         raise _malformed(f"{len(data)} bytes, at most {MAX_BYTES} are read")
     reader = ByteReader(data, _malformed)
-    pcr, kind = _u32(reader, "a register"), _u32(reader, "an event's kind")
-    reader.take(20, "a digest")
-    header = reader.take(_u32(reader, "an event's size"), "the first event")
-    if (pcr, kind) != (0, _NO_ACTION):
-        raise _malformed("a first event that describes no format")
-    banks = _banks(header)
+    banks = _open(reader)
     events: list[Event] = []
     while reader.position < len(data):
         if len(events) >= _MAX_EVENTS:
             raise _malformed(f"more than {_MAX_EVENTS} events")
         events.append(_event(reader, banks))
     return EventLog(banks, tuple(events))
+
+
+def _open(reader: ByteReader) -> tuple[int, ...]:
+    """The banks that the first event names."""
+    pcr, kind = _u32(reader, "a register"), _u32(reader, "an event's kind")
+    reader.take(20, "a digest")
+    header = reader.take(_u32(reader, "an event's size"), "the first event")
+    if (pcr, kind) != (0, _NO_ACTION):
+        raise _malformed("a first event that describes no format")
+    return _banks(header)
 
 
 def _banks(header: bytes) -> tuple[int, ...]:

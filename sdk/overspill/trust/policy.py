@@ -9,6 +9,7 @@
     max_age_s = 3600                  # a key is accepted for this long after not_before
     kems = ["MLKEM768_X25519"]        # and "X25519"
     dev_unsafe = false                # true lets development evidence pass, on loopback only
+    closed = ["swap", "ptrace"]       # optional: what the node has to have closed, see closed.py
 
     [reference]                       # what the node may run: exactly these
     models = { river = "<sha256 of its file>" }
@@ -78,6 +79,7 @@ from typing import Any, Final
 
 from overspill.errors import ConfigurationError
 from overspill.trust import policy_parts as parts
+from overspill.trust.closed import CLOSABLE
 from overspill.trust.log.cosignature import LogPolicy
 from overspill.trust.policy_vendors import (
     GpuPolicy,
@@ -130,6 +132,7 @@ _TOP_KEYS: Final = frozenset(
         "max_age_s",
         "kems",
         "dev_unsafe",
+        "closed",
         "reference",
     }
     | KEYS
@@ -166,6 +169,7 @@ class TrustPolicy:
     kems: frozenset[int] = frozenset({KEM_IDS["MLKEM768_X25519"]})
     dev_unsafe: bool = False
     reference: ReferenceValues = ReferenceValues()
+    closed: frozenset[str] = frozenset()
     dev_roots: frozenset[bytes] = frozenset()
     operator_keys: frozenset[bytes] = frozenset()
     release: ReleasePolicy | None = None
@@ -222,6 +226,7 @@ def parse_policy(text: str, source: str = "the trust policy") -> TrustPolicy:
         dev_unsafe=table.boolean("dev_unsafe", default=False),
         **release_and_log(table, production=bool(accept - DEV_TYPES - {PINNED})),
         reference=_reference(table),
+        closed=frozenset(table.choices("closed", CLOSABLE) if "closed" in table else ()),
         **_sections(table, accept),
     )
     _check_floor(policy, table)

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from overspill.errors import EvidenceRejected
 from overspill.trust import nvidia, snp, tdx, tpm_raw
 from overspill.trust.base import at_step, rejected
+from overspill.trust.ccel import RTMRS, CcEventLog, parse_ccel
 from overspill.trust.certificates import load_key
 from overspill.trust.materials import Materials, Role, recognise
 from overspill.trust.policy import SNP_VTPM, TPM, TrustPolicy
@@ -29,6 +30,7 @@ from overspill.types.evidence import Assurance, VerificationStep
 
 Verdict = Literal["accepted", "authentic", "rejected"]
 _POLICY_STEP: Final = "8.0"
+_CCEL_STEP: Final = "8.13"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +197,35 @@ def _tdx(
         steps,
         roots,
     )
+    if not materials.of(Role.EVENT_LOG):
+        steps.skip(_CCEL_STEP, "no event log was given")
+    else:
+        log = materials.one(Role.EVENT_LOG, step="13")
+        claims = {**claims, **_ccel_claims(steps.run(_CCEL_STEP, _replayed, log, claims))}
     is_open = claims["debug"] == "true"
     return _Found(claims, Assurance.NONE if is_open else Assurance.HARDWARE_TEE)
+
+
+def _replayed(data: bytes, claims: Mapping[str, str]) -> CcEventLog:
+    """The firmware's log, once it leads to the quoted registers. RTMR3 is the running system's,
+    which goes on where the firmware's log ends. Reasons: those of the log, ``log_not_replayed``."""
+    log = at_step("13", parse_ccel, data)
+    registers = at_step("13", log.replay)
+    for index in range(RTMRS - 1):
+        leads_to = registers.get(index, bytes(48)).hex()
+        if leads_to != claims[f"rtmr{index}"]:
+            raise rejected(
+                "log_not_replayed",
+                "13",
+                expected=f"RTMR{index} {claims[f'rtmr{index}']}, as quoted",
+                actual=leads_to,
+            )
+    return log
+
+
+def _ccel_claims(log: CcEventLog) -> dict[str, str]:
+    said = {True: "on", False: "off", None: "not measured"}
+    return {"event_log": "replays into RTMR0 to RTMR2", "secure_boot": said[log.secure_boot]}
 
 
 def _nvidia(
@@ -316,7 +345,11 @@ KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
         "snp": _Kind(lambda _: snp.TYPE, snp.STEP_NAMES, _snp),
         "nvidia": _Kind(lambda _: nvidia.TYPE, nvidia.STEP_NAMES, _nvidia),
         "tpm": _Kind(_tpm_type, tpm_raw.STEP_NAMES, _tpm),
-        "tdx": _Kind(lambda _: tdx.TYPE, tdx.STEP_NAMES, _tdx),
+        "tdx": _Kind(
+            lambda _: tdx.TYPE,
+            {**tdx.STEP_NAMES, _CCEL_STEP: "event log (CCEL): replays into RTMR0 to RTMR2"},
+            _tdx,
+        ),
     }
 )
 """What ``overspill trust verify`` knows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from overspill.errors import EvidenceRejected
+from overspill.trust.closed import closed_things
 from overspill.trust.measured import Measured, MeasuredLog, ModelEntry, ModelsManifest
 from overspill.trust.nkc import NodeKeyConfig
 from overspill.trust.policy import ReferenceValues
@@ -63,6 +64,8 @@ def claims(log: MeasuredLog) -> dict[str, str]:
     found = {f"{_MODEL_CLAIM}{model.name}": model.file_sha256.hex() for model in log.models.models}
     for kind in (Measured.WHEEL, Measured.ENGINE, Measured.CONFIG):
         found[kind.name.lower()] = log.entry(kind).sha256.hex()
+    if closed := closed_things(log):
+        found["closed"] = ", ".join(closed)
     return found
 
 

@@ -18,6 +18,8 @@ freshness = "nonce"  # the node answers a fresh challenge; "witnesses" with [log
 unreleased = true  # [reference] lists what may run; better: [release] and [log] instead
 max_age_s = 3600  # keys are used for this long after they were made
 kems = ["MLKEM768_X25519"]  # post-quantum hybrid; "X25519" may be added
+# What the node has to have closed before it serves; "secure_boot" may be added.
+closed = ["core_dumps", "debug_console", "kexec", "modules", "open_ports", "ptrace", "swap"]
 
 [reference]  # the node may serve these models and no others
 models = {{ NAME = "<SHA-256 of the model file, 64 hexadecimal digits>" }}

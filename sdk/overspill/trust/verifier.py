@@ -16,6 +16,7 @@ from typing import Final
 from overspill.errors import EvidenceRejected
 from overspill.trust import freshness, nvidia, place, reference, release
 from overspill.trust.base import EvidenceVerifier, Subject
+from overspill.trust.closed import check_closed
 from overspill.trust.dev import UnsafeDevVerifier
 from overspill.trust.measured import MeasuredLog
 from overspill.trust.nkc import NodeKeyConfig
@@ -125,7 +126,7 @@ def _verify(
     # 5. Measured log
     log = steps.run("5", reference.open_log, config, bundle.measured_log)
     # 6. Reference values
-    steps.run("6", reference.check, log, policy.reference, context.expected_models)
+    steps.run("6", _check_reference, log, policy, context.expected_models)
     # 7. Release
     released = steps.run("7", _check_release, config, bundle, log, policy, now, context.memory)
     # 8. Evidence, by the verifier of exactly this type
@@ -191,6 +192,14 @@ def _the_evidence(bundle: EvidenceBundle, policy: TrustPolicy) -> Evidence:
             "Name the type in the trust policy's 'accept', with its section, if that is meant.",
         )
     return evidence
+
+
+def _check_reference(
+    log: MeasuredLog, policy: TrustPolicy, expected_models: Mapping[str, bytes] | None
+) -> str:
+    """What may run, and what has to be closed around it."""
+    check_closed(log, policy.closed)
+    return reference.check(log, policy.reference, expected_models)
 
 
 def _check_release(
