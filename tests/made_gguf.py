@@ -152,7 +152,7 @@ def _add_tensor(
 
 
 def _decoder(shape: Shape) -> Iterator[Tensor]:
-    """Llama, Qwen2 and, with its norms, Gemma 3."""
+    """Llama, Qwen2, Qwen2-VL and, with its norms, Gemma 3."""
     width, kind = shape.width, shape.weights
     heads, kv_heads = shape.heads * shape.head, shape.kv_heads * shape.head
     yield "token_embd.weight", (shape.vocabulary, width), shape.embedding
@@ -176,7 +176,7 @@ def _decoder(shape: Shape) -> Iterator[Tensor]:
             ("ffn_down", width, shape.feed_forward),
         ):
             yield f"{blk}{name}.weight", (rows, columns), kind
-        if shape.architecture == "qwen2":
+        if shape.architecture in ("qwen2", "qwen2vl"):
             for name, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
                 yield f"{blk}attn_{name}.bias", (rows,), "F32"
 
@@ -224,6 +224,7 @@ def _bert(shape: Shape) -> Iterator[Tensor]:
 _TENSORS = {
     "llama": _decoder,
     "qwen2": _decoder,
+    "qwen2vl": _decoder,
     "gemma3": _decoder,
     "mamba": _mamba,
     "bert": _bert,

@@ -7,11 +7,12 @@ class with these members, add a line to ``registry`` and a row to the conformanc
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from overspill.types.card import ModelCard
+from overspill.types.chat import Image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,11 +21,29 @@ if TYPE_CHECKING:
     Logits: TypeAlias = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """What a projector made of an image: vectors that stand where tokens would.
+
+    ``vectors`` are [tokens, width]. ``positions`` are [sections, tokens] in the sequence where
+    the model counts an image's in more than one dimension, else None. ``advance`` is by how many
+    positions the sequence goes on; elsewhere that is one for each token. ``sees_itself``: its
+    vectors see those behind them too.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int32] | None
+    advance: int
+    sees_itself: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class BatchRow:
     """Tokens to append to one sequence, from ``position`` on (0 is the sequence's first token).
 
     ``wants_logits`` asks for the logits after the last ``outputs`` of these tokens, one row each.
+    With a ``picture`` the row is as long a part of it as there are tokens, which say nothing
+    themselves, from its ``picture_from`` on; such a row never wants logits.
     """
 
     sequence: int
@@ -32,6 +51,53 @@ class BatchRow:
     tokens: Sequence[int]
     wants_logits: bool
     outputs: int = 1
+    picture: Picture | None = None
+    picture_from: int = 0
+
+
+PromptPart: TypeAlias = "tuple[str, bool] | Image"
+"""Text with whether control tokens count in it, or an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSpan:
+    """Where a picture stands in a prompt: ``tokens`` of them from ``start`` on.
+
+    ``image`` counts the prompt's images; one may be cut into several pictures. ``whole``: its
+    vectors see each other, so that they have to be computed in one row.
+    """
+
+    start: int
+    tokens: int
+    image: int
+    whole: bool
+
+
+class Vision(Protocol):
+    """What makes pictures of images. All members may be called while the backend runs.
+
+    ``shares``: a picture is the same wherever it stands, so that computed prompts can be reused.
+    """
+
+    @property
+    def shares(self) -> bool:
+        """Whether prompts with pictures may be reused by others."""
+
+    def measure(self, parts: Sequence[PromptPart]) -> tuple[list[int], tuple[PictureSpan, ...]]:
+        """A prompt's tokens, and where pictures stand in it; no image is decoded. *Any thread.*
+
+        A picture's tokens are negative and tell images apart. Raises ``InvalidRequest`` or
+        ``UnsupportedOption`` for an image that cannot be shown.
+        """
+
+    def encode(
+        self, parts: Sequence[PromptPart], wanted: Sequence[int]
+    ) -> Iterator[tuple[int, Picture]]:
+        """Each wanted span's number and its picture, one by one as they are computed.
+
+        One caller at a time. Raises ``InvalidRequest`` for an image that does not decode,
+        ``EngineError`` where the runtime fails.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +107,15 @@ class Abilities:
     ``cuts``: ``forget`` works at every position, so that a prefix can be kept and a draft taken
     back. ``saves_state``: ``save_state`` and ``load_state`` work. ``adapters``: names that
     ``use_adapter`` takes. ``most_threads``: CPU threads that ``set_threads`` may choose up to;
-    0 where there is nothing to choose, or somebody fixed them.
+    0 where there is nothing to choose, or somebody fixed them. ``vision``: what reads images, so
+    that rows may have pictures.
     """
 
     cuts: bool = False
     saves_state: bool = False
     adapters: tuple[str, ...] = ()
     most_threads: int = 0
+    vision: Vision | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,11 @@ class DraftModel:
     def propose(self, wanting: Sequence[Generation], limit: int) -> dict[Generation, list[int]]:
         """``limit`` tokens for each whose text it has read; a part of the text for the others."""
         fit = self._backend.context_per_sequence - limit
-        rows = [self._row(g) for g in wanting if len(g.prompt) + len(g.tokens) <= fit]
+        rows = [
+            self._row(g)
+            for g in wanting
+            if g.pictures is None and len(g.prompt) + len(g.tokens) <= fit
+        ]
         drafts: dict[Generation, list[int]] = {}
         ready = [g for g in wanting if g.slot in self._held and self._held[g.slot][0] is g]
         for _ in range(limit):

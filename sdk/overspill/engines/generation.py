@@ -9,9 +9,10 @@ from overspill.engines.answer_stream import AnswerStream
 from overspill.engines.answer_text import AnswerText
 from overspill.engines.backend import Backend
 from overspill.engines.dialects import Parsed
+from overspill.engines.picture_prompt import PicturePrompt
 from overspill.engines.prefix_cache import PrefixKey
 from overspill.engines.sampling import Choice, TokenSampler
-from overspill.errors import EngineError
+from overspill.errors import OverspillError
 from overspill.types.chat import (
     Chunk,
     Finish,
@@ -42,6 +43,8 @@ class Generation:
     computed: int = 0
     """Tokens, the prompt's first, that its slot holds."""
     cached_tokens: int = 0
+    pictures: PicturePrompt | None = None
+    """Its images, where it shows any; their tokens in ``prompt`` are negative."""
     lookup: PromptLookup | None = None
     drafted: int = 0
     accepted: int = 0
@@ -52,7 +55,7 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     cancelled: bool = False
     ended: bool = False
-    failure: EngineError | None = None
+    failure: OverspillError | None = None
     """Why it ended, where that is this request's own affair and not the step's."""
     admitted_s: float = 0.0
     first_token_s: float = 0.0
@@ -77,6 +80,8 @@ class Generation:
     def prefix_key(self) -> PrefixKey | None:
         """With whom it shares computed prompts."""
         request = self.request
+        if self.pictures is not None and not self.pictures.shares:
+            return None
         scope = request.cache_scope
         return None if scope is None else (request.app, scope, request.adapter)
 
@@ -84,6 +89,11 @@ class Generation:
     def is_decoding(self) -> bool:
         """Whether the prompt is computed."""
         return self.computed >= len(self.prompt)
+
+    @property
+    def waits_for_picture(self) -> bool:
+        """Whether its prompt goes on with a picture that is not encoded yet."""
+        return self.pictures is not None and self.pictures.waits(self.computed)
 
     @property
     def held_tokens(self) -> list[int]:

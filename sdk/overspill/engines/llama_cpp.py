@@ -25,6 +25,7 @@ from overspill.engines.gguf_header import INT32 as GGUF_INT32
 from overspill.engines.gguf_header import ArrayInfo, GgufHeader, read_header
 from overspill.engines.llama_adapters import NativeAdapters
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
+from overspill.engines.llama_pictures import PictureRows
 from overspill.engines.machine_load import usable_cpus
 from overspill.engines.memory import Fit
 from overspill.errors import DoesNotFit, EngineError, InvalidRequest, ModelInvalid
@@ -32,6 +33,7 @@ from overspill.types.card import ModelCard
 
 if TYPE_CHECKING:
     from overspill.engines.backend import Logits
+    from overspill.engines.llama_vision import LlamaVision
 
 _ABORTED = 2
 _ONE_THREAD_BYTES = 16 << 20
@@ -48,6 +50,7 @@ class LlamaCppOptions:
     precision (errors of 4e-3 in the logits instead of 2e-6): twice the memory, and the same tokens
     as a reference implementation. ``adapters`` are LoRA files in GGUF, by name. With
     ``shrink_context`` a context that does not fit the memory is made smaller, and the card says so.
+    ``mmproj`` is the projector file by which the model reads images.
     """
 
     context_tokens: int | None = None
@@ -57,6 +60,7 @@ class LlamaCppOptions:
     exact_attention: bool = False
     shrink_context: bool = False
     adapters: Mapping[str, str] = field(default_factory=dict)
+    mmproj: Path | None = None
 
 
 class LlamaCppBackend:
@@ -86,10 +90,13 @@ class LlamaCppBackend:
         self._memory = native.llama_get_memory(self._context)
         self._batch = NativeBatch(options.batch_tokens)
         self._options = options
-        self._abilities = _abilities(options, self._model, self._adapters.names)
+        self._vision: LlamaVision | None = None
+        self._pictures = PictureRows(self._context)
         self._vocabulary = _vocabulary(self._vocab, _control_tokens(path, header))
-        self._card = _card(name, header, self._model, fit)
+        self._card = _card(name, header, self._model, fit, sees=options.mmproj is not None)
         try:
+            self._vision = self._open_vision(options)
+            self._abilities = _abilities(options, self._model, self._adapters.names, self._vision)
             self._warm_up()
         except BaseException:
             self.close()
@@ -163,9 +170,17 @@ class LlamaCppBackend:
         return piece
 
     def run(self, rows: Sequence[BatchRow]) -> Logits:
-        """One ``llama_decode``; the logits are a view that the next call overwrites."""
+        """One ``llama_decode``; the logits are a view that the next call overwrites.
+
+        Vectors and tokens don't mix in one: pictures come first, one by one.
+        """
+        status = 0
+        if self._vision is not None:
+            status = self._pictures.run(rows)
+            rows = self._pictures.text_rows(rows)
         wanted = self._batch.fill(rows)
-        status = native.llama_decode(self._context, self._batch.native)
+        if status == 0 and rows:
+            status = native.llama_decode(self._context, self._batch.native)
         if status == _ABORTED:
             raise Interrupted
         if status != 0:
@@ -174,6 +189,7 @@ class LlamaCppBackend:
 
     def forget(self, sequence: int, position: int) -> None:
         """Drop from ``position`` on; recurrent models can only forget everything."""
+        position = self._pictures.forget(sequence, position)
         if not native.llama_memory_seq_rm(self._memory, sequence, position, -1):
             raise EngineError(f"llama.cpp cannot cut sequence {sequence} at {position}.")
 
@@ -225,6 +241,8 @@ class LlamaCppBackend:
             if self._closed:
                 return
             self._closed = True
+            if self._vision is not None:
+                self._vision.close()
             self._batch.free()
             native.llama_free(self._context)
             native.llama_model_free(self._model)
@@ -233,6 +251,16 @@ class LlamaCppBackend:
         """Run one token: it reads the weights in, and what breaks the runtime breaks it here."""
         self.run([BatchRow(0, 0, [self._vocabulary.bos_id or 0], wants_logits=True)])
         self.forget(0, 0)
+
+    def _open_vision(self, options: LlamaCppOptions) -> LlamaVision | None:
+        if options.mmproj is None:
+            return None
+        # Not loaded without need: it opens another library.
+        from overspill.engines.llama_vision import LlamaVision, VisionOptions
+
+        settings = VisionOptions(options.batch_tokens, options.threads or usable_cpus())
+        bos_id = self._vocabulary.bos_id
+        return LlamaVision(options.mmproj, self._model, bos_id, self._log, settings)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -332,13 +360,16 @@ def _fit_options(options: LlamaCppOptions) -> GgufFitOptions:
     )
 
 
-def _abilities(options: LlamaCppOptions, model: Any, adapters: tuple[str, ...]) -> Abilities:
+def _abilities(
+    options: LlamaCppOptions, model: Any, adapters: tuple[str, ...], vision: LlamaVision | None
+) -> Abilities:
     recurrent = native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model)
     return Abilities(
         cuts=not recurrent,
         saves_state=True,
         adapters=adapters,
         most_threads=_threads(model) if options.threads is None else 0,
+        vision=vision,
     )
 
 
@@ -383,7 +414,7 @@ def _piece(vocab: Any, token: int) -> bytes:
         room = -size
 
 
-def _card(name: str, header: GgufHeader, model: Any, fit: Fit) -> ModelCard:
+def _card(name: str, header: GgufHeader, model: Any, fit: Fit, *, sees: bool) -> ModelCard:
     kind = native.llama_ftype_name(native.llama_model_ftype(model))
     return ModelCard(
         name=name,
@@ -394,6 +425,7 @@ def _card(name: str, header: GgufHeader, model: Any, fit: Fit) -> ModelCard:
         size_bytes=header.file_size,
         memory_bytes=fit.need.total_bytes,
         notes=fit.notes,
+        modalities=("text", "image") if sees else ("text",),
     )
 
 

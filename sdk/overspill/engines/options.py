@@ -40,6 +40,7 @@ class EngineOptions:
     ``token_delay_s`` is for ``echo`` only.
     ``adapters`` are LoRA adapters by name: GGUF files for llama.cpp, folders for MLX.
     ``draft_model`` is a smaller model of the same tokenizer, whose guesses the model checks.
+    ``mmproj`` is the projector file by which a GGUF model reads images; other runtimes refuse it.
     """
 
     context_tokens: int | None = None
@@ -51,4 +52,5 @@ class EngineOptions:
     token_delay_s: float = 0.0
     adapters: Mapping[str, str] = field(default_factory=dict)
     draft_model: str | None = None
+    mmproj: str | None = None
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overspill.engines.options import EngineOptions
-from overspill.errors import MissingExtra, ModelInvalid, ModelNotFound
+from overspill.errors import MissingExtra, ModelInvalid, ModelNotFound, UnsupportedOption
 
 if TYPE_CHECKING:
     from overspill.engines.backend import Backend
@@ -49,6 +49,7 @@ def _open_llama_cpp(path: Path, name: str, options: EngineOptions) -> Backend:
             exact_attention=options.exact_attention,
             shrink_context=options.shrink_context,
             adapters=options.adapters,
+            mmproj=None if options.mmproj is None else Path(options.mmproj),
         ),
     )
 
@@ -112,14 +113,15 @@ def open_engine(
 ) -> ScheduledEngine:
     """An engine for ``echo``, ``brook``, a ``.gguf`` file or an MLX folder; ``start`` loads it.
 
-    Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`.
+    Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`, and
+    :class:`UnsupportedOption` for a projector where the runtime has no vision.
     """
     options = options or EngineOptions()
     open_backend, runtime = _opener(spec, name or name_of(spec), options)
     open_draft = None
     if options.draft_model is not None:
         # Adapters belong to the model; its draft model works for all of them.
-        plain = dataclasses.replace(options, adapters={}, draft_model=None)
+        plain = dataclasses.replace(options, adapters={}, draft_model=None, mmproj=None)
         open_draft, _ = _opener(options.draft_model, name_of(options.draft_model), plain)
     from overspill.engines.scheduled import ScheduledEngine
 
@@ -137,4 +139,10 @@ def _opener(spec: str, name: str, options: EngineOptions) -> tuple[Callable[[], 
     opener, extra, modules = RUNTIMES[runtime]
     if any(find_spec(module) is None for module in modules):
         raise MissingExtra(f"The {runtime} runtime", extra)
+    if options.mmproj is not None and runtime != "llama.cpp":
+        raise UnsupportedOption(
+            f"{name} runs on {runtime}, which reads no images: mmproj has no use there.",
+            param="mmproj",
+            mend="Leave it out, or use the model as a GGUF file.",
+        )
     return functools.partial(opener, path, name, options), runtime

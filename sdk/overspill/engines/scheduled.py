@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from overspill.engines.answer_stream import AnswerStream
 from overspill.engines.answer_text import AnswerForm, AnswerText
 from overspill.engines.backend import Backend
-from overspill.engines.base import Engine, EngineHealth
+from overspill.engines.base import Engine, EngineHealth, no_vision
 from overspill.engines.chat_format import ChatTemplate
 from overspill.engines.constraint import Constrainer, Constraint, is_available
 from overspill.engines.constraint_grammar import request_grammar
@@ -20,6 +20,7 @@ from overspill.engines.control_guard import ControlGuard
 from overspill.engines.drafts import PromptLookup
 from overspill.engines.generation import Generation
 from overspill.engines.options import EngineOptions
+from overspill.engines.picture_prompt import ImageMarks, PicturePrompt
 from overspill.engines.sampling import MAX_TOP_LOGPROBS, TokenSampler, check_sampling
 from overspill.engines.scheduler import Scheduler, SchedulerStatus
 from overspill.errors import (
@@ -67,7 +68,9 @@ class ScheduledEngine(Engine):
         self._open_draft = open_draft
         self._clock = clock
         self._options = options or EngineOptions()
-        self._card = ModelCard(name=name, context=0, runtime=runtime)
+        sees = self._options.mmproj is not None
+        modalities = ("text", "image") if sees else ("text",)
+        self._card = ModelCard(name=name, context=0, runtime=runtime, modalities=modalities)
         self._loading: asyncio.Future[_Loaded] | None = None
         self._loaded: _Loaded | None = None
         self._scheduler: Scheduler | None = None
@@ -109,7 +112,8 @@ class ScheduledEngine(Engine):
     async def count_prompt_tokens(self, request: Request) -> int:
         """Tokens of the prompt as the model's template and tokenizer make it."""
         loaded = await self._ready()
-        return len(await asyncio.to_thread(_prompt_tokens, loaded, request))
+        prompt, _ = await asyncio.to_thread(_prompt, loaded, request)
+        return len(prompt)
 
     def status(self) -> SchedulerStatus | None:
         """What the scheduler does now; None while nothing is loaded."""
@@ -140,7 +144,7 @@ class ScheduledEngine(Engine):
         submitted_s = self._clock()
         _check_options(request, loaded.backend.vocabulary.size)
         _check_adapter(request, loaded)
-        prompt = _prompt_tokens(loaded, request)
+        prompt, pictures = _prompt(loaded, request)
         return Generation(
             request=request,
             prompt=prompt,
@@ -154,7 +158,9 @@ class ScheduledEngine(Engine):
             text=AnswerText(request, loaded.form),
             stream=stream,
             submitted_s=submitted_s,
-            lookup=self._lookup(loaded.backend, request, prompt),
+            pictures=pictures,
+            # A guess may be no part of a picture, which has no tokens to copy.
+            lookup=self._lookup(loaded.backend, request, prompt) if pictures is None else None,
         )
 
     def _lookup(self, backend: Backend, request: Request, prompt: list[int]) -> PromptLookup | None:
@@ -222,6 +228,28 @@ class ScheduledEngine(Engine):
         card = dataclasses.replace(backend.card, name=name, tools=tools, json_schema=is_available())
         guard = ControlGuard(vocabulary.control_texts)
         return _Loaded(scheduler, backend, template, guard, form, Constrainer(backend), card)
+
+
+def _prompt(loaded: _Loaded, request: Request) -> tuple[list[int], PicturePrompt | None]:
+    """The prompt's tokens, and the pictures among them."""
+    if not request.has_images:
+        return _prompt_tokens(loaded, request), None
+    vision = loaded.backend.abilities.vision
+    if vision is None:
+        raise no_vision(loaded.card.name)
+    marks = ImageMarks(request.messages)
+    offered = () if request.tool_choice == "none" else request.tools
+    text = loaded.template.render(loaded.guard.mark_messages(marks.messages), offered)
+    text += loaded.guard.mark(request.prefix)
+    parts = tuple(marks.split(text, loaded.guard, loaded.card.name))
+    tokens, spans = vision.measure(parts)
+    if tokens[-1] < 0:
+        raise InvalidRequest(
+            f"The prompt of {loaded.card.name} ends with an image.",
+            param="messages",
+            mend="Write a word behind it: the answer goes on from text.",
+        )
+    return tokens, PicturePrompt(parts, spans, vision.shares)
 
 
 def _prompt_tokens(loaded: _Loaded, request: Request) -> list[int]:

@@ -23,6 +23,7 @@ from overspill.engines.drafts import DraftModel
 from overspill.engines.generation import Generation
 from overspill.engines.machine_load import LoadMeter, ThreadControl
 from overspill.engines.options import SchedulerOptions
+from overspill.engines.picture_encoder import PictureEncoder
 from overspill.engines.prefix_cache import PrefixCache, find_leader
 from overspill.engines.speculation import Speculator
 from overspill.engines.step_costs import StepCosts
@@ -30,6 +31,8 @@ from overspill.engines.step_plan import StepPlanner
 from overspill.engines.step_runner import StepRunner
 from overspill.engines.thread_end import join_native
 from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, OverspillError
+
+PICTURE_WAIT_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Scheduler:
         self._prefixes: PrefixCache | None = None
         self._speculator: Speculator | None = None
         self._threads: ThreadControl | None = None
+        self._encoder: PictureEncoder | None = None
         self._closing = False
         self._died: EngineDied | None = None
         self._moved_s = clock()
@@ -221,6 +225,8 @@ class Scheduler:
             # The thread's end must reach everyone who waits for it.
             self._end(_died(error))
         finally:
+            if self._encoder is not None:
+                self._encoder.close()
             if self._speculator is not None:
                 self._speculator.close()
             parts.backend.close()
@@ -243,6 +249,8 @@ class Scheduler:
         self._kv = KvReservations(backend.kv_tokens, backend.max_sequences)
         self._prefixes = PrefixCache(backend, max_bytes=self._options.prefix_cache_bytes)
         self._speculator, self._backend = speculator, backend
+        if backend.abilities.vision is not None:
+            self._encoder = PictureEncoder(backend.abilities.vision, self._wake_up)
         if backend.abilities.most_threads > 1:
             self._threads = ThreadControl(backend, LoadMeter(clock=self._clock))
         runner = StepRunner(
@@ -286,6 +294,23 @@ class Scheduler:
         if batch:
             self._run(parts, batch)
         self._flush()
+        if not batch and self._running:
+            self._wait_for_pictures()
+
+    def _wake_up(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _wait_for_pictures(self) -> None:
+        """All who run wait for a picture: who joins, leaves or is late is seen in between."""
+        with self._wake:
+            if not self._closing:
+                self._wake.wait(timeout=PICTURE_WAIT_S)
+
+    def _encode(self, generation: Generation) -> None:
+        """Have the pictures encoded that its slot lacks, unless somebody computes them for it."""
+        if self._encoder is not None and generation.leader is None:
+            self._encoder.put(generation)
 
     def _drop_left_and_late(self, parts: _Parts) -> None:
         now_s = self._clock()
@@ -301,6 +326,9 @@ class Scheduler:
             elif generation.is_late(now_s):
                 self._fail(generation, _too_late(generation))
                 self._leave(parts, generation)
+            elif generation.pictures is not None and generation.pictures.failure is not None:
+                generation.failure = generation.pictures.failure
+                self._leave(parts, generation)
 
     def _admit(self, parts: _Parts) -> None:
         now_s = self._clock()
@@ -312,6 +340,7 @@ class Scheduler:
                 newcomer.slot, newcomer.computed = slot, tokens
             newcomer.cached_tokens = tokens
             self._follow(newcomer)
+            self._encode(newcomer)
             parts.prefixes.shrink(self._kv.kv_tokens - self._kv.reserved)
 
     def _next_admitted(self, now_s: float) -> Generation | None:
@@ -353,6 +382,7 @@ class Scheduler:
                 )
             follower.leader = None
             self._followers.remove(follower)
+            self._encode(follower)
 
     def _run(self, parts: _Parts, batch: list[tuple[Generation, BatchRow]]) -> None:
         members = tuple(generation for generation, _ in batch)

@@ -48,7 +48,7 @@ class StepPlanner:
     ) -> list[tuple[Generation, BatchRow]]:
         """The rows of the next step; empty when nobody can go on."""
         if self._turns is not None:
-            running = self._turns.next(running)
+            running = self._turns.next([g for g in running if not g.waits_for_picture])
         decoding = [g for g in running if g.is_decoding][: self._batch_tokens]
         if self._propose is not None and decoding and len(decoding) == len(running):
             drafts = self._propose(decoding, self._batch_tokens - len(decoding))
@@ -70,7 +70,8 @@ class StepPlanner:
             if room <= 0:
                 break
             generation = prefilling.popleft()
-            if generation.leader is not None or (self._turns and generation not in running):
+            turn_is_others = bool(self._turns) and generation not in running
+            if generation.leader is not None or turn_is_others or generation.waits_for_picture:
                 prefilling.append(generation)
                 continue
             row = prefill_row(generation, min(room, chunk))
@@ -125,6 +126,8 @@ def decode_row(generation: Generation, draft: Sequence[int] = ()) -> BatchRow:
 def prefill_row(generation: Generation, limit: int) -> BatchRow:
     """The next tokens of a prompt, at most ``limit``."""
     start = generation.computed
+    if generation.pictures is not None:
+        return generation.pictures.row(generation.slot, generation.prompt, start, limit)
     tokens = generation.prompt[start : start + limit]
     return BatchRow(
         generation.slot, start, tokens, wants_logits=start + len(tokens) == len(generation.prompt)

@@ -38,7 +38,12 @@ class Supervisor:
         self._role = role
         self._engine_options = engine_options
         self._options = options
-        self._card = ModelCard(name=name or name_of(spec), context=0, runtime=runtime)
+        self._card = ModelCard(
+            name=name or name_of(spec),
+            context=0,
+            runtime=runtime,
+            modalities=("text",) if engine_options.mmproj is None else ("text", "image"),
+        )
         self._process: WorkerProcess | None = None
         self._starting: asyncio.Task[WorkerProcess] | None = None
         self._deaths: deque[float] = deque(maxlen=options.max_deaths)
