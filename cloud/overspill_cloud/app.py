@@ -44,10 +44,11 @@ ECHO = "echo"
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model's public name, and its file (or ``echo``)."""
+    """A model's public name, its file (or ``echo``), and its LoRA adapters by name."""
 
     name: str
     source: str
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,26 @@ def parse_model(text: str) -> ModelSpec:
     if not name or not source or "/" in name:
         raise UsageError(f"'{text}' is no model.", mend="Give --model NAME=FILE")
     return ModelSpec(name, source)
+
+
+def with_adapters(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[ModelSpec, ...]:
+    """The models with the adapters that ``MODEL/NAME=FILE`` texts add. Raises ``UsageError`` for a
+    text of another form, a model that is not served, or a name that is given twice."""
+    found: dict[str, dict[str, str]] = {model.name: {} for model in models}
+    for text in texts:
+        name, _, source = text.partition("=")
+        model, _, adapter = name.partition("/")
+        if not adapter or not source:
+            raise UsageError(f"'{text}' is no adapter.", mend="Give --adapter MODEL/NAME=FILE")
+        if model not in found:
+            raise UsageError(
+                f"The adapter '{name}' is for a model that is not served.",
+                mend=f"Served are: {', '.join(found)}.",
+            )
+        if adapter in found[model]:
+            raise UsageError(f"The adapter '{name}' is given twice.", mend="Rename one.")
+        found[model][adapter] = source
+    return tuple(replace(model, adapters=tuple(found[model.name].items())) for model in models)
 
 
 def check_options(options: NodeOptions) -> Tls | None:
@@ -173,10 +194,13 @@ async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) 
     file = None
     if spec.source != ECHO:
         file = await asyncio.to_thread(measure, Path(spec.source))
-    engine = _open(spec, options)
+    adapters = {
+        name: await asyncio.to_thread(measure, Path(source)) for name, source in spec.adapters
+    }
+    engine = _open(spec, replace(options, adapters=dict(spec.adapters)))
     stack.push_async_callback(engine.aclose)
     await engine.start()
-    model = ServedModel(spec.name, engine, file)
+    model = ServedModel(spec.name, engine, file, adapters)
     await model.check_unchanged()
     return model
 

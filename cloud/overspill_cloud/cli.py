@@ -52,6 +52,9 @@ def serve(
     model: Annotated[
         list[str], typer.Option("--model", help="NAME=FILE, NAME=echo, or a FILE; may be repeated.")
     ],
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="LoRA adapter: MODEL/NAME=FILE; may be repeated.")
+    ] = None,
     listen: Annotated[
         str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")
     ] = "127.0.0.1:8443",
@@ -82,11 +85,11 @@ def serve(
 ) -> None:
     """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
     from overspill.engines.options import EngineOptions
-    from overspill_cloud.app import NodeOptions, parse_model
+    from overspill_cloud.app import NodeOptions, parse_model, with_adapters
     from overspill_cloud.limits import AdmissionLimits
 
     options = NodeOptions(
-        models=tuple(parse_model(text) for text in model),
+        models=with_adapters([parse_model(text) for text in model], adapter or ()),
         listen=listen,
         state=_state(state),
         attester=attester,

@@ -102,7 +102,8 @@ def _closed_variants(attester: str) -> list[tuple[str, Sequence[str]]]:
 def _model_entry(model: ServedModel) -> ModelEntry:
     # A GGUF carries its tokenizer and template inside: the file's digest covers all three.
     digest = model.sha256
-    return ModelEntry(model.name, digest, digest, digest)
+    adapters = tuple((name, one.sha256) for name, one in sorted(model.adapters.items()))
+    return ModelEntry(model.name, digest, digest, digest, adapters)
 
 
 def _engine_library(wheel: bytes) -> tuple[str, bytes]:

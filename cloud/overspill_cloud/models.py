@@ -74,20 +74,27 @@ def _stamp(path: Path) -> _Stamp:
 
 @dataclass(slots=True)
 class ServedModel:
-    """A running engine under its public name, and the file that it was loaded from.
+    """A running engine under its public name, and the files that it was loaded from.
 
     ``measurement`` None is the ``echo`` engine, which has no file; its digest is that of nothing.
+    ``adapters`` are its LoRA adapters by name.
     """
 
     name: str
     engine: Engine
     measurement: Measurement | None
-    _checked: _Stamp | None = field(default=None, init=False)
+    adapters: Mapping[str, Measurement] = field(default_factory=dict)
+    _checked: dict[Path, _Stamp] = field(default_factory=dict, init=False)
 
     @property
     def sha256(self) -> bytes:
         """The digest that evidence, card and receipts name."""
         return self.measurement.sha256 if self.measurement else hashlib.sha256().digest()
+
+    def adapter_sha256(self, name: str | None) -> bytes:
+        """The digest of an adapter that evidence and receipts name; zeros for none."""
+        measured = self.adapters.get(name or "")
+        return measured.sha256 if measured else bytes(32)
 
     @property
     def card(self) -> ModelCard:
@@ -96,27 +103,30 @@ class ServedModel:
         return replace(self.engine.card, name=self.name, sha256=self.sha256.hex(), size_bytes=size)
 
     async def check_unchanged(self) -> None:
-        """Raise ``ModelInvalid`` when the file is no longer the one in the evidence.
+        """Raise ``ModelInvalid`` when a file is no longer the one in the evidence.
 
         Costs a ``stat`` per file; what moved is read again.
         """
-        if self.measurement is None:
-            return
-        known = self._checked or self.measurement.stamp
+        for measured in (self.measurement, *self.adapters.values()):
+            if measured is not None:
+                await self._check(measured)
+
+    async def _check(self, measured: Measurement) -> None:
+        known = self._checked.get(measured.path, measured.stamp)
         try:
-            found = _stamp(self.measurement.path)
+            found = _stamp(measured.path)
         except OSError:
             raise self._changed() from None
         if found == known:
             return
-        again = await asyncio.to_thread(measure, self.measurement.path)
-        if again.sha256 != self.measurement.sha256:
+        again = await asyncio.to_thread(measure, measured.path)
+        if again.sha256 != measured.sha256:
             raise self._changed()
-        self._checked = again.stamp
+        self._checked[measured.path] = again.stamp
 
     def _changed(self) -> ModelInvalid:
         return ModelInvalid(
-            f"The file of model '{self.name}' is not the one that this node's evidence names.",
+            f"A file of model '{self.name}' is not the one that this node's evidence names.",
             mend="The node's operator has to restart it.",
         )
 

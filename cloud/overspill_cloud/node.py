@@ -258,6 +258,7 @@ class Node:
             model=finish.model,
             model_sha256=answer.model.sha256,
             adapter=finish.adapter or "",
+            adapter_sha256=answer.model.adapter_sha256(finish.adapter),
             prompt_tokens=finish.usage.prompt_tokens,
             completion_tokens=finish.usage.completion_tokens,
             unix_s=int(self._parts.clock()),

@@ -160,7 +160,8 @@ class Incoming:
 class Exchange:
     """A chat request under way: opened frames become chunks; the end is checked.
 
-    ``models`` maps the names in the verified evidence to their files' SHA-256.
+    ``models`` maps the names in the verified evidence to their files' SHA-256, an adapter's being
+    ``MODEL/NAME``.
     ``model`` is the one that was asked for, None any. Whoever makes one closes it.
     """
 
@@ -267,6 +268,7 @@ class Exchange:
             ("model", claims.model, self._model or claims.model),
             ("model digest", claims.model_sha256, self._models.get(claims.model)),
             ("adapter", claims.adapter, finish.adapter or ""),
+            ("adapter digest", claims.adapter_sha256, self._adapter_sha256(claims)),
             ("prompt tokens", claims.prompt_tokens, usage.prompt_tokens),
             ("completion tokens", claims.completion_tokens, usage.completion_tokens),
             ("finish reason", claims.finish_reason, finish.reason.value),
@@ -274,6 +276,11 @@ class Exchange:
         for what, claimed, expected in pairs:
             if claimed != expected:
                 raise ReceiptInvalid(f"The receipt's {what} is not the one of answer and evidence.")
+
+    def _adapter_sha256(self, claims: ReceiptClaims) -> bytes | None:
+        if not claims.adapter:
+            return bytes(32)
+        return self._models.get(f"{claims.model}/{claims.adapter}")
 
 
 def _frame_type(event: plaintext.Event | None) -> FrameType:

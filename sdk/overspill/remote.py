@@ -78,7 +78,7 @@ class RemoteRecord:
 
 @dataclass(frozen=True, slots=True)
 class _Attested:
-    """Verified evidence, and the models that it names (name to SHA-256 of the file)."""
+    """Verified evidence, and the models (and ``MODEL/ADAPTER``) that it names, by SHA-256."""
 
     result: AttestationResult
     bundle: EvidenceBundle
@@ -283,8 +283,7 @@ class RemoteEngine(Engine):
             result = verify(bundle, context, self._policy)
         else:
             result = verify_remembering(bundle, context, self._policy, self._log_state)
-        models = MeasuredLog.decode(bundle.measured_log).models.models
-        return _Attested(result, bundle, {model.name: model.file_sha256 for model in models})
+        return _Attested(result, bundle, _digests(MeasuredLog.decode(bundle.measured_log)))
 
     async def _send(self, attested: _Attested, request: Request) -> Exchange:
         body = plaintext.request_to_bytes(request)  # (4)
@@ -345,6 +344,14 @@ def _receipt_record(request_id: str, node: str, exchange: Exchange) -> ReceiptRe
         transcript_th=keys.th,
         salt=keys.commitment_salt,
     )
+
+
+def _digests(log: MeasuredLog) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for model in log.models.models:
+        found[model.name] = model.file_sha256
+        found |= {f"{model.name}/{name}": digest for name, digest in model.adapters}
+    return found
 
 
 def _check_digests(cards: tuple[ModelCard, ...], models: dict[str, bytes]) -> None:

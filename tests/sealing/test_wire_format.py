@@ -135,6 +135,7 @@ def test_receipt(v, prk):
         + hmac.digest(salt, v["body"], "sha256")
         + hmac.digest(salt, v["answer"], "sha256")
         + bytes([7] * 32)
+        + bytes(32)
         + b"\x00\x05river\x00\x00"
         + struct.pack(">QQQ", 11, 3, 1_800_000_000)
         + b"\x00\x04stop"

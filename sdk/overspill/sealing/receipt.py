@@ -4,7 +4,8 @@ A receipt is ``claims || Ed25519 signature (64)``. The claims are a fixed big-en
 starts with its own label, so the key signs nothing that could be read as something else::
 
     "overspill/v1/receipt" || SHA-256(NKC) || th || request_id (16) || request commitment (32)
-      || response commitment (32) || model digest (32) || u16 model || u16 adapter
+      || response commitment (32) || model digest (32) || adapter digest (32, zeros for none)
+      || u16 model || u16 adapter
       || u64 prompt tokens || u64 completion tokens || u64 unix_s || u16 finish reason
 
 (``u16 x`` is a length and UTF-8 text.) Commitments are salted from the key schedule: the digest of
@@ -53,6 +54,7 @@ class ReceiptClaims:
     completion_tokens: int
     unix_s: int
     finish_reason: str
+    adapter_sha256: bytes = bytes(_DIGEST_BYTES)
 
     def encode(self) -> bytes:
         """The signed bytes. Raises ``UsageError`` for a field that does not fit the layout."""
@@ -63,6 +65,7 @@ class ReceiptClaims:
             (self.request_commitment, _DIGEST_BYTES),
             (self.response_commitment, _DIGEST_BYTES),
             (self.model_sha256, _DIGEST_BYTES),
+            (self.adapter_sha256, _DIGEST_BYTES),
         )
         if any(len(value) != size for value, size in fixed):
             raise UsageError("A receipt's digests have 32 bytes and its request id 16.")
@@ -191,6 +194,7 @@ def _decode(encoded: bytes) -> ReceiptClaims:
         request_commitment=reader.take(_DIGEST_BYTES, "the request commitment"),
         response_commitment=reader.take(_DIGEST_BYTES, "the response commitment"),
         model_sha256=reader.take(_DIGEST_BYTES, "the model digest"),
+        adapter_sha256=reader.take(_DIGEST_BYTES, "the adapter digest"),
         model=reader.text(2, "the model", max_bytes=_MAX_NAME_BYTES),
         adapter=reader.text(2, "the adapter", max_bytes=_MAX_NAME_BYTES),
         prompt_tokens=reader.uint(8, "the prompt tokens"),
