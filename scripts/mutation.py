@@ -2,6 +2,7 @@
 
     python3 scripts/mutation.py                        every file that [tool.mutmut] names
     python3 scripts/mutation.py snp tdx_quote          these files only
+    python3 scripts/mutation.py snp --resume           go on with those that were not reached
     python3 scripts/mutation.py --report               what the last run found, again
 
 mutmut wants its sources in ``src``: everything is laid out so in ``build/mutation``, and copied, so
@@ -28,8 +29,8 @@ FOUND = {1: "test", 3: "test", 36: "time", 37: "types", -24: "time", 24: "time",
 NOT_RUN = (None, 2)
 
 
-def lay_out() -> None:
-    """The checkout as mutmut wants it. What an earlier run found is kept."""
+def lay_out(files: Iterable[str]) -> None:
+    """The checkout as mutmut wants it, with these modules to change. Earlier results are kept."""
     for name, place in (
         ("sdk", "src"),
         ("cloud/overspill_cloud", "src/overspill_cloud"),
@@ -38,11 +39,14 @@ def lay_out() -> None:
         shutil.rmtree(WORK / place, ignore_errors=True)
         ignored = shutil.ignore_patterns("__pycache__", "*.so", ".hypothesis")
         shutil.copytree(ROOT / name, WORK / place, ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", WORK)
+    config = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    only = [f"*/{name}.py" for name in files] or ["*.py"]
+    config = config.replace('only_mutate = ["', f'only_mutate = {json.dumps(only)}  # ["', 1)
+    (WORK / "pyproject.toml").write_text(config, encoding="utf-8")
 
 
-def mutate(files: Iterable[str], workers: int) -> int:
-    """Runs mutmut; its progress goes to stderr."""
+def mutate(names: Iterable[str], workers: int) -> int:
+    """Runs mutmut on mutants by name or pattern; its progress goes to stderr."""
     bin_folder = Path(sys.executable).parent
     environment = os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
@@ -50,17 +54,31 @@ def mutate(files: Iterable[str], workers: int) -> int:
         "MYPYPATH": "src",
     }
     command = [bin_folder / "mutmut", "run", "--max-children", str(workers)]
-    names = [f"overspill.*.{name}.*" for name in files]
     return subprocess.run(
         [*map(str, command), *names], cwd=WORK, env=environment, stdout=sys.stderr, check=False
     ).returncode
+
+
+def left_over(files: Iterable[str]) -> list[str]:
+    """The mutants of these files that an earlier run did not reach."""
+    wanted = set(files)
+    metas = [
+        meta
+        for meta in (WORK / "mutants/src").rglob("*.py.meta")
+        if not wanted or meta.name.removesuffix(".py.meta") in wanted
+    ]
+    return [name for meta in metas for name, code in _codes(meta).items() if code in NOT_RUN]
+
+
+def _codes(meta: Path) -> dict[str, int | None]:
+    return dict(json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"])
 
 
 def results() -> dict[str, dict[str, int | None]]:
     """Exit codes by mutant, by file."""
     found = {}
     for meta in sorted((WORK / "mutants/src").rglob("*.py.meta")):
-        codes = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
+        codes = _codes(meta)
         if any(code not in NOT_RUN for code in codes.values()):
             name = meta.relative_to(WORK / "mutants/src/overspill").with_suffix("").as_posix()
             found[name] = codes
@@ -110,13 +128,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="*", help="module names, such as snp; none means all")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--resume", action="store_true", help="only what was not reached")
     parser.add_argument("--report", action="store_true", help="print the last run's result again")
     asked = parser.parse_args()
     status = 0
     if not asked.report:
-        WORK.mkdir(parents=True, exist_ok=True)
-        lay_out()
-        status = mutate(asked.files, asked.workers)
+        names = left_over(asked.files) if asked.resume else []
+        if not names:
+            WORK.mkdir(parents=True, exist_ok=True)
+            lay_out(asked.files)
+        status = mutate(names, asked.workers)
     report()
     return status
 
