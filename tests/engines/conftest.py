@@ -256,3 +256,12 @@ async def engine(request, open_kind) -> Iterator:
     """One running engine of each kind: add a row to add a backend."""
     async with open_kind(request.param) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def made_mlx():
+    """The module that writes MLX folders with random weights: ``CONFIGS`` and ``write``."""
+    pytest.importorskip("mlx_lm", reason="pip install 'overspill[mlx]'")
+    from tests import made_mlx as module
+
+    return module

@@ -8,7 +8,6 @@ All MLX state lives on the scheduler's thread.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,18 +19,13 @@ import mlx.core as mx
 import numpy as np
 
 from overspill.engines.backend import Abilities, BatchRow, Interrupted, SavedState, Vocabulary
-from overspill.engines.memory import (
-    F16_BYTES,
-    Fit,
-    available_memory,
-    config_kv_shape,
-    memory_need,
-    settle,
-)
+from overspill.engines.memory import Fit, available_memory, settle
 from overspill.engines.mlx_adapters import FolderAdapters
-from overspill.engines.mlx_caches import SequenceCaches, can_cut, can_merge
+from overspill.engines.mlx_caches import SequenceCaches, can_cut
+from overspill.engines.mlx_memory import PREFILL_TOKENS, MlxUse, mlx_need
+from overspill.engines.mlx_model import FolderModel, Outline
 from overspill.engines.mlx_tokenizer import FolderTokenizer, read_json
-from overspill.errors import EngineError, InvalidRequest, ModelInvalid
+from overspill.errors import EngineError, InvalidRequest
 from overspill.types.card import ModelCard
 
 if TYPE_CHECKING:
@@ -64,17 +58,21 @@ class MlxBackend:
         if self._options.max_sequences < 1 or self._options.batch_tokens < 1:
             raise InvalidRequest("MLX needs room for one sequence and one token at least.")
         config = read_json(folder / "config.json")
-        fit = _fit(self._options, config, folder, name)
+        self._loaded = FolderModel(folder)
+        outline = self._loaded.outline
+        fit = _fit(self._options, config, outline, name)
         self._context_tokens = fit.context_tokens
-        self._model, self._new_caches = _load(folder)
-        self._tokenizer = FolderTokenizer(folder, size=self._count_logits())
+        self._tokenizer = FolderTokenizer(folder, size=outline.vocabulary_size)
+        self._loaded.read()
+        self._model = self._loaded.module
+        self._together = self._loaded.steps_together()
         self._adapters = FolderAdapters(self._model, self._options.adapters)
-        caches = self._new_caches()
         self._abilities = Abilities(
-            cuts=can_cut(caches), saves_state=True, adapters=self._adapters.names
+            cuts=can_cut(self._loaded.new_caches()),
+            saves_state=True,
+            adapters=self._adapters.names,
         )
-        self._batches = can_merge(caches)
-        self._caches = SequenceCaches(self._new_caches)
+        self._caches = SequenceCaches(self._loaded.new_caches)
         self._interrupted = threading.Event()
         self._card = self._describe(name, folder, config, fit)
 
@@ -115,8 +113,8 @@ class MlxBackend:
 
     @property
     def batch_tokens(self) -> int:
-        """As the options say."""
-        return self._options.batch_tokens
+        """As the options say, with room for a token of each sequence."""
+        return max(self._options.batch_tokens, self._options.max_sequences)
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """By the folder's tokenizer, nothing added."""
@@ -187,17 +185,19 @@ class MlxBackend:
     def _compute(self, sequence: int, tokens: Sequence[int]) -> None:
         """Part of a prompt, of which no logits are wanted."""
         caches = self._caches.alone(sequence)
-        with self._pass():
-            self._model(mx.array([list(tokens)]), cache=caches)
-            mx.eval([cache.state for cache in caches])
-        # MLX keeps freed buffers for the next of their size; a prompt's are of many sizes.
-        mx.clear_cache()
-        self._caches.appended({sequence: len(tokens)})
+        for at in range(0, len(tokens), PREFILL_TOKENS):
+            chunk = list(tokens[at : at + PREFILL_TOKENS])
+            with self._pass():
+                self._model(mx.array([chunk]), cache=caches)
+                mx.eval([cache.state for cache in caches])
+            # MLX keeps freed buffers for the next of their size; a prompt's are of many sizes.
+            mx.clear_cache()
+            self._caches.appended({sequence: len(chunk)})
 
     def _logits(self, tails: Mapping[int, Sequence[int]]) -> Logits:
         """The logits of every token, in order."""
         self._caches.sweep()
-        if len(tails) > 1 and self._batches:
+        if len(tails) > 1 and self._together:
             found = self._step_together(tails)
         else:
             parts = [self._step_alone(sequence, tail) for sequence, tail in tails.items()]
@@ -241,13 +241,8 @@ class MlxBackend:
             line = " ".join(f"{error}".split())[:300]
             raise EngineError(f"MLX could not run a batch: {line}.") from error
 
-    def _count_logits(self) -> int:
-        return int(self._model(mx.array([[0]])).shape[-1])
-
     def _describe(self, name: str, folder: Path, config: dict[str, Any], fit: Fit) -> ModelCard:
-        from mlx.utils import tree_flatten
-
-        weights: list[Any] = list(dict(tree_flatten(self._model.parameters())).values())
+        weights = self._loaded.weights
         quantization = config.get("quantization") or {}
         kind = f"{quantization['bits']}-bit" if "bits" in quantization else _dtype(weights)
         return ModelCard(
@@ -258,18 +253,25 @@ class MlxBackend:
             parameters=0 if quantization else sum(array.size for array in weights),
             size_bytes=_weights_bytes(folder),
             memory_bytes=fit.need.total_bytes,
-            notes=fit.notes,
+            notes=fit.notes + self._odd(),
         )
 
+    def _odd(self) -> tuple[str, ...]:
+        if self._together or self._options.max_sequences == 1:
+            return ()
+        return ("mlx-lm cannot batch this architecture: its sequences take turns",)
 
-def _fit(options: MlxOptions, config: dict[str, Any], folder: Path, name: str) -> Fit:
-    """Weights and caches; raises ``DoesNotFit`` before anything is loaded."""
-    kind = str(config.get("torch_dtype") or config.get("dtype") or "")
-    kv = config_kv_shape(config, bytes_each=4 if kind == "float32" else F16_BYTES)
-    weights = _weights_bytes(folder)
+
+def _fit(options: MlxOptions, config: dict[str, Any], outline: Outline, name: str) -> Fit:
+    """Raises ``DoesNotFit`` before any weights are read."""
+    adapters = sum(_weights_bytes(Path(folder)) for folder in options.adapters.values())
     return settle(
-        lambda tokens: memory_need(
-            weights, kv, context_tokens=tokens, max_sequences=options.max_sequences
+        lambda tokens: mlx_need(
+            outline.weights_bytes + adapters,
+            outline.cache_costs,
+            config,
+            outline.vocabulary_size,
+            MlxUse(tokens, options.max_sequences),
         ),
         name,
         context_tokens=_context_tokens(options, config, name),
@@ -281,38 +283,6 @@ def _fit(options: MlxOptions, config: dict[str, Any], folder: Path, name: str) -
 
 def _weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _load(folder: Path) -> tuple[Any, Any]:
-    with _open_file_limit_kept():
-        from mlx_lm.models.cache import make_prompt_cache
-        from mlx_lm.utils import load_model
-    try:
-        model, _ = load_model(folder)
-    except Exception as error:
-        # mlx and mlx-lm raise whatever a stranger's file makes them stumble over.
-        line = " ".join(f"{error}".split())[:300]
-        raise ModelInvalid(
-            f"MLX cannot load {folder}: {line}.", mend="Fetch the model again, or use another."
-        ) from error
-    return model, lambda: make_prompt_cache(model)
-
-
-@contextmanager
-def _open_file_limit_kept() -> Iterator[None]:
-    """mlx-lm sets the process's limits of open files when it is imported; put the soft one back."""
-    if sys.platform == "win32":
-        yield
-        return
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        yield
-    finally:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # A lowered hard limit can't be raised again: as much as there is.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
 
 
 def _context_tokens(options: MlxOptions, config: dict[str, Any], name: str) -> int:

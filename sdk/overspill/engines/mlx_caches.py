@@ -27,21 +27,26 @@ MOST_DRIFT_TOKENS = 64
 """Padding that all rows of a batch may share before it is cut off."""
 
 
+_KEEP_ALL = frozenset({"KVCache", "BatchKVCache", "CacheList"})
+"""mlx-lm's kinds that keep every token. Rolling ones and those in chunks can be cut until they
+dropped their first token, which is too late to find out."""
+
+
 def can_merge(caches: Iterable[Any]) -> bool:
-    """Whether mlx-lm has batch caches of these kinds."""
+    """Whether mlx-lm has batch caches of these kinds; those know no tokens that always stay."""
     return all(
-        hasattr(cache, "merge") and can_merge(getattr(cache, "caches", ())) for cache in caches
+        hasattr(cache, "merge")
+        and not getattr(cache, "keep", 0)
+        and can_merge(getattr(cache, "caches", ()))
+        for cache in caches
     )
 
 
 def can_cut(caches: Iterable[Any]) -> bool:
-    """Whether tokens can be taken off at any time.
-
-    A rolling cache can be cut until it is full, which is too late to find out.
-    """
+    """Whether tokens can be taken off at any time."""
     return all(
-        cache.is_trimmable()
-        and not hasattr(cache, "max_size")
+        type(cache).__name__ in _KEEP_ALL
+        and cache.is_trimmable()
         and can_cut(getattr(cache, "caches", ()))
         for cache in caches
     )

@@ -1,0 +1,132 @@
+"""Opens a folder by mlx-lm: the model's code first, its weights once it is known that they fit.
+
+mlx-lm's models come lazily: until an array is asked for its values nothing is read or computed,
+but every shape is known. So the model itself says what its caches take, whatever its architecture.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from overspill.engines.mlx_caches import Caches, can_merge
+from overspill.engines.mlx_memory import CacheCost, cost_of
+from overspill.errors import ModelInvalid
+
+_PROBES = ([1, 2, 3, 4, 5], [6, 7])
+"""Two sequences of unequal length, computed together and alone."""
+_ODD = 0.1
+"""Of the logits' spread: far more than rounding, even of four bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a model is known by before its weights are read."""
+
+    vocabulary_size: int
+    weights_bytes: int
+    cache_costs: tuple[CacheCost, ...]
+
+
+class FolderModel:
+    """A model of mlx-lm's; ``read`` has to come before anything is computed.
+
+    Raises :class:`ModelInvalid` for what mlx-lm cannot load.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with self._blamed(), _open_file_limit_kept():
+            from mlx_lm.models.cache import make_prompt_cache
+            from mlx_lm.utils import load_model
+
+            self.module, _ = load_model(folder, lazy=True)
+            self.new_caches: Callable[[], Caches] = lambda: list(make_prompt_cache(self.module))
+            self.outline = self._outline()
+
+    @property
+    def weights(self) -> list[Any]:
+        """All arrays of it."""
+        arrays: list[Any] = list(dict(tree_flatten(self.module.parameters())).values())
+        return arrays
+
+    def read(self) -> None:
+        """Read the weights in."""
+        with self._blamed():
+            mx.eval(self.module.parameters())
+
+    def steps_together(self) -> bool:
+        """Whether it computes sequences in one batch as it does each alone.
+
+        mlx-lm has no batch caches of some kinds, and some of its models take positions for plain
+        numbers, which in a batch they are not: those raise, or give something else.
+        """
+        parts = [self.new_caches() for _ in _PROBES]
+        if not can_merge(parts[0]):
+            return False
+        for tokens, caches in zip(_PROBES, parts, strict=True):
+            self.module(mx.array([tokens[:-1]]), cache=caches)
+        ends = [tokens[-1:] for tokens in _PROBES]
+        alone = mx.concatenate(
+            [
+                self.module(mx.array([end]), cache=copy.deepcopy(caches))
+                for end, caches in zip(ends, parts, strict=True)
+            ]
+        )
+        try:
+            batch = [layer[0].merge(list(layer)) for layer in zip(*parts, strict=True)]
+            beside = self.module(mx.array(ends), cache=batch)
+            spread, odd = (
+                float(_length(array)) for array in (alone - alone.mean(), beside - alone)
+            )
+        except Exception:
+            # Whatever a model stumbles over, it did not when it ran alone.
+            return False
+        return odd <= _ODD * spread
+
+    def _outline(self) -> Outline:
+        caches = self.new_caches()
+        logits = self.module(mx.array([[0]]), cache=caches)
+        costs = tuple(cost for cache in caches for cost in cost_of(cache))
+        return Outline(int(logits.shape[-1]), sum(array.nbytes for array in self.weights), costs)
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # mlx and mlx-lm raise whatever a stranger's file makes them stumble over.
+            line = " ".join(f"{error}".split())[:300]
+            raise ModelInvalid(
+                f"MLX cannot load {self._folder}: {line}.",
+                mend="Fetch the model again, or use another.",
+            ) from error
+
+
+def _length(array: Any) -> Any:
+    return mx.sqrt(mx.square(array.astype(mx.float32)).sum())
+
+
+@contextmanager
+def _open_file_limit_kept() -> Iterator[None]:
+    """mlx-lm sets the process's limits of open files when it is imported; put the soft one back."""
+    if sys.platform == "win32":
+        yield
+        return
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # A lowered hard limit can't be raised again: as much as there is.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
