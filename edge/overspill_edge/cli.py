@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overspill.cli.common import (
+    Adapters,
     CloudAddress,
+    DraftModel,
     Model,
     PrivacyFloor,
     TrustPolicyFile,
@@ -62,6 +64,8 @@ def serve(
         str | None, typer.Option("--tcp", help="Also HOST:PORT on loopback; needs a token.")
     ] = None,
     model: Model = None,
+    adapter: Adapters = None,
+    draft_model: DraftModel = None,
     cloud: CloudAddress = None,
     trust_policy: TrustPolicyFile = None,
     privacy: PrivacyFloor = None,
@@ -82,7 +86,14 @@ def serve(
         from overspill_edge.listen import parse_tcp
     _log_to_stderr()
     options = ServeOptions(
-        settings=settings_for(model, cloud, trust_policy, privacy),
+        settings=settings_for(
+            model,
+            cloud,
+            trust_policy,
+            privacy,
+            adapters=adapter or (),
+            draft_model=draft_model,
+        ),
         socket_path=socket,
         tcp=None if tcp is None else parse_tcp(tcp),
         origins=tuple(origin or ()),

@@ -104,7 +104,7 @@ class CompletionShape:
             **self._common,
             "object": "chat.completion.chunk",
             "choices": [],
-            "usage": usage_object(usage),
+            "usage": usage_object(usage, predicted=bool(self._request.draft)),
             "overspill": overspill_object(self._request, last),
         }
 
@@ -129,7 +129,8 @@ class CompletionShape:
             "finish_reason": _finish_reason(finish.reason),
         }
         common = {**self._common, "object": "chat.completion", "choices": [choice]}
-        return {**common, "usage": usage_object(finish.usage)}
+        predicted = bool(self._request.draft)
+        return {**common, "usage": usage_object(finish.usage, predicted=predicted)}
 
     def _chunk(
         self,
@@ -160,18 +161,21 @@ class CompletionShape:
         return {"content": content, "refusal": None}
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """Token counts with their details."""
+def usage_object(usage: Usage, *, predicted: bool) -> dict[str, Any]:
+    """Token counts with their details; ``predicted``: the request came with a prediction, whose
+    tokens that were checked are counted. What is not worth checking is in neither count."""
+    accepted = usage.accepted_tokens if predicted else 0
+    rejected = usage.drafted_tokens - accepted if predicted else 0
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {
-            "accepted_prediction_tokens": 0,
+            "accepted_prediction_tokens": accepted,
             "audio_tokens": 0,
             "reasoning_tokens": 0,
-            "rejected_prediction_tokens": 0,
+            "rejected_prediction_tokens": rejected,
         },
     }
 

@@ -73,7 +73,6 @@ _REFUSED: Mapping[str, str] = {
     "functions": "Use tools.",
     "function_call": "Use tool_choice.",
     "moderation": "Leave it out.",
-    "prediction": "Leave it out.",
     "reasoning_effort": "Leave it out.",
     "verbosity": "Leave it out, and say it in the prompt.",
     "web_search_options": "Leave it out, and give a tool that searches.",
@@ -86,6 +85,7 @@ DIALECT_NAMES: Mapping[str, str] = {
     "grammar": "overspill.grammar",
     "tool_name": "tool_choice",
     "prompt": "messages",
+    "adapter": "overspill.adapter",
 }
 """The dialect's names for parameters that an engine refuses by ours."""
 
@@ -243,13 +243,19 @@ class StreamOptions(_Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+class _Prediction(_Strict):
+    type: Literal["content"]
+    content: Text
+
+
 class _Grammar(_Strict):
     syntax: Literal["regex", "lark"]
     text: NonEmpty
 
 
 class OverspillOptions(_Strict):
-    """What the dialect has no word for. ``privacy`` can only tighten the daemon's floor."""
+    """What the dialect has no word for. ``privacy`` can only tighten the daemon's floor;
+    ``adapter`` names one that the daemon was started with."""
 
     privacy: Literal["device", "attested", "any"] | None = None
     deadline_s: Annotated[float, Field(gt=0, le=86400)] | None = None
@@ -258,6 +264,7 @@ class OverspillOptions(_Strict):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     lane: Literal["interactive", "batch"] | None = None
+    adapter: NonEmpty | None = None
     grammar: _Grammar | None = None
 
 
@@ -279,6 +286,7 @@ class ChatCompletionRequest(_Strict):
     tool_choice: Literal["none", "auto", "required"] | _NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
+    prediction: _Prediction | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
@@ -425,6 +433,8 @@ def to_request(
         deadline_s=ours.deadline_s,
         first_token_s=ours.first_token_s,
         lane=ours.lane or "interactive",
+        adapter=ours.adapter,
+        draft="" if chat.prediction is None else chat.prediction.content,
     )
 
 

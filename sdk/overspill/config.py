@@ -9,6 +9,10 @@ a stricter privacy floor; it can never name a trust policy or lower what must be
     embedding_model = "bge.gguf"    # optional; without it `model` embeds, where it can
     privacy = "attested"            # floor: device, attested or any
     routing_policy = "routing.toml" # optional; relative to this file
+    draft_model = "small.gguf"      # optional; of the same tokenizer, its guesses are checked
+
+    [adapters]
+    legal = "legal-lora.gguf"       # LoRA adapters by name; relative to this file
 
     [cloud]
     address = "node.example:8443"   # or unix:/path
@@ -57,10 +61,11 @@ class Settings:
     """All that a client needs to know.
 
     ``embedding_model`` None means ``model``. ``isolate`` runs the device's engine in a worker
-    process. ``device_key`` says where this device's key is kept: ``keychain``, ``file`` (0600, in
-    the state folder), or ``auto``: the keychain where there is one. With ``shrink_context`` a model
-    whose context does not fit the memory gets a smaller one, and its card says so; without it, it
-    is refused.
+    process. ``adapters`` are LoRA adapters of ``model`` by name; ``draft_model`` is a smaller model
+    of its tokenizer, whose guesses it checks. ``device_key`` says where this device's key is kept:
+    ``keychain``, ``file`` (0600, in the state folder), or ``auto``: the keychain where there is
+    one. With ``shrink_context`` a model whose context does not fit the memory gets a smaller one,
+    and its card says so; without it, it is refused.
     """
 
     places: Places
@@ -72,6 +77,8 @@ class Settings:
     isolate: bool = True
     max_context_tokens: int | None = None
     shrink_context: bool = False
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    draft_model: str | None = None
     device_slots: int = 4
     private_terms: tuple[str, ...] = field(default=())
     device_key: str = "auto"
@@ -83,6 +90,13 @@ class Settings:
         if self.privacy_is_set:
             floor = floor.tightened_by(self.privacy)
         return replace(self, privacy=floor, privacy_is_set=True)
+
+    def with_model(self, model: str) -> Settings:
+        """The same settings with this device model; another one than theirs has neither their
+        adapters nor their draft model."""
+        if model == self.model:
+            return self
+        return replace(self, model=model, adapters={}, draft_model=None)
 
     def with_cloud(
         self, address: str, *, trust_policy: Path | None = None, ca: Path | None = None
@@ -146,6 +160,8 @@ _KEYS: dict[str, type] = {
     "isolate": bool,
     "max_context_tokens": int,
     "shrink_context": bool,
+    "adapters": dict,
+    "draft_model": str,
     "device_slots": int,
     "private_terms": list,
     "device_key": str,
@@ -177,6 +193,9 @@ def _from_file(file: Path, places: Places) -> Settings:
         raw["privacy_is_set"] = True
     if "routing_policy" in raw:
         raw["routing_policy"] = _beside(file, raw["routing_policy"])
+    if "adapters" in raw:
+        _check_keys(raw["adapters"], dict.fromkeys(raw["adapters"], str), file, "adapters.")
+        raw["adapters"] = {name: _beside(file, path) for name, path in raw["adapters"].items()}
     if "private_terms" in raw:
         raw["private_terms"] = tuple(str(term) for term in raw["private_terms"])
     return Settings(places=places, **raw)
@@ -200,7 +219,7 @@ def _beside(file: Path, name: str | None) -> Path | None:
 
 def _from_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
     if model := env.get("OVERSPILL_MODEL"):
-        settings = replace(settings, model=model)
+        settings = settings.with_model(model)
     if address := env.get("OVERSPILL_CLOUD"):
         old = settings.cloud or CloudSettings(address)
         settings = replace(settings, cloud=replace(old, address=address))

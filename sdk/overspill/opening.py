@@ -29,6 +29,8 @@ def open_device(settings: Settings) -> Engine:
         context_tokens=settings.max_context_tokens,
         max_sequences=settings.device_slots,
         shrink_context=settings.shrink_context,
+        adapters={name: str(path) for name, path in settings.adapters.items()},
+        draft_model=settings.draft_model,
     )
     if not settings.isolate:
         return open_engine(settings.model, options=options)

@@ -93,7 +93,7 @@ def test_bad_input_is_one_line_and_an_exit_code(overspill, arguments, code, name
 def test_an_unexpected_error_is_noted_in_a_file_and_not_shown(overspill, home, monkeypatch):
     from overspill.cli import ask
 
-    monkeypatch.setattr(ask, "settings_for", lambda *_: 1 / 0)
+    monkeypatch.setattr(ask, "settings_for", lambda *_, **__: 1 / 0)
     result = overspill("run", "hi")
     assert result.code == 1
     assert "Traceback" not in result.err
@@ -104,7 +104,7 @@ def test_an_unexpected_error_is_noted_in_a_file_and_not_shown(overspill, home, m
 def test_an_unexpected_error_with_no_place_to_note_it_says_so(overspill, home, monkeypatch):
     from overspill.cli import ask
 
-    monkeypatch.setattr(ask, "settings_for", lambda *_: 1 / 0)
+    monkeypatch.setattr(ask, "settings_for", lambda *_, **__: 1 / 0)
     (home / "state").write_text("a file where the folder should be")
     result = overspill("run", "hi")
     assert result.code == 1
@@ -164,3 +164,21 @@ def test_no_receipts_is_an_empty_list(overspill):
     result = overspill("receipts", "list", "--json")
     assert result.code == 0
     assert json.loads(result.out) == []
+
+
+def test_an_adapter_answers_by_file_and_by_its_name_in_the_settings(overspill, home):
+    given = overspill("run", "Hello", "--adapter", "poet=poet.gguf")
+    assert given.out == "echo[poet]: Hello\n"
+    unknown = overspill("run", "Hello", "--adapter", "poet")
+    assert unknown.code == 2
+    assert "'poet'" in unknown.err
+    with (home / "config" / "config.toml").open("a") as config:
+        config.write('[adapters]\npoet = "poet.gguf"\n')
+    assert overspill("run", "Hello", "--adapter", "poet").out == "echo[poet]: Hello\n"
+
+
+def test_a_draft_model_leaves_the_answer_alone_and_one_that_is_not_there_is_named(overspill):
+    assert overspill("run", "Hello", "--draft-model", "echo").out == "echo: Hello\n"
+    missing = overspill("run", "Hello", "--draft-model", "nowhere.gguf")
+    assert missing.code == 3
+    assert "nowhere.gguf" in missing.err

@@ -43,6 +43,9 @@ def test_a_full_file_is_read_and_paths_lie_beside_it(tmp_path):
         ("[cloud]\n", "address"),
         ('[cloud]\naddress = "a"\ntrust = 1', "cloud.trust"),
         ("model = ", "config.toml"),
+        ("draft_model = 1", "draft_model"),
+        ("adapters = 1", "adapters"),
+        ("[adapters]\npoet = 1", "adapters.poet"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path, text, named):
@@ -80,3 +83,13 @@ def test_the_environment_cannot_name_a_trust_policy(tmp_path):
 def test_a_settings_file_that_was_named_must_exist(tmp_path):
     with pytest.raises(ConfigurationError, match=r"missing\.toml"):
         load_settings(tmp_path / "missing.toml", environ={})
+
+
+def test_adapters_lie_beside_the_file_and_go_with_its_model(tmp_path):
+    text = 'model = "a.gguf"\ndraft_model = "b.gguf"\n[adapters]\npoet = "poet.gguf"\n'
+    settings = load(tmp_path, text)
+    assert settings.adapters == {"poet": tmp_path / "home" / "config" / "poet.gguf"}
+    assert settings.draft_model == "b.gguf"
+    for other in (settings.with_model("c.gguf"), load(tmp_path, text, OVERSPILL_MODEL="c.gguf")):
+        assert (other.model, dict(other.adapters), other.draft_model) == ("c.gguf", {}, None)
+    assert load(tmp_path, text, OVERSPILL_MODEL="a.gguf") == settings

@@ -27,6 +27,7 @@ from overspill.client import AsyncOverspill
 from overspill.config import Settings, child_environment, load_settings
 from overspill.engines.backend import Interrupted
 from overspill.engines.echo import EchoBackend, EchoOptions
+from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.scheduled import ScheduledEngine
 from overspill.trust.template import dev_policy
 from overspill.types.chat import Privacy
@@ -137,12 +138,18 @@ def start_daemon(settings: Settings) -> StartDaemon:
         *,
         limits: HttpLimits | None = None,
         echo: EchoOptions | None = None,
+        scheduler: SchedulerOptions | None = None,
         origins: tuple[str, ...] = (),
         drain_s: int = 30,
         settings: Settings = settings,
     ) -> AsyncIterator[Running]:
         backend = WatchedEcho(echo or EchoOptions())
-        engine = ScheduledEngine(lambda: backend, name="echo", runtime="echo")
+        engine = ScheduledEngine(
+            lambda: backend,
+            name="echo",
+            runtime="echo",
+            options=EngineOptions(scheduler=scheduler or SchedulerOptions()),
+        )
         client = AsyncOverspill("daemon", settings=settings, device=engine)
         options = ServeOptions(
             settings=settings,

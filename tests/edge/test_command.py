@@ -175,3 +175,17 @@ def test_ctrl_c_in_a_terminal_reaches_the_engines_process_too_and_leaves_nothing
     assert process.returncode == 130
     assert "Traceback" not in err
     assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_serve_offers_the_adapters_that_it_was_given(command):
+    with command.serving("--adapter", "poet=poet.gguf", "--draft-model", "echo") as (_, ready):
+        answer = over(ready["socket"]).chat.completions.create(
+            model="echo", messages=HELLO, extra_body={"overspill": {"adapter": "poet"}}
+        )
+    assert answer.choices[0].message.content == "echo[poet]: hello"
+
+
+def test_an_adapter_without_a_file_is_a_mistake_of_usage(command):
+    done = command.run("serve", "--adapter", "poet")
+    assert done.returncode == 2
+    assert "NAME=FILE" in done.stderr

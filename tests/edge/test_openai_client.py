@@ -11,6 +11,7 @@ from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from overspill.engines.echo import EchoOptions
+from overspill.engines.options import SchedulerOptions
 from overspill_edge.tokens import Scope
 
 pytestmark = pytest.mark.anyio
@@ -382,3 +383,42 @@ async def test_a_large_prompt_is_read_beside_the_streams_of_others(start_daemon)
         )
     assert answer.choices[0].message.content == "echo: zz"
     assert answer.usage.prompt_tokens > 200_000
+
+
+@pytest.mark.parametrize("parts", [False, True])
+async def test_a_prediction_is_checked_and_never_changes_the_answer(start_daemon, parts):
+    guess = "echo: hello, and more that is not said"
+    content = [{"type": "text", "text": guess}] if parts else guess
+    async with start_daemon(scheduler=SchedulerOptions(speculation="always")) as running:
+        async with running.openai() as ai:
+            plain = await ai.chat.completions.create(model="echo", messages=HELLO)
+            answer = await ai.chat.completions.create(
+                model="echo",
+                messages=HELLO,
+                prediction={"type": "content", "content": content},
+            )
+        steps = running.backend.steps
+    assert answer.choices[0].message.content == plain.choices[0].message.content == "echo: hello"
+    none, counted = plain.usage.completion_tokens_details, answer.usage.completion_tokens_details
+    assert (none.accepted_prediction_tokens, none.rejected_prediction_tokens) == (0, 0)
+    assert counted.accepted_prediction_tokens >= len("echo: hello") - 2
+    assert counted.rejected_prediction_tokens >= 1
+    # The plain one took a step for each byte.
+    assert steps < 2 * len("echo: hello")
+
+
+async def test_an_adapter_is_chosen_by_name(start_daemon):
+    async with (
+        start_daemon(echo=EchoOptions(adapters=("poet",))) as running,
+        running.openai() as ai,
+    ):
+        answer = await ai.chat.completions.create(
+            model="echo", messages=HELLO, extra_body={"overspill": {"adapter": "poet"}}
+        )
+        with pytest.raises(openai.BadRequestError) as caught:
+            await ai.chat.completions.create(
+                model="echo", messages=HELLO, extra_body={"overspill": {"adapter": "cook"}}
+            )
+    assert caught.value.param == "overspill.adapter"
+    assert "poet" in caught.value.message
+    assert answer.choices[0].message.content == "echo[poet]: hello"

@@ -90,9 +90,11 @@ def test_all_that_would_leave_is_listed() -> None:
         json_schema=schema,
         stop=("seven",),
         prefix="eight",
+        draft="nine of ten",
     )
     sent = set(outgoing_text(request))
     assert sent >= {"one", "two", "three", "four", "five", "six", "seven", "eight"}
+    assert "nine of ten" in sent
     assert sent >= {"clock", '{"zone": "nine"}', "secret-key", "deep"}
 
 

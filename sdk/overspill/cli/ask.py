@@ -10,6 +10,7 @@ import typer
 
 from overspill.cli.common import (
     CloudAddress,
+    DraftModel,
     Json,
     Model,
     PrivacyFloor,
@@ -35,6 +36,11 @@ def register(app: typer.Typer) -> None:
 def run(
     prompt: Prompt,
     model: Model = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Answer with this LoRA adapter: NAME=FILE, or a NAME of the settings'."),
+    ] = None,
+    draft_model: DraftModel = None,
     cloud: CloudAddress = None,
     trust_policy: TrustPolicyFile = None,
     privacy: PrivacyFloor = None,
@@ -48,11 +54,15 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Answer one prompt; the last line says who answered and what left the device."""
-    settings = settings_for(model, cloud, trust_policy, privacy)
+    given = [adapter] if adapter and "=" in adapter else []
+    settings = settings_for(
+        model, cloud, trust_policy, privacy, adapters=given, draft_model=draft_model
+    )
     with Overspill(app="cli", settings=settings) as ai:
         request = ai.build(
             _read(prompt),
             model=answer_by,
+            adapter=adapter and adapter.partition("=")[0],
             max_tokens=max_tokens,
             seed=seed,
             temperature=temperature,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,14 @@ TrustPolicyFile = Annotated[
 PrivacyFloor = Annotated[
     str | None, typer.Option("--privacy", help="Floor: device, attested or any.")
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help="NAME=FILE: a LoRA adapter that requests may name; repeatable."),
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="Smaller model of the same tokenizer, to guess ahead."),
+]
 
 
 def settings_for(
@@ -32,11 +41,19 @@ def settings_for(
     cloud: str | None = None,
     trust_policy: Path | None = None,
     privacy: str | None = None,
+    *,
+    adapters: Sequence[str] = (),
+    draft_model: str | None = None,
 ) -> Settings:
     """The user's settings with the command's options on top."""
     settings = load_settings()
     if model:
-        settings = dataclasses.replace(settings, model=model)
+        settings = settings.with_model(model)
+    if adapters:
+        added = dict(map(_adapter, adapters))
+        settings = dataclasses.replace(settings, adapters={**settings.adapters, **added})
+    if draft_model:
+        settings = dataclasses.replace(settings, draft_model=draft_model)
     if privacy:
         if privacy not in tuple(Privacy):
             raise UsageError(f"--privacy is '{privacy}'.", mend="Use device, attested or any.")
@@ -51,6 +68,13 @@ def settings_for(
             ca=old.ca if old else None,
         )
     return settings
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, sign, file = text.partition("=")
+    if not (name and sign and file):
+        raise UsageError(f"--adapter is '{text}'.", mend="Give --adapter NAME=FILE.")
+    return name, Path(file)
 
 
 def print_json(value: Any) -> None:

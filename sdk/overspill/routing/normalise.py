@@ -74,6 +74,7 @@ def outgoing_text(request: Request) -> Iterator[str]:
     yield request.grammar.text if request.grammar else ""
     yield from request.stop
     yield request.prefix
+    yield request.draft
 
 
 def _strings(value: object) -> Iterator[str]:
