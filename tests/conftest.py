@@ -54,9 +54,18 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def made_gguf() -> ModuleType:
     """The module that writes GGUF files with random weights: ``Shape`` and ``write``."""
+    return _maker("made_gguf")
+
+
+@pytest.fixture(scope="session")
+def made_mmproj() -> ModuleType:
+    """The module that writes projectors with random weights: ``Projector`` and ``write``."""
+    return _maker("made_mmproj")
+
+
+def _maker(name: str) -> ModuleType:
     pytest.importorskip("gguf", reason="pip install 'overspill[dev]'")
-    path = Path(__file__).parent / "made_gguf.py"
-    spec = importlib.util.spec_from_file_location("made_gguf", path)
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     # Its dataclasses look their module up.
     sys.modules[spec.name] = module

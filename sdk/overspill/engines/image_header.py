@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NoReturn
+from zlib import crc32
 
 from overspill.errors import InvalidRequest, UnsupportedOption
 from overspill.types.chat import Image
@@ -78,16 +79,31 @@ def _checked(image: Image, limits: ImageLimits) -> tuple[int, int]:
 
 
 def _png(data: bytes) -> tuple[int, int]:
-    """PNG (ISO/IEC 15948) 11.2.2: IHDR comes first."""
+    """PNG (ISO/IEC 15948) 5.3 and 11.2.2: IHDR comes first; each chunk has its CRC, up to IEND.
+
+    The decoder looks at no CRC: what was damaged on the way would be shown as it is.
+    """
     if len(data) < 33 or data[8:16] != b"\x00\x00\x00\x0dIHDR":
         _malformed("has no PNG header")
-    if b"acTL" in data[: data.find(b"IDAT") + 1]:
-        _animated()
+    at, kind = 8, b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 8 + length
+        if len(data) < end + 4:
+            _malformed("is cut off")
+        if crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            _malformed("is damaged")
+        if kind == b"acTL":
+            _animated()
+        at = end + 4
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    """JPEG (ITU-T T.81) B.2: segments up to the frame's header, nothing between them."""
+    """JPEG (ITU-T T.81) B.2: segments up to the frame's header, nothing between them; EOI ends it.
+
+    The decoder makes up what is cut off.
+    """
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xFF:
@@ -95,6 +111,8 @@ def _jpeg(data: bytes) -> tuple[int, int]:
             continue
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in _FRAMES and len(data) >= at + 9:
+            if data.find(b"\xff\xd9", at) < 0:
+                _malformed("is cut off")
             height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
             return int.from_bytes(width, "big"), int.from_bytes(height, "big")
         if not 0xC4 <= marker <= 0xFE or marker in (0xD8, 0xD9, 0xDA):
