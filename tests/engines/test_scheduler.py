@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 import pytest
@@ -14,10 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from overspill.engines.admission import AdmissionQueue, KvReservations
 from overspill.engines.answer_stream import AnswerStream, Outbox
+from overspill.engines.answer_text import AnswerText
 from overspill.engines.echo import EchoBackend, EchoOptions
+from overspill.engines.generation import Generation
 from overspill.engines.options import EngineOptions, SchedulerOptions
+from overspill.engines.sampling import TokenSampler
 from overspill.engines.scheduled import ScheduledEngine
-from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError
+from overspill.engines.step_costs import StepCosts
+from overspill.engines.step_plan import MIN_CHUNK_TOKENS, StepPlanner
+from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, InvalidRequest
 from overspill.types.chat import Chunk, FinishReason, Message, Request
 
 CHUNK = 64
@@ -73,6 +79,23 @@ async def _until(condition):
 
 def _ask(size, max_tokens=8, **options):
     return Request((Message("user", "x" * size),), max_tokens=max_tokens, **options)
+
+
+def _generation(slot, prompt, computed=0):
+    """One that runs, and decodes where its prompt is computed."""
+    request = _ask(1)
+    return Generation(
+        request=request,
+        prompt=prompt,
+        max_tokens=8,
+        sampler=TokenSampler(request.sampling, vocabulary_size=256),
+        text=AnswerText(request),
+        stream=None,
+        submitted_s=0.0,
+        slot=slot,
+        computed=computed,
+        tokens=[1] if computed else [],
+    )
 
 
 async def _collect(engine, request):
@@ -171,6 +194,49 @@ async def test_beside_decoders_a_long_prompt_goes_in_chunks_that_keep_steps_shor
     beside = [seconds for seconds, decoding, rows in took if (decoding, rows) == (2, 3)]
     assert beside
     assert max(beside) <= 3 * idle_s
+
+
+@pytest.mark.anyio
+async def test_who_comes_together_begins_with_one_step(engine, backend, monkeypatch):
+    """Prompts are tokenized one after the other; the first does not go ahead of the rest."""
+    tokenize, turns = backend.tokenize, itertools.count()
+
+    def slowly(text, *, special=True):
+        threading.Event().wait(0.001 * (next(turns) % 3))
+        return tokenize(text, special=special)
+
+    monkeypatch.setattr(backend, "tokenize", slowly)
+    backend.allow()
+    await asyncio.gather(*(_collect(engine, _ask(5, max_tokens=2)) for _ in range(4)))
+    assert len(backend.steps[0]) == 4
+
+
+@pytest.mark.anyio
+async def test_nobody_waits_for_a_request_that_is_refused(engine, backend):
+    backend.allow()
+    with pytest.raises(InvalidRequest):
+        await _collect(engine, _ask(5, stop=("",)))
+    assert await _collect(engine, _ask(5, max_tokens=2))
+
+
+@given(decoding=st.integers(1, 15), waiting=st.integers(1, 15))
+def test_a_step_with_prompts_stays_near_what_it_takes_once_all_decode(decoding, waiting):
+    costs, options = StepCosts(), SchedulerOptions(prefill_stretch=2.5)
+    row_s, fixed_s = 0.002, 0.01
+    for rows in range(1, 32):
+        costs.note(rows, 0, fixed_s + row_s * rows)
+    costs.note(0, 512, 512 * row_s)
+    writers = [_generation(n, [1] * 8, computed=8) for n in range(decoding)]
+    newcomers = [_generation(decoding + n, [1] * 64) for n in range(waiting)]
+    planner = StepPlanner(options, costs, batch_tokens=512)
+    batch = planner.plan([*writers, *newcomers], deque(newcomers))
+    prompt_tokens = sum(len(row.tokens) for _, row in batch[decoding:])
+    took_s = fixed_s + row_s * (decoding + prompt_tokens)
+    joined_s = fixed_s + row_s * (decoding + waiting)
+    assert [row.tokens for _, row in batch[:decoding]] == [[1]] * decoding
+    # All that was asked for, or as much as the stretch allows.
+    assert took_s <= 2.5 * joined_s + 1e-9 or prompt_tokens == MIN_CHUNK_TOKENS
+    assert prompt_tokens == 64 * waiting or took_s >= 2.5 * joined_s - 2 * row_s - fixed_s
 
 
 @pytest.mark.anyio

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from overspill.engines.llama_vision import LlamaVision
 
 _ABORTED = 2
-_ONE_THREAD_BYTES = 16 << 20
+_ONE_THREAD_BYTES = 8 << 20
+"""Weights that fit a core's share of the cache: for a single token, waiting for a second thread at
+each layer costs what its work is worth."""
 _GGML_TYPE_F32 = 0
 
 
@@ -44,8 +46,9 @@ _GGML_TYPE_F32 = 0
 class LlamaCppOptions:
     """``context_tokens`` is per sequence; None takes what the model was trained for, up to 4,096.
 
-    ``threads`` None takes the CPUs that this process may use (one for very small models).
-    Sequences keep separate KV caches: 8 to 21% faster for unrelated ones than a unified cache.
+    ``threads`` None takes the CPUs that this process may use (one for single tokens of very small
+    models). Sequences keep separate KV caches: 8 to 21% faster for unrelated ones than a unified
+    cache.
     ``exact_attention`` keeps the cache in F32 and leaves flash attention out, which rounds to half
     precision (errors of 4e-3 in the logits instead of 2e-6): twice the memory, and the same tokens
     as a reference implementation. ``adapters`` are LoRA files in GGUF, by name. With
@@ -83,6 +86,7 @@ class LlamaCppBackend:
             # llama.cpp wants them there before the context is.
             self._adapters = NativeAdapters(self._model, options.adapters)
             self._adapter: str | None = None
+            self._single_token_threads = _single_token_threads(options, self._model)
             self._context = self._open_context(options, name)
         except BaseException:
             native.llama_model_free(self._model)
@@ -224,8 +228,8 @@ class LlamaCppBackend:
             self._adapter = name
 
     def set_threads(self, threads: int) -> None:
-        """For decoding and prefill alike."""
-        native.llama_set_n_threads(self._context, threads, threads)
+        """For decoding and prefill alike, but for single tokens of very small models."""
+        native.llama_set_n_threads(self._context, min(threads, self._single_token_threads), threads)
 
     def interrupt(self) -> None:
         """llama.cpp looks at the flag between the operations of a batch."""
@@ -284,7 +288,8 @@ class LlamaCppBackend:
         params.n_ctx = self._context_tokens * options.max_sequences
         params.n_batch = params.n_ubatch = options.batch_tokens
         params.n_seq_max = options.max_sequences
-        params.n_threads = params.n_threads_batch = options.threads or _threads(self._model)
+        params.n_threads_batch = options.threads or usable_cpus()
+        params.n_threads = min(params.n_threads_batch, self._single_token_threads)
         if options.exact_attention:
             params.type_k = params.type_v = _GGML_TYPE_F32
             params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -368,7 +373,7 @@ def _abilities(
         cuts=not recurrent,
         saves_state=True,
         adapters=adapters,
-        most_threads=_threads(model) if options.threads is None else 0,
+        most_threads=usable_cpus() if options.threads is None else 0,
         vision=vision,
     )
 
@@ -429,9 +434,8 @@ def _card(name: str, header: GgufHeader, model: Any, fit: Fit, *, sees: bool) ->
     )
 
 
-def _threads(model: Any) -> int:
-    """All CPUs that this process may use; one for weights that fit a core's share of the cache,
-    where waiting for a second thread at each layer costs more than its work is worth."""
-    if native.llama_model_size(model) <= _ONE_THREAD_BYTES:
+def _single_token_threads(options: LlamaCppOptions, model: Any) -> int:
+    """What a step of one token takes: as asked for, else all but for the smallest weights."""
+    if options.threads is None and native.llama_model_size(model) <= _ONE_THREAD_BYTES:
         return 1
-    return usable_cpus()
+    return options.threads or usable_cpus()

@@ -13,7 +13,8 @@ class SchedulerOptions:
 
     prefill_chunk_tokens: int = 256
     prefill_stretch: float = 2.5
-    """So many times an idle step, at most, takes one that computes prompts beside decoding."""
+    """So many times a step of all that decode or wait for it, once they decode, takes at most one
+    that computes prompts beside decoding."""
     max_queued: int = 1024
     batch_ageing_s: float = 10.0
     stall_after_s: float = 10.0

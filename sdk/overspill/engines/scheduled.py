@@ -129,7 +129,8 @@ class ScheduledEngine(Engine):
     async def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
         loaded = await self._ready()
         stream = AnswerStream(asyncio.get_running_loop())
-        generation = await asyncio.to_thread(self._prepare, loaded, request, stream)
+        with loaded.scheduler.expecting():
+            generation = await asyncio.to_thread(self._prepare, loaded, request, stream)
         loaded.scheduler.submit(generation)
         self._generations[request.id] = generation
         try:

@@ -12,8 +12,9 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from overspill.engines.admission import AdmissionQueue, KvReservations, least_prefill_tokens
@@ -33,6 +34,10 @@ from overspill.engines.thread_end import join_native
 from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, OverspillError
 
 PICTURE_WAIT_S = 0.05
+
+GATHER_S = 0.01
+"""So long, at most, an idle thread waits for requests whose prompts are being tokenized: one step
+for all is cheaper than a first step for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Scheduler:
         self._running: list[Generation] = []
         self._prefilling: deque[Generation] = deque()
         self._followers: list[Generation] = []
+        self._expected = 0
         self._in_batch: tuple[Generation, ...] = ()
         self._kv = KvReservations(0, 0)
         self._outbox = Outbox()
@@ -99,6 +105,20 @@ class Scheduler:
         atexit.register(self._close_at_exit)
         self._thread.start()
         return self._loaded
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Around preparing a request that is submitted next: an idle thread waits for it a moment.
+
+        Its end wakes nobody: ``submit`` does.
+        """
+        with self._wake:
+            self._expected += 1
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._expected -= 1
 
     def submit(self, generation: Generation) -> None:
         """Queue a request.
@@ -282,6 +302,8 @@ class Scheduler:
             while not (self._closing or self._running or len(self._queue)):
                 self._moved_s = self._clock()
                 self._wake.wait(timeout=1.0)
+            if not self._running:
+                self._wake.wait_for(lambda: self._closing or not self._expected, GATHER_S)
             self._moved_s = self._clock()
             return not self._closing
 

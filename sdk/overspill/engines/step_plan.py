@@ -2,7 +2,8 @@
 
 Decoding sequences come first, one token each. What room is left goes to waiting prompts, chunk
 by chunk in turn. Beside decoding sequences a chunk is only as long as lets the step stay near
-what it takes without one, by measured times: a long prompt slows the others and never stops them.
+what it takes once all of them decode, by measured times: a long prompt slows the others and never
+stops them.
 Adapters belong to a whole step: sets of sequences with one adapter take turns.
 """
 
@@ -65,7 +66,8 @@ class StepPlanner:
         running: Sequence[Generation],
         prefilling: deque[Generation],
     ) -> None:
-        room, chunk = self._room(len(batch))
+        waiting = [g for g in prefilling if self._may_go_on(g, running)]
+        room, chunk = self._room(len(batch), len(waiting))
         for _ in range(len(prefilling)):
             if room <= 0:
                 break
@@ -80,12 +82,20 @@ class StepPlanner:
             if not row.wants_logits:
                 prefilling.append(generation)
 
-    def _room(self, decoding: int) -> tuple[int, int]:
-        """Prompt tokens that this step has room for, and how many one prompt may take of it."""
+    def _may_go_on(self, generation: Generation, running: Sequence[Generation]) -> bool:
+        return generation.leader is None and (self._turns is None or generation in running)
+
+    def _room(self, decoding: int, waiting: int) -> tuple[int, int]:
+        """Prompt tokens that this step has room for, and how many one prompt may take of it.
+
+        Measured by the step that comes of it: with few decoding and many waiting, small chunks
+        would hold up those who wait, and spare nobody what begins once they decode too.
+        """
         room, chunk = self._batch_tokens - decoding, self._options.prefill_chunk_tokens
         rate, idle_s = self._costs.prefill_tokens_per_s, self._costs.decode_s(decoding)
-        if decoding and rate is not None and idle_s is not None:
-            spare_s = (self._options.prefill_stretch - 1) * idle_s
+        joined_s = self._costs.decode_s(decoding + waiting)
+        if decoding and rate is not None and idle_s is not None and joined_s is not None:
+            spare_s = self._options.prefill_stretch * joined_s - idle_s
             room = min(room, max(math.floor(rate * spare_s), MIN_CHUNK_TOKENS))
         return room, chunk
 
