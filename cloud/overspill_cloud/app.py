@@ -40,15 +40,19 @@ from overspill_cloud.store import Store
 from overspill_cloud.streams import StreamLimits
 
 ECHO = "echo"
+PROJECTOR = "mmproj"
+"""What a model's projector is called where it is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model's public name, its file (or ``echo``), and its LoRA adapters by name."""
+    """A model's public name, its file (or ``echo``), its LoRA adapters by name, and the projector
+    by which it reads images."""
 
     name: str
     source: str
     adapters: tuple[tuple[str, str], ...] = ()
+    mmproj: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,29 @@ def with_adapters(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[Mo
             raise UsageError(f"The adapter '{name}' is given twice.", mend="Rename one.")
         found[model][adapter] = source
     return tuple(replace(model, adapters=tuple(found[model.name].items())) for model in models)
+
+
+def with_projectors(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[ModelSpec, ...]:
+    """The models with the projectors that ``MODEL=FILE`` texts name. Raises ``UsageError``.
+
+    A projector is measured under the name of an adapter, ``mmproj``, which nothing else may have.
+    """
+    found = {model.name: model for model in models}
+    for text in texts:
+        name, _, source = text.partition("=")
+        if not source:
+            raise UsageError(f"'{text}' is no projector.", mend="Give --mmproj MODEL=FILE")
+        if name not in found:
+            raise UsageError(
+                f"The projector '{text}' is for a model that is not served.",
+                mend=f"Served are: {', '.join(found)}.",
+            )
+        if found[name].mmproj or PROJECTOR in dict(found[name].adapters):
+            raise UsageError(
+                f"'{name}/{PROJECTOR}' is given twice.", mend="Give one projector for each model."
+            )
+        found[name] = replace(found[name], mmproj=source)
+    return tuple(found[model.name] for model in models)
 
 
 def check_options(options: NodeOptions) -> Tls | None:
@@ -197,7 +224,10 @@ async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) 
     adapters = {
         name: await asyncio.to_thread(measure, Path(source)) for name, source in spec.adapters
     }
-    engine = _open(spec, replace(options, adapters=dict(spec.adapters)))
+    if spec.mmproj is not None:
+        adapters[PROJECTOR] = await asyncio.to_thread(measure, Path(spec.mmproj))
+    settings = replace(options, adapters=dict(spec.adapters), mmproj=spec.mmproj)
+    engine = _open(spec, settings)
     stack.push_async_callback(engine.aclose)
     await engine.start()
     model = ServedModel(spec.name, engine, file, adapters)

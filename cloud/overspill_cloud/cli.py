@@ -55,6 +55,10 @@ def serve(
     adapter: Annotated[
         list[str] | None, typer.Option(help="LoRA adapter: MODEL/NAME=FILE; may be repeated.")
     ] = None,
+    mmproj: Annotated[
+        list[str] | None,
+        typer.Option(help="Projector by which a model reads images: MODEL=FILE; may be repeated."),
+    ] = None,
     listen: Annotated[
         str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")
     ] = "127.0.0.1:8443",
@@ -85,11 +89,12 @@ def serve(
 ) -> None:
     """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
     from overspill.engines.options import EngineOptions
-    from overspill_cloud.app import NodeOptions, parse_model, with_adapters
+    from overspill_cloud.app import NodeOptions, parse_model, with_adapters, with_projectors
     from overspill_cloud.limits import AdmissionLimits
 
+    models = with_adapters([parse_model(text) for text in model], adapter or ())
     options = NodeOptions(
-        models=with_adapters([parse_model(text) for text in model], adapter or ()),
+        models=with_projectors(models, mmproj or ()),
         listen=listen,
         state=_state(state),
         attester=attester,

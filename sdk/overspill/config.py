@@ -62,7 +62,8 @@ class Settings:
 
     ``embedding_model`` None means ``model``. ``isolate`` runs the device's engine in a worker
     process. ``adapters`` are LoRA adapters of ``model`` by name; ``draft_model`` is a smaller model
-    of its tokenizer, whose guesses it checks. ``device_key`` says where this device's key is kept:
+    of its tokenizer, whose guesses it checks; ``mmproj`` is the projector file by which it reads
+    images. ``device_key`` says where this device's key is kept:
     ``keychain``, ``file`` (0600, in the state folder), or ``auto``: the keychain where there is
     one. With ``shrink_context`` a model whose context does not fit the memory gets a smaller one,
     and its card says so; without it, it is refused.
@@ -79,6 +80,7 @@ class Settings:
     shrink_context: bool = False
     adapters: Mapping[str, Path] = field(default_factory=dict)
     draft_model: str | None = None
+    mmproj: Path | None = None
     device_slots: int = 4
     private_terms: tuple[str, ...] = field(default=())
     device_key: str = "auto"
@@ -93,10 +95,10 @@ class Settings:
 
     def with_model(self, model: str) -> Settings:
         """The same settings with this device model; another one than theirs has neither their
-        adapters nor their draft model."""
+        adapters nor their draft model nor their projector."""
         if model == self.model:
             return self
-        return replace(self, model=model, adapters={}, draft_model=None)
+        return replace(self, model=model, adapters={}, draft_model=None, mmproj=None)
 
     def with_cloud(
         self, address: str, *, trust_policy: Path | None = None, ca: Path | None = None
@@ -162,6 +164,7 @@ _KEYS: dict[str, type] = {
     "shrink_context": bool,
     "adapters": dict,
     "draft_model": str,
+    "mmproj": str,
     "device_slots": int,
     "private_terms": list,
     "device_key": str,
@@ -193,6 +196,8 @@ def _from_file(file: Path, places: Places) -> Settings:
         raw["privacy_is_set"] = True
     if "routing_policy" in raw:
         raw["routing_policy"] = _beside(file, raw["routing_policy"])
+    if "mmproj" in raw:
+        raw["mmproj"] = _beside(file, raw["mmproj"])
     if "adapters" in raw:
         _check_keys(raw["adapters"], dict.fromkeys(raw["adapters"], str), file, "adapters.")
         raw["adapters"] = {name: _beside(file, path) for name, path in raw["adapters"].items()}

@@ -21,7 +21,8 @@ from overspill.trust.policy import load_policy as load_trust_policy
 def open_device(settings: Settings) -> Engine:
     """The device's engine, not yet started; in a worker process unless settings say otherwise.
 
-    Raises ``ModelNotFound``, ``ModelInvalid`` or ``MissingExtra``.
+    Raises ``ModelNotFound``, ``ModelInvalid``, ``MissingExtra``, or ``UnsupportedOption`` for a
+    projector of a model whose runtime reads no images.
     """
     from overspill.engines.registry import EngineOptions, open_engine
 
@@ -31,6 +32,7 @@ def open_device(settings: Settings) -> Engine:
         shrink_context=settings.shrink_context,
         adapters={name: str(path) for name, path in settings.adapters.items()},
         draft_model=settings.draft_model,
+        mmproj=None if settings.mmproj is None else str(settings.mmproj),
     )
     if not settings.isolate:
         return open_engine(settings.model, options=options)

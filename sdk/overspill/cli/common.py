@@ -34,6 +34,10 @@ DraftModel = Annotated[
     str | None,
     typer.Option("--draft-model", help="Smaller model of the same tokenizer, to guess ahead."),
 ]
+Projector = Annotated[
+    Path | None,
+    typer.Option("--mmproj", help="Projector file (GGUF) by which the model reads images."),
+]
 
 
 def settings_for(
@@ -44,6 +48,7 @@ def settings_for(
     *,
     adapters: Sequence[str] = (),
     draft_model: str | None = None,
+    mmproj: Path | None = None,
 ) -> Settings:
     """The user's settings with the command's options on top."""
     settings = load_settings()
@@ -54,6 +59,8 @@ def settings_for(
         settings = dataclasses.replace(settings, adapters={**settings.adapters, **added})
     if draft_model:
         settings = dataclasses.replace(settings, draft_model=draft_model)
+    if mmproj:
+        settings = dataclasses.replace(settings, mmproj=mmproj)
     if privacy:
         if privacy not in tuple(Privacy):
             raise UsageError(f"--privacy is '{privacy}'.", mend="Use device, attested or any.")
