@@ -90,9 +90,12 @@ def mlx_need(
 
 
 def _prefill_bytes(costs: Sequence[CacheCost], config: Mapping[str, Any], use: MlxUse) -> int:
-    scores = PREFILL_TOKENS * _score_bytes(costs, config, use)
+    scores = _score_bytes(costs, config, use)
     value = max((cost.value_bytes for cost in costs), default=_F32_BYTES)
-    return scores + PREFILL_TOKENS * _number(config, "intermediate_size", "n_inner") * value
+    hidden = _number(config, "intermediate_size", "n_inner") * value
+    # A recurrent layer's state is laid out once for each token.
+    state = max((cost.state_bytes for cost in costs), default=0)
+    return PREFILL_TOKENS * max(scores + hidden, state)
 
 
 def _decode_bytes(costs: Sequence[CacheCost], config: Mapping[str, Any], use: MlxUse) -> int:
