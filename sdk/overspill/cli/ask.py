@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -14,11 +16,12 @@ from overspill.cli.common import (
     Json,
     Model,
     PrivacyFloor,
+    Projector,
     TrustPolicyFile,
     print_json,
     settings_for,
 )
-from overspill.errors import InvalidRequest
+from overspill.errors import InvalidRequest, UsageError
 from overspill.sync import Overspill
 from overspill.types.chat import Request
 from overspill.types.route import Plan, RouteDecision, RouteTaken
@@ -41,6 +44,11 @@ def run(
         typer.Option(help="Answer with this LoRA adapter: NAME=FILE, or a NAME of the settings'."),
     ] = None,
     draft_model: DraftModel = None,
+    mmproj: Projector = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture to show behind the prompt (PNG, JPEG, GIF); repeatable."),
+    ] = None,
     cloud: CloudAddress = None,
     trust_policy: TrustPolicyFile = None,
     privacy: PrivacyFloor = None,
@@ -56,11 +64,17 @@ def run(
     """Answer one prompt; the last line says who answered and what left the device."""
     given = [adapter] if adapter and "=" in adapter else []
     settings = settings_for(
-        model, cloud, trust_policy, privacy, adapters=given, draft_model=draft_model
+        model,
+        cloud,
+        trust_policy,
+        privacy,
+        adapters=given,
+        draft_model=draft_model,
+        mmproj=mmproj,
     )
     with Overspill(app="cli", settings=settings) as ai:
         request = ai.build(
-            _read(prompt),
+            _shown(_read(prompt), image or ()),
             model=answer_by,
             adapter=adapter and adapter.partition("=")[0],
             max_tokens=max_tokens,
@@ -132,6 +146,22 @@ def _read(prompt: str) -> str:
     if not text.strip():
         raise InvalidRequest("The prompt is empty.", param="prompt", mend="Give some text.")
     return text
+
+
+def _shown(prompt: str, images: Sequence[Path]) -> str | list[dict[str, Any]]:
+    """The prompt, with pictures behind its text."""
+    if not images:
+        return prompt
+    parts: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+    for path in images:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be read: {error.strerror}.", mend="Check --image."
+            ) from None
+        parts.append({"type": "image_url", "image_url": data})
+    return [{"role": "user", "content": parts}]
 
 
 def _print_plan(plan: Plan) -> None:
