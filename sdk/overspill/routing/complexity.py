@@ -1,8 +1,8 @@
 """Stage 3: how likely the device's and the cloud's model are right, and what leaving would gain.
 
-Two linear heads over the same features, so that the difference is linear too: each feature's
-contribution to the gain is exact, and the contributions sum to it. How far they may move it from
-the prior depends on how much of the prompt looks like what the heads were fitted on.
+Two linear heads over the same features, and what the domains add that the prompt may belong to:
+the difference is a sum too, so each summand's contribution to the gain is exact. How far they may
+move it from the prior depends on how much of the prompt looks like what the heads were fitted on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Self
 
+from overspill.routing.domains import DomainPosterior
 from overspill.routing.features import Features
 from overspill.types.card import ModelCard
 from overspill.types.route import Route
@@ -47,7 +48,10 @@ class Scorer:
     """The fitted heads: see ``examples/routing/fit_scorer.py`` for how they are made.
 
     ``prior`` is the share of right answers of each model in the fit; weights are what a feature
-    adds to it. ``seen`` has one bit for each n-gram bucket that the fit met.
+    adds to it. ``seen`` has one bit for each n-gram bucket that the fit met. A fit on several
+    groups of prompts adds ``domains``. ``vocabulary`` has bits for the words that the fit met (a
+    word's CRC-32 modulo the number of bits) and takes the place of ``seen``, whose few buckets
+    fill up; a prompt of whose words at least ``familiar`` are met counts in full.
     """
 
     fitted_for: tuple[str, str]
@@ -56,6 +60,9 @@ class Scorer:
     ngrams: Mapping[int, Pair]
     buckets: int
     seen: bytes
+    domains: DomainPosterior | None = None
+    vocabulary: bytes = b""
+    familiar: float = 1.0
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -68,12 +75,15 @@ class Scorer:
             ngrams={int(bucket): (w[0], w[1]) for bucket, w in data["ngrams"].items()},
             buckets=data["buckets"],
             seen=base64.b64decode(data["seen"]),
+            domains=DomainPosterior.from_json(data["domains"]) if "domains" in data else None,
+            vocabulary=base64.b64decode(data.get("vocabulary", "")),
+            familiar=data.get("familiar", 1.0),
         )
 
     def score(self, features: Features, cards: Mapping[Route, ModelCard]) -> Score:
         """Both probabilities and the gain, for the pair of models that ``cards`` names."""
         fitted = self._is_fitted_for(cards)
-        confidence = self._coverage(features) * (1.0 if fitted else _UNFITTED_CONFIDENCE)
+        confidence = self.familiarity(features) * (1.0 if fitted else _UNFITTED_CONFIDENCE)
         prior_device, prior_cloud = self.prior if fitted else self._measured_prior(features, cards)
         device, cloud = prior_device, prior_cloud
         contributions = {"prior": prior_cloud - prior_device}
@@ -105,14 +115,20 @@ class Scorer:
             sum(weights[0] * value for weights, value in known),
             sum(weights[1] * value for weights, value in known),
         )
+        if self.domains is not None and features.ngrams:
+            summands["domain_posterior"] = self.domains.deviation(features.ngrams)
         return summands
 
-    def _coverage(self, features: Features) -> float:
-        """The share of the prompt's n-grams that the fit has met."""
-        if not features.ngrams:
+    def familiarity(self, features: Features) -> float:
+        """How far the prompt's words, or else its n-grams, are among those that the fit has met."""
+        bits, hashes = (
+            (self.vocabulary, features.words) if self.vocabulary else (self.seen, features.ngrams)
+        )
+        if not hashes:
             return 0.0
-        met = sum(self.seen[bucket >> 3] >> (bucket & 7) & 1 for bucket in features.ngrams)
-        return met / len(features.ngrams)
+        size = 8 * len(bits)
+        met = sum(bits[(one % size) >> 3] >> (one % size & 7) & 1 for one in hashes)
+        return min(1.0, met / len(hashes) / self.familiar)
 
     def _is_fitted_for(self, cards: Mapping[Route, ModelCard]) -> bool:
         names = tuple(

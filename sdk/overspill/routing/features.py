@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 from overspill.routing.normalise import NormalForm
+from overspill.routing.shape import shape
 from overspill.types.chat import Request
 
 _MAX_CHARS = 4_000
@@ -73,22 +74,26 @@ _SEPARATOR = re.compile(r"[,;]")
 class Features:
     """``structure`` maps a stable name to its value; ``ngrams`` a bucket to its weight.
 
-    The squares of ``ngrams`` sum to one, or it is empty. ``domain`` is the guess, or ``other``.
+    The squares of ``ngrams``, which are all equal, sum to one, or it is empty. ``domain`` is the
+    guess, or ``other``. ``words`` are the CRC-32 of the different words and marks.
     """
 
     structure: Mapping[str, float]
     ngrams: Mapping[int, float]
     domain: str
+    words: Collection[int] = ()
 
 
 def extract(form: NormalForm, request: Request, buckets: int) -> Features:
     """Features of the user's latest turn, with the shape of the conversation around it."""
     text = _clip(form.last_user)
     domain = guess_domain(text, request)
+    words, pairs = _hashes(text)
     return Features(
-        structure=_structure(text, domain, form, request),
-        ngrams=hash_ngrams(text, buckets),
+        structure=_structure(text, domain, form, request) | shape(text),
+        ngrams=_unit_length({found % buckets for found in words | pairs}),
         domain=domain,
+        words=words,
     )
 
 
@@ -103,11 +108,19 @@ def guess_domain(text: str, request: Request) -> str:
 
 def hash_ngrams(text: str, buckets: int) -> dict[int, float]:
     """Words, marks and pairs of them, hashed (CRC-32); numbers count by their length alone."""
+    words, pairs = _hashes(text)
+    return _unit_length({found % buckets for found in words | pairs})
+
+
+def _hashes(text: str) -> tuple[set[int], set[int]]:
+    """CRC-32 of the different words and marks, and of the pairs of them."""
     tokens = [_shape(token) for token in _TOKEN.findall(text.lower())]
-    pairs = (f"{a} {b}" for a, b in pairwise(tokens))
-    found = {zlib.crc32(gram.encode()) % buckets for gram in (*tokens, *pairs)}
-    value = 1 / math.sqrt(len(found)) if found else 0.0
-    return dict.fromkeys(found, value)
+    words = {zlib.crc32(token.encode()) for token in set(tokens)}
+    return words, {zlib.crc32(f"{a} {b}".encode()) for a, b in set(pairwise(tokens))}
+
+
+def _unit_length(found: set[int]) -> dict[int, float]:
+    return dict.fromkeys(found, 1 / math.sqrt(len(found)) if found else 0.0)
 
 
 def _shape(token: str) -> str:

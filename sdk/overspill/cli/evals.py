@@ -1,0 +1,113 @@
+"""`overspill eval`: judge routers on results of two models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from overspill.errors import MissingExtra, UsageError
+
+STDOUT = Path("-")
+_SHOWN = ("apgr", "cpt50", "cpt80", "cpt95", "pgr20")
+
+DataFile = Annotated[Path, typer.Option("--data", help="Results of two models: CSV or JSONL, .gz.")]
+TrainFile = Annotated[
+    Path | None, typer.Option("--train", help="Fit on this file instead of cross-fitting.")
+]
+PromptColumn = Annotated[str, typer.Option("--prompt", help="Column of the prompt.")]
+SmallColumn = Annotated[str, typer.Option("--small", help="Small model: right, or 0 to 1.")]
+LargeColumn = Annotated[str, typer.Option("--large", help="Large model: right, or 0 to 1.")]
+GroupColumn = Annotated[
+    str | None, typer.Option("--group", help="Column of the benchmark. Default: subject, or task.")
+]
+ConfidenceColumn = Annotated[
+    str | None, typer.Option("--confidence", help="Column of the small model's own confidence.")
+]
+
+app = typer.Typer(help="Judge routing on results of two models.", no_args_is_help=True)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the group of this file."""
+    parent.add_typer(app, name="eval")
+
+
+@app.callback()
+def _group() -> None:
+    """A group, though it has one command so far."""
+
+
+@app.command("routing")
+def routing(
+    data: DataFile,
+    train: TrainFile = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file; - is stdout.")
+    ] = None,
+    prompt: PromptColumn = "prompt",
+    small: SmallColumn = "small_correct",
+    large: LargeColumn = "large_correct",
+    group: GroupColumn = None,
+    confidence: ConfidenceColumn = None,
+    seed: Annotated[int, typer.Option(help="For folds, samples and resamples.")] = 0,
+) -> int:
+    """Fit a router, cross-fitted by group and near-duplicate, and judge it beside its baselines.
+
+    A value in a nested object is named OBJECT:KEY. Labels are booleans, 0 or 1, or scores.
+    """
+    require_eval()
+    from overspill.evals.data import Columns, load
+    from overspill.evals.figures import routing_figures
+    from overspill.evals.routing_eval import EvalOptions, evaluate
+
+    columns = Columns(prompt, small, large, group, confidence)
+    rows = load(data, columns)
+    report = evaluate(rows, load(train, columns) if train else None, EvalOptions(seed=seed))
+    report["figures"] = routing_figures(report)
+    if json_file == STDOUT:
+        sys.stdout.write(_json(report))
+        return 0
+    if json_file:
+        write_text(json_file, _json(report))
+    _print_table(report)
+    return 0
+
+
+def require_eval() -> None:
+    """Raises :class:`MissingExtra` where numpy is not installed."""
+    try:
+        import numpy as _  # noqa: F401  # asked for its presence only
+    except ImportError:
+        raise MissingExtra("Evaluation", "eval") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file and the folders above it. Raises ``UsageError`` where that can't be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _json(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    print(
+        f"{report['n']} prompts; small {report['q_small']:.3f}, large {report['q_large']:.3f}; "
+        f"fitted by {report['cross_fitted']} on up to {report['labels_used']} labels"
+    )
+    print(f"{'':14}" + "".join(f"{name:>9}" for name in _SHOWN))
+    for name, found in {"router": report["router"], **report["baselines"]}.items():
+        if found["apgr"] is None:
+            print(f"{name:14} undefined: {found['reason']}")
+        else:
+            print(f"{name:14}" + "".join(f"{found[key]:9.3f}" for key in _SHOWN))
+    took = report["decision_us"]
+    print(f"a decision takes {took['p50']:.0f} us (p50), {took['p99']:.0f} us (p99)")
