@@ -194,7 +194,9 @@ class AsyncOverspill:
         device, why = AvailabilityState.UNAVAILABLE, str(self.device_problem or "No model.")
         if routes.device is not None:
             health = await routes.device.health()
-            why = health.detail or f"{routes.device.card.name} is loaded."
+            why = health.detail or " ".join(
+                (f"{routes.device.card.name} is loaded.", *health.notes)
+            )
             device = AvailabilityState.AVAILABLE if health.ok else AvailabilityState.UNAVAILABLE
         state = await self._cloud_state()
         if state.result is not None:

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from overspill import __version__
+from overspill.engines.backend import Abilities
 
 
 def test_the_version_and_the_help(overspill):
@@ -182,3 +183,16 @@ def test_a_draft_model_leaves_the_answer_alone_and_one_that_is_not_there_is_name
     missing = overspill("run", "Hello", "--draft-model", "nowhere.gguf")
     assert missing.code == 3
     assert "nowhere.gguf" in missing.err
+
+
+def test_the_doctor_tells_of_a_draft_model_that_makes_no_drafts(overspill, home, monkeypatch):
+    from overspill.engines.echo import EchoBackend
+
+    class Recurrent(EchoBackend):
+        abilities = Abilities()
+
+    monkeypatch.setattr("overspill.engines.echo.EchoBackend", Recurrent)
+    with (home / "config" / "config.toml").open("a") as config:
+        config.write('draft_model = "echo"\nisolate = false\n')
+    found = overspill("doctor", "--json").json["checks"]
+    assert any("The draft model is not used" in check["detail"] for check in found)

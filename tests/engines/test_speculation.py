@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overspill.engines.backend import Abilities
 from overspill.engines.drafts import Acceptance, DraftModel, PromptLookup
 from overspill.engines.echo import EchoBackend, EchoOptions
 from overspill.engines.options import EngineOptions, SchedulerOptions
@@ -340,7 +341,7 @@ class Broken(EchoBackend):
     """A draft model that fails after a while."""
 
     def run(self, rows):
-        if rows[0].position > 60:
+        if rows[0].position > 10:
             raise EngineError("broken")
         return super().run(rows)
 
@@ -350,7 +351,23 @@ async def test_a_draft_model_that_breaks_costs_its_drafts_and_no_answer(kit):
     async with _echo(EchoBackend(), _always(), Broken()) as engine:
         chunks = await kit.collect(engine, kit.ask("a long way to go for this one", max_tokens=80))
         assert kit.text_of(chunks) == "echo: a long way to go for this one"
-        assert (await engine.health()).ok
+        health = await engine.health()
+        assert health.ok
+        assert health.notes == ("The draft model failed and was left out: broken",)
+
+
+class Uncut(EchoBackend):
+    """As a recurrent model is."""
+
+    abilities = Abilities()
+
+
+@pytest.mark.anyio
+async def test_a_draft_model_that_has_no_use_is_told(kit):
+    async with _echo(Uncut(), _always(), EchoBackend()) as engine:
+        assert kit.text_of(await kit.collect(engine, kit.ask("x"))) == "echo: x"
+        notes = (await engine.health()).notes
+    assert notes == ("The draft model is not used: the model's cache cannot be cut.",)
 
 
 class OtherTokens(EchoBackend):

@@ -256,3 +256,19 @@ def test_started_by_hand_it_says_what_it_is():
     assert done.returncode != 0
     assert "started by overspill" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_health_counts_drafts_and_tells_what_is_not_done():
+    always = EngineOptions(draft_model="echo", scheduler=SchedulerOptions(speculation="always"))
+    async with WorkerEngine("echo", options=always) as engine:
+        guess = "echo: one two three"
+        await _collect(engine, _ask("one two three", draft=guess))
+        health = await engine.health()
+    assert health.accepted_tokens >= len(guess) - 2
+    assert health.drafted_tokens >= health.accepted_tokens
+    assert health.notes == ()
+    off = replace(always, scheduler=SchedulerOptions(speculation="off"))
+    async with WorkerEngine("echo", options=off) as engine:
+        health = await engine.health()
+    assert health.ok
+    assert health.notes == ("The draft model is not used: speculation is off.",)

@@ -100,6 +100,8 @@ def _answering(settings: Settings) -> Iterator[Check]:
             if state.device.value == "available":
                 yield from _memory(ai)
                 yield _answer(ai)
+                # Again: what a first answer showed, a draft model that failed, is told too.
+                yield Check("device health", None, ai.availability().device_reason)
             else:
                 yield Check("device model", False, state.device_reason)
             if settings.cloud is None:

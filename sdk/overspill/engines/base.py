@@ -31,6 +31,7 @@ class EngineHealth:
     """``ok`` means that the engine moved in the last seconds, not that something listens.
 
     Of ``drafted_tokens`` guesses that were checked since the start, ``accepted_tokens`` were right.
+    ``notes`` are what was asked for and is not done, though answers are right without it.
     """
 
     ok: bool
@@ -39,6 +40,7 @@ class EngineHealth:
     queued: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def no_vision(model: str) -> UnsupportedOption:

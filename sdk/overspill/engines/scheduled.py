@@ -107,6 +107,7 @@ class ScheduledEngine(Engine):
             status.queued,
             status.drafted_tokens,
             status.accepted_tokens,
+            (status.draft_problem,) if status.draft_problem else (),
         )
 
     async def count_prompt_tokens(self, request: Request) -> int:

@@ -55,6 +55,8 @@ class SchedulerStatus:
     accepted_tokens: int = 0
     threads: int = 0
     """CPU threads now; 0 where they are not chosen by load."""
+    draft_problem: str = ""
+    """Why the draft model that was asked for makes no drafts."""
 
 
 class Scheduler:
@@ -87,6 +89,7 @@ class Scheduler:
         self._backend: Backend | None = None
         self._prefixes: PrefixCache | None = None
         self._speculator: Speculator | None = None
+        self._draft_problem = ""
         self._threads: ThreadControl | None = None
         self._encoder: PictureEncoder | None = None
         self._closing = False
@@ -170,6 +173,8 @@ class Scheduler:
                 drafted_tokens=0 if self._speculator is None else self._speculator.drafted,
                 accepted_tokens=0 if self._speculator is None else self._speculator.accepted,
                 threads=0 if self._threads is None else self._threads.threads,
+                draft_problem=self._draft_problem
+                or (self._speculator.draft_problem if self._speculator else ""),
             )
 
     def is_stuck(self) -> bool:
@@ -286,6 +291,10 @@ class Scheduler:
 
     def _open_speculator(self, backend: Backend) -> Speculator | None:
         if self._options.speculation == "off" or not backend.abilities.cuts:
+            if self._open_draft is not None:
+                off = self._options.speculation == "off"
+                why = "speculation is off" if off else "the model's cache cannot be cut"
+                self._draft_problem = f"The draft model is not used: {why}."
             return None
         draft_model = None
         if self._open_draft is not None:

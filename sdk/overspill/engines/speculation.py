@@ -67,6 +67,7 @@ class Speculator:
         self._modelled: set[Generation] = set()
         self.drafted = 0
         self.accepted = 0
+        self.draft_problem = ""
 
     def propose(self, decoding: Sequence[Generation], room: int) -> dict[Generation, Sequence[int]]:
         """Drafts for some of the decoding sequences, at most ``room`` tokens together."""
@@ -145,8 +146,9 @@ class Speculator:
         started_s = self._clock()
         try:
             drafts = self.draft_model.propose(decoding, length)
-        except EngineError:
+        except EngineError as error:
             # A broken draft model costs its drafts, and no answer.
+            self.draft_problem = f"The draft model failed and was left out: {error.message}"
             self.draft_model.close()
             self.draft_model = None
             return {}

@@ -97,7 +97,15 @@ class LocalClient:
             self._stub.GetStatus, local_pb2.GetStatusRequest(), timeout_s=timeout_s
         )
         return LocalStatus(
-            EngineHealth(answer.ok, answer.detail, answer.active, answer.queued),
+            EngineHealth(
+                answer.ok,
+                answer.detail,
+                answer.active,
+                answer.queued,
+                answer.drafted_tokens,
+                answer.accepted_tokens,
+                tuple(answer.notes),
+            ),
             convert.card_from_proto(answer.card),
             answer.version,
         )

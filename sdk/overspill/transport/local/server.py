@@ -128,6 +128,9 @@ class _Servicer(local_pb2_grpc.LocalServicer):
             queued=health.queued,
             card=convert.card_to_proto(self._served.card, local=True),
             version=__version__,
+            drafted_tokens=health.drafted_tokens,
+            accepted_tokens=health.accepted_tokens,
+            notes=health.notes,
         )
 
     async def _engine(self, context: grpc.aio.ServicerContext[Any, Any]) -> Engine:

@@ -92,17 +92,23 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("ok", "detail", "active", "queued", "card", "version")
+    __slots__ = ("ok", "detail", "active", "queued", "card", "version", "drafted_tokens", "accepted_tokens", "notes")
     OK_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     CARD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     ok: bool
     detail: str
     active: int
     queued: int
     card: _chat_pb2.ModelCard
     version: str
-    def __init__(self, ok: bool = ..., detail: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., card: _Optional[_Union[_chat_pb2.ModelCard, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+    drafted_tokens: int
+    accepted_tokens: int
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ok: bool = ..., detail: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., card: _Optional[_Union[_chat_pb2.ModelCard, _Mapping]] = ..., version: _Optional[str] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
