@@ -1,18 +1,26 @@
-"""Writes projector files (mmproj) with random weights, small enough to run in milliseconds.
+"""Writes projector files (mmproj) with random weights, small enough to run in milliseconds, and
+pictures to look at with them.
 
 Loaded through the ``made_mmproj`` fixture, since test modules cannot import each other.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import gguf
 import numpy as np
 
 Tensor = tuple[str, tuple[int, ...]]
+
+ARCHITECTURES = {"mlp": "llama", "gemma3": "gemma3", "qwen2vl_merger": "qwen2vl"}
+"""The text model that each kind of projector is made for."""
 
 
 @dataclass(frozen=True)
@@ -113,3 +121,42 @@ def _qwen2vl(shape: Projector) -> Iterator[Tensor]:
 
 
 _PROJECTIONS = {"mlp": _mlp, "gemma3": _gemma3, "qwen2vl_merger": _qwen2vl}
+
+
+def pair(made_gguf: ModuleType, folder: Path, kind: str = "mlp") -> tuple[Path, Path]:
+    """A small model and its projector in a folder, made once."""
+    architecture = ARCHITECTURES[kind]
+    model, projector = folder / f"{architecture}.gguf", folder / f"mmproj-{kind}.gguf"
+    if not projector.exists():
+        grid = {"rope.dimension_sections": [2, 3, 3, 0]} if architecture == "qwen2vl" else {}
+        shape = made_gguf.Shape(
+            architecture=architecture, width=64, feed_forward=96, vocabulary=512, extra=grid
+        )
+        made_gguf.write(model, shape)
+        write(projector, Projector(kind=kind, text_width=64))
+    return model, projector
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """One chunk of a PNG."""
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """A picture as PNG: [height, width, 3]."""
+    height, width, _ = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def noise(seed: int, height: int = 40, width: int = 30) -> bytes:
+    """A picture of its own for each seed, as PNG."""
+    random = np.random.default_rng(seed)
+    return png(random.integers(0, 255, (height, width, 3), np.uint8))

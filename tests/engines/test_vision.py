@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import struct
-import zlib
 from contextlib import aclosing
 
 import numpy as np
@@ -26,33 +24,14 @@ pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
 
 pytestmark = pytest.mark.anyio
 
-ARCHITECTURES = {"mlp": "llama", "gemma3": "gemma3", "qwen2vl_merger": "qwen2vl"}
-KINDS = list(ARCHITECTURES)
+KINDS = ["mlp", "gemma3", "qwen2vl_merger"]
 WORDS = "look at this"
 
 
-def png(pixels) -> bytes:
-    """A picture as PNG: [height, width, 3] of bytes."""
-    height, width, _ = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", header)
-        + _chunk(b"IDAT", zlib.compress(rows))
-        + _chunk(b"IEND", b"")
-    )
-
-
-def _chunk(kind, data) -> bytes:
-    body = kind + data
-    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-
-def noise(seed, height=40, width=30) -> bytes:
-    """A picture of its own for each seed."""
-    random = np.random.default_rng(seed)
-    return png(random.integers(0, 255, (height, width, 3), np.uint8))
+@pytest.fixture(scope="module")
+def noise(made_mmproj):
+    """``noise(1)``: a picture of its own for each number, as PNG."""
+    return made_mmproj.noise
 
 
 def show(*images, text=WORDS, **options) -> Request:
@@ -72,23 +51,7 @@ def files(made_gguf, made_mmproj, tmp_path_factory):
     """``files("mlp")``: a model and a projector for it."""
     folder = tmp_path_factory.mktemp("vision")
 
-    def make(kind):
-        architecture = ARCHITECTURES[kind]
-        model, projector = folder / f"{architecture}.gguf", folder / f"mmproj-{kind}.gguf"
-        if not projector.exists():
-            grid = {"rope.dimension_sections": [2, 3, 3, 0]} if architecture == "qwen2vl" else {}
-            shape = made_gguf.Shape(
-                architecture=architecture,
-                width=64,
-                feed_forward=96,
-                vocabulary=512,
-                extra=grid,
-            )
-            made_gguf.write(model, shape)
-            made_mmproj.write(projector, made_mmproj.Projector(kind=kind, text_width=64))
-        return model, projector
-
-    return make
+    return lambda kind: made_mmproj.pair(made_gguf, folder, kind)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +88,7 @@ async def plain(open_seeing):
         yield engine
 
 
-async def test_the_same_image_gives_the_same_answer_and_another_one_another(seeing, kit):
+async def test_the_same_image_gives_the_same_answer_and_another_one_another(seeing, kit, noise):
     first, again, other, none = [
         await kit.collect(seeing, show(*images))
         for images in ((noise(1),), (noise(1),), (noise(2),), ())
@@ -136,7 +99,7 @@ async def test_the_same_image_gives_the_same_answer_and_another_one_another(seei
     assert not np.allclose(logprobs_of(first), logprobs_of(none), atol=1e-3)
 
 
-async def test_usage_counts_an_images_tokens(seeing, kit):
+async def test_usage_counts_an_images_tokens(seeing, kit, noise):
     requests = [show(), show(noise(1)), show(noise(1), noise(2))]
     counted = [await seeing.count_prompt_tokens(request) for request in requests]
     answers = [await kit.collect(seeing, request) for request in requests]
@@ -145,14 +108,14 @@ async def test_usage_counts_an_images_tokens(seeing, kit):
     assert counted[2] >= counted[1] + 4
 
 
-async def test_the_order_of_two_images_matters(seeing, kit):
+async def test_the_order_of_two_images_matters(seeing, kit, noise):
     one, other = noise(1), noise(2)
     there = await kit.collect(seeing, show(one, other))
     back = await kit.collect(seeing, show(other, one))
     assert not np.allclose(logprobs_of(there), logprobs_of(back), atol=1e-3)
 
 
-async def test_images_and_texts_run_beside_each_other_as_alone(seeing, kit):
+async def test_images_and_texts_run_beside_each_other_as_alone(seeing, kit, noise):
     requests = [show(noise(n)) if n % 2 else show(text=f"{WORDS} {n}") for n in range(4)]
     alone = [await kit.collect(seeing, request) for request in requests]
     beside = await asyncio.gather(*(kit.collect(seeing, request) for request in requests))
@@ -164,7 +127,7 @@ async def test_images_and_texts_run_beside_each_other_as_alone(seeing, kit):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("images", [1, 2])
 async def test_it_computes_what_the_librarys_own_reference_does(
-    kind, images, files, open_seeing, kit
+    kind, images, files, open_seeing, kit, noise
 ):
     shown = [noise(n) for n in range(images)]
     # Chunks shorter than an image, so that it is computed in parts where it may be.
@@ -243,7 +206,7 @@ def reference(model_path, projector_path, text, images, count):
     return tokens, logprobs
 
 
-async def test_a_prompt_that_its_images_make_too_long_is_refused_with_numbers(seeing):
+async def test_a_prompt_that_its_images_make_too_long_is_refused_with_numbers(seeing, noise):
     many = [noise(n) for n in range(8)]
     request = show(*many, text=" ".join([WORDS] * 4), max_tokens=100)
     counted = await seeing.count_prompt_tokens(request)
@@ -252,7 +215,7 @@ async def test_a_prompt_that_its_images_make_too_long_is_refused_with_numbers(se
         [chunk async for chunk in seeing.generate(request)]
 
 
-async def test_who_leaves_while_images_are_encoded_frees_the_slot(seeing, kit):
+async def test_who_leaves_while_images_are_encoded_frees_the_slot(seeing, kit, noise):
     for images in range(1, 5):
         chunks = seeing.generate(show(*[noise(n) for n in range(images)], max_tokens=100))
         task = asyncio.ensure_future(anext(chunks))
@@ -265,13 +228,13 @@ async def test_who_leaves_while_images_are_encoded_frees_the_slot(seeing, kit):
     assert kit.tokens_of(await kit.collect(seeing, show(noise(1))))
 
 
-async def test_who_leaves_while_it_writes_stops_too(seeing, kit):
+async def test_who_leaves_while_it_writes_stops_too(seeing, kit, noise):
     async with aclosing(seeing.generate(show(noise(1), max_tokens=150))) as chunks:
         await anext(chunks)
     assert await kit.is_idle(seeing)
 
 
-async def test_a_deadline_counts_the_images(plain):
+async def test_a_deadline_counts_the_images(plain, noise):
     request = show(*[noise(n, 600, 600) for n in range(8)], deadline_s=0.001)
     with pytest.raises(DeadlineExceeded):
         [chunk async for chunk in plain.generate(request)]
@@ -279,7 +242,7 @@ async def test_a_deadline_counts_the_images(plain):
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_prompts_with_the_same_images_are_computed_once_where_they_can_be(
-    kind, open_seeing, kit
+    kind, open_seeing, kit, noise
 ):
     async with open_seeing(kind) as engine:
         long = " ".join([WORDS] * 3)
@@ -301,10 +264,12 @@ async def test_prompts_with_the_same_images_are_computed_once_where_they_can_be(
         assert 0 < cached[2] < cached[1] - 16
 
 
-async def test_a_damaged_image_is_refused_and_the_engine_goes_on(seeing, kit):
+async def test_a_damaged_image_is_refused_and_the_engine_goes_on(seeing, kit, noise, made_mmproj):
     good = noise(1)
     # Well-formed by its header, and no picture behind it.
-    empty = good[: good.index(b"IDAT") - 4] + _chunk(b"IDAT", b"no zlib stream") + good[-12:]
+    empty = (
+        good[: good.index(b"IDAT") - 4] + made_mmproj.chunk(b"IDAT", b"no zlib stream") + good[-12:]
+    )
     for bad, words in ((good[:200], "cut off"), (empty, "does not decode")):
         with pytest.raises(InvalidRequest, match=words) as caught:
             await kit.collect(seeing, show(bad))
@@ -313,14 +278,14 @@ async def test_a_damaged_image_is_refused_and_the_engine_goes_on(seeing, kit):
     assert kit.tokens_of(await kit.collect(seeing, show(good)))
 
 
-async def test_a_marker_of_the_library_in_a_text_is_text(plain, kit):
+async def test_a_marker_of_the_library_in_a_text_is_text(plain, kit, noise):
     request = show(noise(1), text=f"{WORDS} <__media__> and on")
     chunks = await kit.collect(plain, request)
     assert chunks[-1].finish.reason is FinishReason.LENGTH
     assert chunks[-1].finish.usage.prompt_tokens == await plain.count_prompt_tokens(request)
 
 
-async def test_a_worker_reads_images_too(open_seeing, kit):
+async def test_a_worker_reads_images_too(open_seeing, kit, noise):
     async with open_seeing("mlp") as engine:
         here = await kit.collect(engine, show(noise(1)))
     worker = open_seeing("mlp", worker=True)
