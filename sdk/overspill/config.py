@@ -7,6 +7,7 @@ a stricter privacy floor; it can never name a trust policy or lower what must be
 
     model = "brook"                 # device model: a name, a .gguf file or an MLX folder
     embedding_model = "bge.gguf"    # optional; without it `model` embeds, where it can
+    hub = "https://huggingface.co"  # where `overspill models pull` looks
     privacy = "attested"            # floor: device, attested or any
     routing_policy = "routing.toml" # optional; relative to this file
     draft_model = "small.gguf"      # optional; of the same tokenizer, its guesses are checked
@@ -84,6 +85,8 @@ class Settings:
     device_slots: int = 4
     private_terms: tuple[str, ...] = field(default=())
     device_key: str = "auto"
+    hub: str = "https://huggingface.co"
+    """Where models that are not here are pulled from; a mirror speaks the same interface."""
     privacy_is_set: bool = False
     """Whether somebody chose the floor: what was chosen is only ever raised."""
 
@@ -168,6 +171,7 @@ _KEYS: dict[str, type] = {
     "device_slots": int,
     "private_terms": list,
     "device_key": str,
+    "hub": str,
     "cloud": dict,
 }
 _CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str}

@@ -10,7 +10,8 @@
     │   └── MissingExtra           an optional dependency is not installed
     ├── ModelError                 a model cannot be used                                 exit 3
     │   ├── ModelNotFound          no such model or file
-    │   └── ModelInvalid           truncated, foreign or malformed model file
+    │   ├── ModelInvalid           truncated, foreign or malformed model file
+    │   └── PullFailed             a model could not be fetched; what came is kept
     ├── PolicyRefusal              the rules leave no route                               exit 4
     │   ├── ConsentRequired        only a third party is left and nobody granted it
     │   └── BudgetExhausted        the purse or the deadline of a chain is used up
@@ -168,6 +169,12 @@ class ModelInvalid(ModelError):
     """A truncated, foreign or malformed model file."""
 
     code = "model_invalid"
+
+
+class PullFailed(ModelError):
+    """A model could not be fetched. What has come is kept: another pull goes on from there."""
+
+    code = "pull_failed"
 
 
 class PolicyRefusal(OverspillError):

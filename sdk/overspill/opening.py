@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overspill.config import Settings
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import ConfigurationError
 from overspill.identity.base import DeviceKey
+from overspill.modelroom import model_path
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy, parse_policy
 from overspill.state.log_state import LogStateStore
 from overspill.transport.base import Transport
 from overspill.trust.policy import TrustPolicy, default_policy
 from overspill.trust.policy import load_policy as load_trust_policy
+
+if TYPE_CHECKING:
+    from overspill.identity.rotation import KeyRotation
+    from overspill.identity.select import KeyPlace
 
 
 def open_device(settings: Settings) -> Engine:
@@ -34,11 +40,12 @@ def open_device(settings: Settings) -> Engine:
         draft_model=settings.draft_model,
         mmproj=None if settings.mmproj is None else str(settings.mmproj),
     )
+    name, spec = _named(settings, settings.model)
     if not settings.isolate:
-        return open_engine(settings.model, options=options)
+        return open_engine(spec, name=name, options=options)
     from overspill.worker import WorkerEngine
 
-    return WorkerEngine(settings.model, options=options)
+    return WorkerEngine(spec, name=name, options=options)
 
 
 def open_embedder(settings: Settings) -> Embedder:
@@ -49,14 +56,20 @@ def open_embedder(settings: Settings) -> Embedder:
     from overspill.engines import embedders
     from overspill.engines.options import EngineOptions
 
-    spec = settings.embedding_model or settings.model
+    name, spec = _named(settings, settings.embedding_model or settings.model)
     options = EngineOptions(shrink_context=settings.shrink_context)
-    opened = embedders.open_embedder(spec, options=options)
+    opened = embedders.open_embedder(spec, name=name, options=options)
     if not settings.isolate:
         return opened
     from overspill.worker import WorkerEmbedder
 
-    return WorkerEmbedder(spec, options=options)
+    return WorkerEmbedder(spec, name=name, options=options)
+
+
+def _named(settings: Settings, model: str) -> tuple[str | None, str]:
+    """(name, what a runtime opens): a stored model keeps the name that it was pulled under."""
+    path = model_path(settings, model)
+    return (None if path == model else model), path
 
 
 def open_cloud(settings: Settings) -> RemoteEngine:
@@ -81,14 +94,26 @@ def open_log_state(settings: Settings) -> LogStateStore:
 def open_device_key(settings: Settings) -> DeviceKey:
     """This device's key, made at first use. Raises ``ConfigurationError`` for one that is
     damaged, expired or readable by others, or a place that does not exist."""
-    from overspill.identity.select import KeyPlace, device_key
+    from overspill.identity.select import device_key
+
+    return device_key(*_key_place(settings))
+
+
+def open_key_rotation(settings: Settings) -> KeyRotation:
+    """The rotation of this device's key, where the settings keep it."""
+    from overspill.identity.select import key_rotation
+
+    return key_rotation(*_key_place(settings))
+
+
+def _key_place(settings: Settings) -> tuple[Path, KeyPlace]:
+    from overspill.identity.select import KeyPlace
 
     if settings.device_key not in tuple(KeyPlace):
         raise ConfigurationError(
             f"'device_key' is {settings.device_key!r}.", mend=f"Use {', '.join(KeyPlace)}."
         )
-    file = settings.places.state / "device-key"
-    return device_key(file, KeyPlace(settings.device_key))
+    return settings.places.state / "device-key", KeyPlace(settings.device_key)
 
 
 def open_transport(settings: Settings) -> Transport:

@@ -33,7 +33,6 @@ def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
     app.command("run")(run)
     app.command("plan")(plan)
-    app.command("models")(models)
 
 
 def run(
@@ -105,24 +104,6 @@ def plan(
         return
     _print_plan(result)
     _explain(result.decision)
-
-
-def models(
-    model: Model = None,
-    cloud: CloudAddress = None,
-    trust_policy: TrustPolicyFile = None,
-    as_json: Json = False,
-) -> None:
-    """List the models that can answer now."""
-    with Overspill(app="cli", settings=settings_for(model, cloud, trust_policy)) as ai:
-        cards, state = ai.models(), ai.availability()
-    if as_json:
-        print_json({"models": cards, "availability": state})
-        return
-    for card in cards:
-        print(f"{card.name}\t{card.runtime}\t{card.quantization}\tcontext {card.context} tokens")
-    print(f"device: {state.device.value} ({state.device_reason})")
-    print(f"cloud:  {state.cloud.value} ({state.cloud_reason})")
 
 
 def _stream(ai: Overspill, request: Request) -> RouteTaken:
