@@ -1,9 +1,11 @@
-"""Models that embed: a BERT and a decoder with random weights, and one without weights."""
+"""Models that embed: a BERT and decoders with random weights, and one without weights."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,11 @@ from overspill.engines.embedders import open_embedder
 from overspill.engines.options import EngineOptions
 from overspill.types.embedding import EmbedRequest
 
-KINDS = ["echo", "bert", "decoder", "worker-echo", "worker-bert"]
+REPOSITORY = Path(__file__).resolve().parents[2]
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))
+
+KINDS = ["echo", "bert", "decoder", "mlx", "worker-echo", "worker-bert", "worker-mlx"]
 
 
 @pytest.fixture(scope="session")
@@ -41,14 +47,34 @@ def embedding_file(made_gguf, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def open_kind(embedding_file):
+def embedding_folder(tmp_path_factory):
+    """A decoder in the MLX layout, which says that its last token's vector stands for a text."""
+    if find_spec("mlx_lm") is None:
+        pytest.skip("mlx is not installed; pip install 'overspill[mlx]'")
+    from tests import made_mlx
+
+    tokenizer = REPOSITORY / "examples" / "family" / "models" / "tokenizer.json"
+    folder = made_mlx.write("llama", tmp_path_factory.mktemp("mlx") / "made", tokenizer)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def open_kind(embedding_file, request):
     """``open_kind("worker-bert")``: an embedder, not yet started; skips when not installed."""
 
-    def build(kind, **options):
-        model = kind.removeprefix("worker-")
-        if model != "echo" and find_spec("llama_cpp") is None:
+    def find(model):
+        if model == "echo":
+            return model
+        if model == "mlx":
+            return request.getfixturevalue("embedding_folder")
+        if find_spec("llama_cpp") is None:
             pytest.skip("llama.cpp is not installed; pip install 'overspill[llama]'")
-        spec = "echo" if model == "echo" else str(embedding_file(model))
+        return embedding_file(model)
+
+    def build(kind, **options):
+        spec = str(find(kind.removeprefix("worker-")))
         settings = EngineOptions(threads=1, context_tokens=256, **options)
         if kind.startswith("worker-"):
             from overspill.worker import WorkerEmbedder

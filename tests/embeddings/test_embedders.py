@@ -189,11 +189,12 @@ async def test_a_damaged_file_is_refused(tmp_path, open_file):
         await open_file(path).start()
 
 
-async def test_an_mlx_folder_is_refused_plainly(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UnsupportedOption, match=r"llama\.cpp only"):
-        open_embedder(str(tmp_path))
+async def test_an_mlx_folder_of_an_encoder_is_refused_plainly(tmp_path):
+    pytest.importorskip("mlx_lm", reason="pip install 'overspill[mlx]'")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    with pytest.raises(ModelInvalid, match="bert not supported"):
+        await open_embedder(str(tmp_path)).start()
 
 
 @given(

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("mlx_lm", reason="pip install 'overspill[mlx]'")
 
-from overspill.engines import mlx
+from overspill.engines import mlx_model
 from overspill.engines.mlx_memory import CacheCost, MlxUse, mlx_need
 from overspill.engines.registry import EngineOptions, open_engine
 from overspill.errors import DoesNotFit
@@ -110,13 +110,11 @@ def test_a_model_says_what_its_caches_take_before_any_weight_is_read(
 ):
     import mlx.core as mx
 
-    from overspill.engines.mlx_model import FolderModel
-
     costs = {}
     for kind in ("llama", "sliding", "falcon_h1"):
         folder = made_mlx.write(kind, tmp_path / kind, tiny_folder / "tokenizer.json")
         before = mx.get_active_memory()
-        outline = FolderModel(folder).outline
+        outline = mlx_model.FolderModel(folder).outline
         # A few scalars; the weights are a thousand times that.
         assert mx.get_active_memory() - before < outline.weights_bytes // 100
         assert outline.vocabulary_size == made_mlx.VOCABULARY
@@ -142,7 +140,7 @@ async def test_a_context_is_made_smaller_where_that_is_allowed(
         whole = engine.card.memory_bytes
         assert (engine.card.context, engine.card.notes) == (4096, ())
     # The machine's memory is no object of ours: a number stands for it.
-    monkeypatch.setattr(mlx, "available_memory", lambda: whole * 7 // 10)
+    monkeypatch.setattr(mlx_model, "available_memory", lambda: whole * 7 // 10)
     with pytest.raises(DoesNotFit, match="8 sequences of 4096 tokens"):
         await open_engine(str(folder), options=EngineOptions(max_sequences=8)).start()
     async with open_engine(str(folder), options=options) as engine:

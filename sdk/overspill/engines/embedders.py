@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from overspill.engines.embedder import Embedder, EmbeddingModel, ThreadedEmbedder
 from overspill.engines.options import EngineOptions
-from overspill.engines.registry import name_of, runtime_of
-from overspill.errors import MissingExtra, UnsupportedOption
+from overspill.engines.registry import RUNTIMES, name_of, runtime_of
+from overspill.errors import MissingExtra
 
 
 def open_embedder(
     spec: str, *, name: str | None = None, options: EngineOptions | None = None
 ) -> Embedder:
-    """An embedder for ``echo`` or a ``.gguf`` file; ``start`` loads it.
+    """An embedder for ``echo``, a ``.gguf`` file or an MLX folder; ``start`` loads it.
 
-    Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`, and
-    :class:`UnsupportedOption` for an MLX folder: mlx-lm's models give no embeddings.
+    Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`.
     """
     options = options or EngineOptions()
     runtime, path = runtime_of(spec)
     name = name or name_of(spec)
-    if runtime == "mlx":
-        raise UnsupportedOption(
-            f"{name} is in the MLX layout; embeddings run on llama.cpp only.",
-            param="model",
-            mend="Use the same model as a .gguf file.",
-        )
-    if runtime == "llama.cpp" and any(find_spec(m) is None for m in ("llama_cpp", "numpy")):
-        raise MissingExtra("The llama.cpp runtime", "llama")
+    _, extra, modules = RUNTIMES[runtime]
+    if any(find_spec(module) is None for module in modules):
+        raise MissingExtra(f"The {runtime} runtime", extra)
 
     def open_model() -> EmbeddingModel:
         if runtime == "echo":
@@ -37,6 +32,8 @@ def open_embedder(
             return EchoEmbeddingModel(
                 name, context_tokens=options.context_tokens or DEFAULT_CONTEXT_TOKENS
             )
+        if runtime == "mlx":
+            return _open_mlx(path, name, options)
         from overspill.engines.llama_embedding import LlamaEmbeddingModel, LlamaEmbeddingOptions
 
         native = LlamaEmbeddingOptions(
@@ -48,3 +45,15 @@ def open_embedder(
         return LlamaEmbeddingModel(path, name=name, options=native)
 
     return ThreadedEmbedder(open_model, name=name, runtime=runtime)
+
+
+def _open_mlx(path: Path, name: str, options: EngineOptions) -> EmbeddingModel:
+    from overspill.engines.mlx_embedding import MlxEmbeddingModel, MlxEmbeddingOptions
+
+    return MlxEmbeddingModel(
+        path,
+        name=name,
+        options=MlxEmbeddingOptions(
+            context_tokens=options.context_tokens, shrink_context=options.shrink_context
+        ),
+    )

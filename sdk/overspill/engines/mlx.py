@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,11 @@ import mlx.core as mx
 import numpy as np
 
 from overspill.engines.backend import Abilities, BatchRow, Interrupted, SavedState, Vocabulary
-from overspill.engines.memory import Fit, available_memory, settle
 from overspill.engines.mlx_adapters import FolderAdapters
 from overspill.engines.mlx_caches import SequenceCaches, can_cut
-from overspill.engines.mlx_memory import PREFILL_TOKENS, MlxUse, mlx_need
-from overspill.engines.mlx_model import FolderModel, Outline
-from overspill.engines.mlx_tokenizer import FolderTokenizer, read_json
+from overspill.engines.mlx_memory import PREFILL_TOKENS
+from overspill.engines.mlx_model import FolderModel, Wish, weights_bytes
+from overspill.engines.mlx_tokenizer import FolderTokenizer
 from overspill.errors import EngineError, InvalidRequest
 from overspill.types.card import ModelCard
 
@@ -57,12 +56,11 @@ class MlxBackend:
         self._options = options or MlxOptions()
         if self._options.max_sequences < 1 or self._options.batch_tokens < 1:
             raise InvalidRequest("MLX needs room for one sequence and one token at least.")
-        config = read_json(folder / "config.json")
         self._loaded = FolderModel(folder)
-        outline = self._loaded.outline
-        fit = _fit(self._options, config, outline, name)
+        size = self._loaded.outline.vocabulary_size
+        fit = self._loaded.fit(_wish(self._options, size), name)
         self._context_tokens = fit.context_tokens
-        self._tokenizer = FolderTokenizer(folder, size=outline.vocabulary_size)
+        self._tokenizer = FolderTokenizer(folder, size=size)
         self._loaded.read()
         self._model = self._loaded.module
         self._together = self._loaded.steps_together()
@@ -74,7 +72,8 @@ class MlxBackend:
         )
         self._caches = SequenceCaches(self._loaded.new_caches)
         self._interrupted = threading.Event()
-        self._card = self._describe(name, folder, config, fit)
+        card = self._loaded.card(fit, name)
+        self._card = replace(card, notes=card.notes + self._odd())
 
     @property
     def card(self) -> ModelCard:
@@ -241,66 +240,18 @@ class MlxBackend:
             line = " ".join(f"{error}".split())[:300]
             raise EngineError(f"MLX could not run a batch: {line}.") from error
 
-    def _describe(self, name: str, folder: Path, config: dict[str, Any], fit: Fit) -> ModelCard:
-        weights = self._loaded.weights
-        quantization = config.get("quantization") or {}
-        kind = f"{quantization['bits']}-bit" if "bits" in quantization else _dtype(weights)
-        return ModelCard(
-            name=name,
-            context=self._context_tokens,
-            runtime="mlx",
-            quantization=kind,
-            parameters=0 if quantization else sum(array.size for array in weights),
-            size_bytes=_weights_bytes(folder),
-            memory_bytes=fit.need.total_bytes,
-            notes=fit.notes + self._odd(),
-        )
-
     def _odd(self) -> tuple[str, ...]:
         if self._together or self._options.max_sequences == 1:
             return ()
         return ("mlx-lm cannot batch this architecture: its sequences take turns",)
 
 
-def _fit(options: MlxOptions, config: dict[str, Any], outline: Outline, name: str) -> Fit:
-    """Raises ``DoesNotFit`` before any weights are read."""
-    adapters = sum(_weights_bytes(Path(folder)) for folder in options.adapters.values())
-    return settle(
-        lambda tokens: mlx_need(
-            outline.weights_bytes + adapters,
-            outline.cache_costs,
-            config,
-            outline.vocabulary_size,
-            MlxUse(tokens, options.max_sequences),
-        ),
-        name,
-        context_tokens=_context_tokens(options, config, name),
-        max_sequences=options.max_sequences,
-        available_bytes=available_memory(),
-        shrink=options.shrink_context,
+def _wish(options: MlxOptions, vocabulary_size: int) -> Wish:
+    return Wish(
+        options.context_tokens,
+        DEFAULT_CONTEXT_TOKENS,
+        options.max_sequences,
+        outputs_each=vocabulary_size,
+        adapter_bytes=sum(weights_bytes(Path(folder)) for folder in options.adapters.values()),
+        shrink_context=options.shrink_context,
     )
-
-
-def _weights_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _context_tokens(options: MlxOptions, config: dict[str, Any], name: str) -> int:
-    text = config.get("text_config") or config
-    trained = text.get("max_position_embeddings")
-    if not isinstance(trained, int) or trained < 1:
-        trained = DEFAULT_CONTEXT_TOKENS
-    if options.context_tokens is None:
-        return min(trained, DEFAULT_CONTEXT_TOKENS)
-    if not 1 <= options.context_tokens <= trained:
-        raise InvalidRequest(
-            f"context_tokens is {options.context_tokens}; {name} was trained for {trained}.",
-            param="context_tokens",
-            mend="Ask for a smaller context.",
-        )
-    return options.context_tokens
-
-
-def _dtype(weights: list[Any]) -> str:
-    largest = max(weights, key=lambda array: array.size)
-    return str(largest.dtype).rpartition(".")[2]

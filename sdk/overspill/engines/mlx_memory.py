@@ -75,17 +75,20 @@ def mlx_need(
     weights_bytes: int,
     costs: Sequence[CacheCost],
     config: Mapping[str, Any],
-    vocabulary_size: int,
+    outputs_each: int,
     use: MlxUse,
 ) -> MemoryNeed:
-    """All sequences at their full context, and the largest step that they can be in."""
+    """All sequences at their full context, and the largest step that they can be in.
+
+    ``outputs_each``: numbers that come out for a sequence, as a vocabulary has tokens.
+    """
     caches = [cost.bytes(use.context_tokens) for cost in costs]
     return MemoryNeed(
         weights_bytes=weights_bytes,
         kv_bytes=use.max_sequences * sum(caches),
         compute_bytes=max(_prefill_bytes(costs, config, use), _decode_bytes(costs, config, use)),
         # As computed, as F32, and as numpy's own copy.
-        runtime_bytes=3 * use.max_sequences * vocabulary_size * _F32_BYTES,
+        runtime_bytes=3 * use.max_sequences * outputs_each * _F32_BYTES,
     )
 
 

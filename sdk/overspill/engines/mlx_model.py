@@ -17,14 +17,30 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from overspill.engines.memory import Fit, available_memory, settle
 from overspill.engines.mlx_caches import Caches, can_merge
-from overspill.engines.mlx_memory import CacheCost, cost_of
-from overspill.errors import ModelInvalid
+from overspill.engines.mlx_memory import CacheCost, MlxUse, cost_of, mlx_need
+from overspill.engines.mlx_tokenizer import read_json
+from overspill.errors import InvalidRequest, ModelInvalid
+from overspill.types.card import ModelCard
 
 _PROBES = ([1, 2, 3, 4, 5], [6, 7])
 """Two sequences of unequal length, computed together and alone."""
 _ODD = 0.1
 """Of the logits' spread: far more than rounding, even of four bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked of a model; ``context_tokens`` None takes what it was trained for, up to
+    ``usual_tokens``. ``outputs_each`` is how many numbers come out for a sequence in a step."""
+
+    context_tokens: int | None
+    usual_tokens: int
+    max_sequences: int
+    outputs_each: int
+    adapter_bytes: int = 0
+    shrink_context: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +60,7 @@ class FolderModel:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.config = read_json(folder / "config.json")
         with self._blamed(), _open_file_limit_kept():
             from mlx_lm.models.cache import make_prompt_cache
             from mlx_lm.utils import load_model
@@ -58,10 +75,46 @@ class FolderModel:
         arrays: list[Any] = list(dict(tree_flatten(self.module.parameters())).values())
         return arrays
 
-    def read(self) -> None:
-        """Read the weights in."""
+    def fit(self, wish: Wish, name: str) -> Fit:
+        """Whether it fits, by the largest context that does where that may be made smaller.
+
+        Raises :class:`DoesNotFit`, and :class:`InvalidRequest` for a context beyond its own.
+        """
+        outline = self.outline
+        return settle(
+            lambda tokens: mlx_need(
+                outline.weights_bytes + wish.adapter_bytes,
+                outline.cache_costs,
+                self.config,
+                wish.outputs_each,
+                MlxUse(tokens, wish.max_sequences),
+            ),
+            name,
+            context_tokens=_context_tokens(self.config, wish, name),
+            max_sequences=wish.max_sequences,
+            available_bytes=available_memory(),
+            shrink=wish.shrink_context,
+        )
+
+    def read(self, part: Any = None) -> None:
+        """Read the weights in, or those of one part of it."""
         with self._blamed():
-            mx.eval(self.module.parameters())
+            mx.eval((self.module if part is None else part).parameters())
+
+    def card(self, fit: Fit, name: str) -> ModelCard:
+        """What there is to say about it."""
+        quantization = self.config.get("quantization") or {}
+        bits = quantization.get("bits")
+        return ModelCard(
+            name=name,
+            context=fit.context_tokens,
+            runtime="mlx",
+            quantization=f"{bits}-bit" if bits else _dtype(self.weights),
+            parameters=0 if quantization else sum(array.size for array in self.weights),
+            size_bytes=weights_bytes(self._folder),
+            memory_bytes=fit.need.total_bytes,
+            notes=fit.notes,
+        )
 
     def steps_together(self) -> bool:
         """Whether it computes sequences in one batch as it does each alone.
@@ -130,3 +183,29 @@ def _open_file_limit_kept() -> Iterator[None]:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         # A lowered hard limit can't be raised again: as much as there is.
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
+
+
+def weights_bytes(folder: Path) -> int:
+    """Of the files with weights in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _context_tokens(config: dict[str, Any], wish: Wish, name: str) -> int:
+    text = config.get("text_config") or config
+    trained = text.get("max_position_embeddings")
+    if not isinstance(trained, int) or trained < 1:
+        trained = wish.usual_tokens
+    if wish.context_tokens is None:
+        return min(trained, wish.usual_tokens)
+    if not 1 <= wish.context_tokens <= trained:
+        raise InvalidRequest(
+            f"context_tokens is {wish.context_tokens}; {name} was trained for {trained}.",
+            param="context_tokens",
+            mend="Ask for a smaller context.",
+        )
+    return wish.context_tokens
+
+
+def _dtype(weights: list[Any]) -> str:
+    largest = max(weights, key=lambda array: array.size)
+    return str(largest.dtype).rpartition(".")[2]

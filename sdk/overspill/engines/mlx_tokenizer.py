@@ -45,6 +45,10 @@ class FolderTokenizer:
         tokenizer = self._tokenizer if special else self._plain
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def wrapped(self, text: str) -> list[int]:
+        """Token ids with those that the tokenizer sets around a text; marks in it stay text."""
+        return list(self._plain.encode(text, add_special_tokens=True).ids)
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; b"" for control tokens and ids beyond the vocabulary."""
         if token in self._added:
