@@ -272,3 +272,16 @@ async def test_health_counts_drafts_and_tells_what_is_not_done():
         health = await engine.health()
     assert health.ok
     assert health.notes == ("The draft model is not used: speculation is off.",)
+
+
+async def test_a_slow_reader_stalls_nobody_and_gets_what_gathered_at_once(engine):
+    slow = engine.generate(_ask("y" * 300, max_tokens=300))
+    first = await anext(slow)
+    # Nobody reads it while another answer is read to its end, and while it ends itself.
+    assert _text(await _collect(engine, _ask("z" * 40))) == "echo: " + "z" * 40
+    while (await engine.health()).active:  # noqa: ASYNC110 - the other side is a process
+        await asyncio.sleep(0.01)
+    rest = [chunk async for chunk in slow]
+    assert first.text + _text(rest) == ("echo: " + "y" * 300)[:300]
+    assert rest[-1].finish.usage.completion_tokens == 300
+    assert len(rest) <= 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from overspill.transport.local.options import (
     bearer,
     channel_settings,
 )
-from overspill.types.chat import Chunk, Request
+from overspill.types.chat import Chunk, Request, merge_chunks
 from overspill.types.embedding import EmbedReply, EmbedRequest
 from overspill.wire import convert
 from overspill.wire.v1 import chat_pb2, local_pb2, local_pb2_grpc
@@ -51,16 +50,14 @@ class LocalClient:
         link = self._linked()
         answer = await link.start(request.id, message)
         try:
-            while True:
-                event = await answer.next()
-                match event.WhichOneof("event"):
-                    case "delta":
-                        yield convert.delta_to_chunk(event.delta)
-                    case "final":
-                        yield Chunk(finish=convert.final_to_finish(event.final))
-                        return
-                    case "error":
-                        raise convert.error_from_proto(event.error)
+            ended = False
+            while not ended:
+                events = await answer.take()
+                ended = events[-1].HasField("final")
+                if chunks := [_chunk(event) for event in events if not event.HasField("error")]:
+                    yield merge_chunks(chunks)
+                if events[-1].HasField("error"):
+                    raise convert.error_from_proto(events[-1].error)
         finally:
             link.leave(answer)
 
@@ -167,15 +164,25 @@ class LocalClient:
             self._calls.discard(call)
 
 
+def _chunk(event: chat_pb2.ChatEvent) -> Chunk:
+    if event.HasField("final"):
+        return Chunk(finish=convert.final_to_finish(event.final))
+    return convert.delta_to_chunk(event.delta)
+
+
 class _Answer:
-    """The events of one stream that came and were not read yet."""
+    """The events of one stream that came and were not read yet.
+
+    The connection is read whoever reads an answer, so a slow reader stalls nobody; he gets all
+    that gathered meanwhile as one chunk, and what is held grows with his answer alone.
+    """
 
     def __init__(self, number: int, request_id: str) -> None:
         self.number = number
         self.request_id = request_id
         self.begun = False
         self.position: int | None = None
-        self._events: deque[chat_pb2.ChatEvent] = deque()
+        self._events: list[chat_pb2.ChatEvent] = []
         self._failure: errors.OverspillError | None = None
         self._ready = asyncio.Event()
 
@@ -193,14 +200,16 @@ class _Answer:
         self._failure = self._failure or error
         self._ready.set()
 
-    async def next(self) -> chat_pb2.ChatEvent:
-        """The next event; raises what broke the connection."""
+    async def take(self) -> list[chat_pb2.ChatEvent]:
+        """All events that came, at least one, of which only the last can be the end; raises what
+        broke the connection."""
         while not self._events:
             if self._failure is not None:
                 raise self._failure
             self._ready.clear()
             await self._ready.wait()
-        return self._events.popleft()
+        events, self._events = self._events, []
+        return events
 
 
 class _Link:
