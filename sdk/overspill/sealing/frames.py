@@ -32,6 +32,7 @@ MAX_FRAMES: Final = 1 << 32
 _HEADER_BYTES: Final = 2
 _TAG_BYTES: Final = 16
 _LENGTH_BYTES: Final = 4
+_MIN_FRAME_BYTES: Final = _HEADER_BYTES + BUCKET_BYTES + _TAG_BYTES
 _MAX_PADDED_BYTES: Final = (MAX_FRAME_BYTES - _HEADER_BYTES - _TAG_BYTES) // 64 * 64
 MAX_CONTENT_BYTES: Final = _MAX_PADDED_BYTES - _LENGTH_BYTES
 """The longest content of one frame; a longer body goes in several frames (``seal_body``)."""
@@ -53,6 +54,18 @@ _SENDS: Final = {
     CLIENT: frozenset({FrameType.AUTH, FrameType.BODY}),
     SERVER: frozenset({FrameType.BODY, FrameType.EVENT, FrameType.FINAL, FrameType.ERROR}),
 }
+_HEADERS: Final = {
+    direction: {
+        bytes((kind, final)): (kind, final)
+        for kind in kinds
+        for final in (False, True)
+        if (final or kind not in _ENDS) and (not final or kind in _MAY_END)
+    }
+    for direction, kinds in _SENDS.items()
+}
+"""Every header that a direction may carry: reading one is a look-up, once a frame."""
+
+_PACK_INDEX: Final = struct.Struct(">Q").pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,8 @@ class _Direction:
         self._aead = ChaCha20Poly1305(keys.key)
         self._nonce = int.from_bytes(keys.nonce, "big")
         self._direction = direction
+        self._aad = b"ovs1" + direction
+        self._headers = _HEADERS[direction]
         self._index = 0
         self._bytes = 0
         self._transcript = hashlib.sha256()
@@ -88,16 +103,19 @@ class _Direction:
         """True once a final frame went by."""
         return self._ended
 
-    def _nonce_and_aad(self, kind: int, final: int) -> tuple[bytes, bytes]:
-        nonce = (self._nonce ^ self._index).to_bytes(12, "big")
-        return nonce, b"ovs1" + self._direction + struct.pack(">QBB", self._index, kind, final)
+    def _nonce_and_aad(self, header: bytes) -> tuple[bytes, bytes]:
+        index = self._index
+        nonce = (self._nonce ^ index).to_bytes(12, "big")
+        return nonce, self._aad + _PACK_INDEX(index) + header
 
-    def _advance(self, kind: FrameType, content: bytes, size: int, *, final: bool) -> None:
+    def _advance(self, header: bytes, body: bytes, size: int) -> None:
+        """Counts a frame of ``size`` sealed bytes; ``body`` is its length and content."""
+        kind, final = self._headers[header]
         self._index += 1
         self._bytes += size
         self._ended = final
         if kind is not FrameType.FINAL:
-            self._transcript.update(struct.pack(">BI", kind, len(content)) + content)
+            self._transcript.update(header[:1] + body)
 
     def _excess(self, size: int) -> str:
         """Why a frame of ``size`` sealed bytes would break a limit, or an empty string."""
@@ -125,14 +143,16 @@ class FrameSealer(_Direction):
         """
         final = final or kind in _ENDS
         self._check_order(kind, final)
-        padded = _pad(plaintext)
+        body = len(plaintext).to_bytes(_LENGTH_BYTES, "big") + plaintext
+        padded = body + bytes(-len(body) % BUCKET_BYTES)
         size = _HEADER_BYTES + len(padded) + _TAG_BYTES
         if excess := self._excess(size):
             raise DoesNotFit(excess, mend="Send less in one request.")
-        nonce, aad = self._nonce_and_aad(kind, final)
+        header = bytes((kind, final))
+        nonce, aad = self._nonce_and_aad(header)
         sealed = self._aead.encrypt(nonce, padded, aad)
-        self._advance(kind, plaintext, size, final=final)
-        return bytes((kind, final)) + sealed
+        self._advance(header, body, size)
+        return header + sealed
 
     def seal_body(self, content: bytes) -> list[bytes]:
         """``content`` as BODY frames of at most 1 MiB, the last one final."""
@@ -191,41 +211,39 @@ class FrameOpener(_Direction):
             raise StreamCorrupt("A frame came after the final one.")
         if excess := self._excess(len(frame)):
             raise StreamCorrupt(excess)
-        kind, final = self._header(frame)
-        nonce, aad = self._nonce_and_aad(kind, final)
+        header = frame[:_HEADER_BYTES]
+        if header not in self._headers or len(frame) < _MIN_FRAME_BYTES:
+            raise StreamCorrupt(f"Frame {self._index} {self._complaint(frame)}.")
+        nonce, aad = self._nonce_and_aad(header)
         try:
             padded = self._aead.decrypt(nonce, frame[_HEADER_BYTES:], aad)
         except InvalidTag as error:
             raise StreamCorrupt(
                 f"Frame {self._index} was altered or is not the next one of this stream."
             ) from error
-        content = _unpad(padded)
-        self._advance(kind, content, len(frame), final=final)
-        return Frame(kind, content, final)
+        body = _unpad(padded)
+        self._advance(header, body, len(frame))
+        kind, final = self._headers[header]
+        return Frame(kind, body[_LENGTH_BYTES:], final)
 
-    def _header(self, frame: bytes) -> tuple[FrameType, bool]:
-        if len(frame) < _HEADER_BYTES + BUCKET_BYTES + _TAG_BYTES or frame[1] > 1:
-            raise StreamCorrupt(f"Frame {self._index} has no valid header.")
+    def _complaint(self, frame: bytes) -> str:
+        """What is wrong with a header that is none of this direction's."""
+        if len(frame) < _MIN_FRAME_BYTES or frame[1] > 1:
+            return "has no valid header"
         try:
             kind = FrameType(frame[0])
-        except ValueError as error:
-            raise StreamCorrupt(f"Frame {self._index} has the unknown type {frame[0]}.") from error
-        final = bool(frame[1])
-        if kind not in _SENDS[self._direction] or (final and kind not in _MAY_END):
-            raise StreamCorrupt(f"Frame {self._index} of type {kind.name} has no place here.")
-        if kind in _ENDS and not final:
-            raise StreamCorrupt(f"Frame {self._index} of type {kind.name} is not marked final.")
-        return kind, final
-
-
-def _pad(content: bytes) -> bytes:
-    body = len(content).to_bytes(_LENGTH_BYTES, "big") + content
-    return body + bytes(-len(body) % BUCKET_BYTES)
+        except ValueError:
+            return f"has the unknown type {frame[0]}"
+        if kind in _ENDS and kind in _SENDS[self._direction]:
+            return f"of type {kind.name} is not marked final"
+        return f"of type {kind.name} has no place here"
 
 
 def _unpad(padded: bytes) -> bytes:
-    size = int.from_bytes(padded[:_LENGTH_BYTES], "big")
-    content = padded[_LENGTH_BYTES : _LENGTH_BYTES + size]
-    if len(content) != size or _pad(content) != padded:
+    """Length and content, without the zeros up to the next bucket. There is one way to pad."""
+    end = _LENGTH_BYTES + int.from_bytes(padded[:_LENGTH_BYTES], "big")
+    body, zeros = padded[:end], padded[end:]
+    is_whole = len(body) == end and len(padded) % BUCKET_BYTES == 0
+    if not is_whole or len(zeros) >= BUCKET_BYTES or zeros.strip(b"\0"):
         raise StreamCorrupt("A frame's padding is not the canonical one.")
-    return content
+    return body
