@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from overspill.arguments import Messages, Options, build_embedding, build_request
 from overspill.budget import Budget, current_budget, use_budget
@@ -17,6 +18,7 @@ from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import ConfigurationError, EngineError, ModelNotFound, OverspillError
 from overspill.gathering import Routes
+from overspill.modelroom import is_pullable
 from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
 from overspill.profile import DeviceMeter
 from overspill.remote import RemoteEngine
@@ -27,6 +29,10 @@ from overspill.types.chat import Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
 from overspill.types.reply import Availability, AvailabilityState, Reply, ReplyChunk
 from overspill.types.route import Plan
+
+if TYPE_CHECKING:
+    from overspill.models.files import OnProgress
+    from overspill.models.store import StoredModel
 
 
 class AsyncOverspill:
@@ -51,6 +57,7 @@ class AsyncOverspill:
         self.device_problem: OverspillError | None = None
         """What kept the device's model from starting, where a cloud must do alone."""
         self._routes: Routes | None = None
+        self._pulling = 0
 
     async def __aenter__(self) -> Self:
         settings = self.settings
@@ -191,7 +198,7 @@ class AsyncOverspill:
     async def availability(self) -> Availability:
         """Whether device and cloud can answer, each with a reason in words."""
         routes = self._open
-        device, why = AvailabilityState.UNAVAILABLE, str(self.device_problem or "No model.")
+        device, why = self._absent_device(), str(self.device_problem or "No model.")
         if routes.device is not None:
             health = await routes.device.health()
             why = health.detail or " ".join(
@@ -207,6 +214,37 @@ class AsyncOverspill:
         else:
             cloud, cloud_why = AvailabilityState.UNAVAILABLE, str(state.problem or "None is set.")
         return Availability(device, why, cloud, cloud_why)
+
+    async def pull(
+        self, model: str | None = None, *, on_progress: OnProgress | None = None
+    ) -> StoredModel:
+        """Fetch a model (default: the one that the settings name) into the user's store.
+
+        A name of the catalog, or ``owner/repository[:file]`` of the hub; nothing is asked, so ask
+        first: ``overspill.modelroom.plan`` tells size, licence and digest. A device model that was
+        missing is loaded then. ``on_progress`` is called in the event loop. Raises
+        ``ModelNotFound``, ``ModelInvalid``, ``PullFailed``, ``DoesNotFit``, ``MissingExtra``.
+        """
+        from overspill import modelroom
+
+        routes, what = self._open, model or self.settings.model
+        self._pulling += 1
+        try:
+            planned = await modelroom.plan(self.settings, what)
+            stored = await modelroom.pull(self.settings, planned, on_progress=on_progress)
+        finally:
+            self._pulling -= 1
+        if routes.device is None and what == self.settings.model:
+            self._device = await self._start_device()
+            self._routes = replace(routes, device=self._device)
+        return stored
+
+    async def prewarm(self, messages: Messages) -> None:
+        """Let the device compute what later prompts begin with (a system prompt, a document).
+
+        Nothing leaves the device, and only this app's prompts gain by it. Raises as ``chat``.
+        """
+        await self.chat(messages, privacy=Privacy.DEVICE, max_tokens=1)
 
     async def cloud_state(self) -> CloudState:
         """The cloud's verified evidence and cards, or the problem that keeps it out.
@@ -253,19 +291,32 @@ class AsyncOverspill:
         return CloudState() if floor is Privacy.DEVICE else await self._open.cloud.state()
 
     def _session(self, request: Request) -> Session:
-        return Session(self._open, request)
+        routes = self._open
+        if routes.device is None and routes.cloud.engine is None and self.device_problem:
+            raise self.device_problem
+        return Session(routes, request)
+
+    def _absent_device(self) -> AvailabilityState:
+        if self._pulling:
+            return AvailabilityState.DOWNLOADING
+        absent = isinstance(self.device_problem, ModelNotFound)
+        if absent and is_pullable(self.settings.model):
+            return AvailabilityState.DOWNLOADABLE
+        return AvailabilityState.UNAVAILABLE
 
     async def _start_device(self) -> Engine | None:
-        """The device's engine; without one a cloud alone must do, without both it is an error."""
+        """The device's engine; without one a cloud alone must do, without both it is an error,
+        unless the model could be pulled: then every request says how."""
         try:
             engine = self._device or open_device(self.settings)
             await engine.start()
-            return engine
         except OverspillError as error:
-            if self._cloud is None:
-                raise
             self.device_problem = error
+            if self._cloud is None and self._absent_device() is AvailabilityState.UNAVAILABLE:
+                raise
             return None
+        self.device_problem = None
+        return engine
 
     async def _close_engines(self) -> None:
         for engine in (self._device, self._cloud, self._embedder):

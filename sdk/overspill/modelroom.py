@@ -46,16 +46,17 @@ def preferred_runtime() -> Runtime:
     return "mlx" if apple and find_spec("mlx_lm") is not None else "llama.cpp"
 
 
-def model_path(settings: Settings, name: str) -> str:
-    """What a runtime opens for a name: of the wheel, of the store, or a path.
+def resolve(settings: Settings, name: str) -> tuple[str | None, str]:
+    """(its name, what a runtime opens) for a name (wheel, store, hub) or a path.
 
-    Raises ``ModelNotFound`` with the command that pulls it for a name that could be pulled.
+    The name is None where the file's own will do. Raises ``ModelNotFound``, with the command that
+    pulls it for a name that could be pulled.
     """
     if name in RESERVED or Path(name).exists():
-        return name
-    stored = open_store(settings).find(name)
+        return None, name
+    stored = find_stored(settings, name)
     if stored is not None:
-        return str(stored.path)
+        return stored.name, str(stored.path)
     if is_pullable(name):
         raise ModelNotFound(
             f"The model '{name}' is not on this machine.", mend=f"Run: overspill models pull {name}"
@@ -64,6 +65,16 @@ def model_path(settings: Settings, name: str) -> str:
         raise ModelNotFound(f"There is no model at {name}.", mend="Check the path.")
     known = {*RESERVED, *catalog(), *(model.name for model in open_store(settings).models())}
     raise ModelNotFound.among(name, known)
+
+
+def find_stored(settings: Settings, name: str) -> StoredModel | None:
+    """A model of the store by its name here, or by the repository that it was pulled from."""
+    store = open_store(settings)
+    found = store.find(name)
+    reference = None if found is not None else parse_reference(name)
+    if reference is None:
+        return found
+    return next((m for m in store.models() if reference.names(m.source, m.main)), None)
 
 
 def is_pullable(name: str) -> bool:

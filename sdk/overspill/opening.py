@@ -11,7 +11,7 @@ from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import ConfigurationError
 from overspill.identity.base import DeviceKey
-from overspill.modelroom import model_path
+from overspill.modelroom import resolve
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy, parse_policy
 from overspill.state.log_state import LogStateStore
@@ -40,7 +40,7 @@ def open_device(settings: Settings) -> Engine:
         draft_model=settings.draft_model,
         mmproj=None if settings.mmproj is None else str(settings.mmproj),
     )
-    name, spec = _named(settings, settings.model)
+    name, spec = resolve(settings, settings.model)
     if not settings.isolate:
         return open_engine(spec, name=name, options=options)
     from overspill.worker import WorkerEngine
@@ -56,7 +56,7 @@ def open_embedder(settings: Settings) -> Embedder:
     from overspill.engines import embedders
     from overspill.engines.options import EngineOptions
 
-    name, spec = _named(settings, settings.embedding_model or settings.model)
+    name, spec = resolve(settings, settings.embedding_model or settings.model)
     options = EngineOptions(shrink_context=settings.shrink_context)
     opened = embedders.open_embedder(spec, name=name, options=options)
     if not settings.isolate:
@@ -64,12 +64,6 @@ def open_embedder(settings: Settings) -> Embedder:
     from overspill.worker import WorkerEmbedder
 
     return WorkerEmbedder(spec, name=name, options=options)
-
-
-def _named(settings: Settings, model: str) -> tuple[str | None, str]:
-    """(name, what a runtime opens): a stored model keeps the name that it was pulled under."""
-    path = model_path(settings, model)
-    return (None if path == model else model), path
 
 
 def open_cloud(settings: Settings) -> RemoteEngine:

@@ -23,6 +23,9 @@ from overspill.types.route import Plan
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
+    from overspill.models.files import OnProgress
+    from overspill.models.store import StoredModel
+
 
 async def _next(chunks: AsyncGenerator[ReplyChunk]) -> ReplyChunk:
     return await anext(chunks)
@@ -142,6 +145,19 @@ class Overspill:
     def availability(self) -> Availability:
         """Whether device and cloud can answer, each with a reason."""
         return self._open.call(self._core.availability)
+
+    def pull(
+        self, model: str | None = None, *, on_progress: OnProgress | None = None
+    ) -> StoredModel:
+        """Fetch a model into the user's store; see :meth:`AsyncOverspill.pull`.
+
+        ``on_progress`` is called in another thread.
+        """
+        return self._open.call(lambda: self._core.pull(model, on_progress=on_progress))
+
+    def prewarm(self, messages: Messages) -> None:
+        """Let the device compute what later prompts begin with; nothing leaves it."""
+        self._open.call(self._core.prewarm, messages)
 
     def enroll(self, code: str) -> int:
         """Enrol this device with the node; see :meth:`AsyncOverspill.enroll`."""

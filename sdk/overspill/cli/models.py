@@ -257,7 +257,7 @@ def _runtime(text: str | None) -> Runtime | None:
 
 
 def _stored_or_file(what: str) -> StoredModel | None:
-    stored = modelroom.open_store(settings_for()).find(what)
+    stored = modelroom.find_stored(settings_for(), what)
     if stored is not None:
         return stored
     from overspill.engines.registry import BROOK

@@ -50,6 +50,12 @@ class HubReference:
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}" + (f":{self.choice}" if self.choice else "")
 
+    def names(self, source: str, main: str) -> bool:
+        """Whether a stored model came from here; its ``main`` file has to be the chosen one."""
+        if source != f"hf.co/{self.repo}":
+            return False
+        return self.choice is None or _has_quantization(main, self.choice) or main == self.choice
+
 
 def parse_reference(text: str) -> HubReference | None:
     """The reference that a text is, or None for anything else (a name of the catalog, say)."""
