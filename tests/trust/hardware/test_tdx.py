@@ -214,11 +214,14 @@ def test_another_quoting_enclave(intel, refused, how):
 # --- collateral -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tcb_info", "qe_identity"])
-def test_t21_expired_or_future_documents(intel, makers, refused, name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("tcb_info", "tcb_info_expired"), ("qe_identity", "qe_identity_expired")],
+)
+def test_t21_expired_or_future_documents(intel, makers, refused, name, reason):
     make = getattr(intel, name)
     old = {name: make(issueDate=makers.stamp(-40), nextUpdate=makers.stamp(-10))}
-    assert refused("tdx", files(intel, collateral=old)) == f"{name}_expired"
+    assert refused("tdx", files(intel, collateral=old)) == reason
     new = {name: make(issueDate=makers.stamp(1))}
     assert refused("tdx", files(intel, collateral=new)) == f"{name}_not_yet_valid"
 
