@@ -143,6 +143,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
 
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and is not."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rest = chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + rest
+
+
 def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     """A picture as PNG: [height, width, 3]."""
     height, width, _ = pixels.shape

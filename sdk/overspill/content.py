@@ -74,6 +74,12 @@ def image_of(data: bytes, *, at: int = 0) -> Image:
 
 def _image(source: Any, *, at: int) -> Image:
     url = source.get("url") if isinstance(source, Mapping) else source
+    if isinstance(source, Mapping) and source.get("detail") not in (None, "auto"):
+        raise UnsupportedOption(
+            "An image's detail cannot be chosen: a model's projector has its own.",
+            param="messages",
+            mend='Use "auto", or leave it out; send a smaller image for fewer tokens.',
+        )
     if isinstance(url, bytes):
         return image_of(url, at=at)
     if not isinstance(url, str):
@@ -81,7 +87,7 @@ def _image(source: Any, *, at: int) -> Image:
     head = _DATA_URL.match(url)
     if head is None:
         raise UnsupportedOption(
-            "An image's URL is no data: URL; nothing is fetched.",
+            f"An image's URL is no data: URL of base64, and nothing is fetched: {url:.60}",
             param="messages",
             mend="Send the image itself: data:image/png;base64,...",
         )
