@@ -67,7 +67,7 @@ class Admission:
 
     async def admit(self, signature: RequestSignature, *, th: bytes, body: bytes) -> Admitted:
         """Admit a request. Raises ``DeviceRejected`` (with a ``reason``) or ``BusyError``."""
-        device = await self._enrolled(signature.device_thumbprint)  # 1, 2
+        device = await self.enrolled(signature.device_thumbprint)  # 1, 2
         check_request(signature, device.public_der, th=th, body=body)  # 3. its own signature
         check_clock(signature, int(self._clock() * 1000))  # 4. a fresh one
         release = self._take_slot(device.thumbprint)  # 5. room
@@ -78,7 +78,8 @@ class Admission:
             raise
         return Admitted(device, release)
 
-    async def _enrolled(self, thumbprint: bytes) -> Device:
+    async def enrolled(self, thumbprint: bytes) -> Device:
+        """An enrolled device whose key is in force. Raises ``DeviceRejected``."""
         store = self._database.store
         device = await self._database.call(lambda: store.device(thumbprint))
         if device is None:  # 1. known

@@ -25,7 +25,6 @@ from overspill.errors import (
     StreamTruncated,
 )
 from overspill.sealing.receipt import ReceiptClaims, commitment, response_content
-from overspill.sealing.signing import check_clock, check_request
 from overspill.transport.base import SealedHead
 from overspill.types.chat import Chunk, Finish, FinishReason, Request, ToolCall, merge_chunks
 from overspill.types.evidence import EvidenceBundle
@@ -33,13 +32,12 @@ from overspill.types.usage import Usage
 from overspill.wire import plaintext
 from overspill_cloud import events
 from overspill_cloud.admission import Admission, Admitted, Database
+from overspill_cloud.enrolment import Enrolment
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.models import ServedModel, pick
 from overspill_cloud.sealed_stream import SealedRequest, SealedStream
-from overspill_cloud.store import Device, UsageEntry
+from overspill_cloud.store import UsageEntry
 from overspill_cloud.streams import Run, Running, Stop, StreamLimits
-
-DEVICE_LIFETIME_S = 365 * 86_400
 
 _TELLABLE = (
     BusyError,
@@ -98,6 +96,7 @@ class Node:
 
     def __init__(self, parts: NodeParts) -> None:
         self._parts = parts
+        self._enrolment = Enrolment(parts.database, parts.admission, parts.clock)
         self._running = Running(parts.limits)
         self._draining = False
         self._arriving = 0
@@ -146,13 +145,13 @@ class Node:
             )
 
     async def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """Enrol a device: its key signs the enrolment, its code pays for it."""
+        """Enrol a device: its key signs the enrolment, its code pays for it, or its old key."""
         with self._opening():
             stream = self._open(head)
             yield stream.response_nonce
             try:
                 sealed = await self._read(stream, frames)
-                enrolled = await self._enrol(stream, sealed)
+                enrolled = await self._enrolment.enrol(sealed, th=stream.keys.th)
             except Exception as error:
                 yield stream.error(self._refused(error, "enrolment"))
                 return
@@ -289,23 +288,6 @@ class Node:
             outcome=outcome,
         )
         self._parts.database.submit(lambda: self._parts.database.store.append_usage(entry))
-
-    async def _enrol(self, stream: SealedStream, sealed: SealedRequest) -> plaintext.Enrolled:
-        enrolment = plaintext.enrolment_from_bytes(sealed.body)
-        check_request(sealed.signature, enrolment.public_key, th=stream.keys.th, body=sealed.body)
-        now = int(self._parts.clock())
-        check_clock(sealed.signature, now * 1000)
-        longest = now + DEVICE_LIFETIME_S
-        device = Device(
-            thumbprint=sealed.signature.device_thumbprint,
-            public_der=enrolment.public_key,
-            label=enrolment.label[:64],
-            enrolled_unix=now,
-            not_after_unix=min(enrolment.not_after_unix or longest, longest),
-        )
-        database = self._parts.database
-        await database.call(lambda: database.store.enrol(device, enrolment.code, now))
-        return plaintext.Enrolled(device.thumbprint, device.not_after_unix)
 
     def _refused(self, error: Exception, where: str) -> OverspillError:
         """Log a refusal by its code alone, and give what may be sealed to the client."""

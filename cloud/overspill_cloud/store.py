@@ -43,6 +43,13 @@ _codes = sa.Table(
     sa.Column("expires_unix", sa.Integer, nullable=False),
     sa.Column("used_unix", sa.Integer),
 )
+_rotations = sa.Table(
+    "device_rotations",
+    _metadata,
+    sa.Column("old_thumbprint", sa.LargeBinary(32), primary_key=True),
+    sa.Column("new_thumbprint", sa.LargeBinary(32), nullable=False),
+    sa.Column("rotated_unix", sa.Integer, nullable=False),
+)
 _replay = sa.Table(
     "replay_window",
     _metadata,
@@ -160,14 +167,51 @@ class Store:
         return [Device(**row._mapping) for row in rows]
 
     def revoke(self, thumbprint: bytes, now_unix: int) -> bool:
-        """Refuse a device from now on, for good. False when it is unknown."""
-        change = (
-            sa.update(_devices)
-            .where(_devices.c.thumbprint == thumbprint)
-            .values(revoked_unix=sa.func.coalesce(_devices.c.revoked_unix, now_unix))
-        )
+        """Refuse a device from now on, for good, under the keys too that it rotated to: who stole
+        a key may have. False when it is unknown."""
         with self._begin() as db:
-            return db.execute(change).rowcount == 1
+            names = _with_successors(db, thumbprint)
+            change = (
+                sa.update(_devices)
+                .where(_devices.c.thumbprint.in_(names))
+                .values(revoked_unix=sa.func.coalesce(_devices.c.revoked_unix, now_unix))
+            )
+            return db.execute(change).rowcount > 0
+
+    def rotate(
+        self, old_thumbprint: bytes, device: Device, now_unix: int, overlap_until: int
+    ) -> None:
+        """Let a device go on under a new key; the old one holds until ``overlap_until`` at most.
+
+        The same rotation again changes nothing. Raises ``DeviceRejected``: ``rotated`` when the old
+        key has another successor already, ``revoked`` when the new key was revoked before.
+        """
+        row = {f: getattr(device, f) for f in Device.__slots__}
+        add = upsert(_devices).values(row).on_conflict_do_nothing()
+        note = upsert(_rotations).values(
+            old_thumbprint=old_thumbprint, new_thumbprint=device.thumbprint, rotated_unix=now_unix
+        )
+        old = _devices.c.thumbprint == old_thumbprint
+        with self._begin() as db:
+            is_new = db.execute(note.on_conflict_do_nothing()).rowcount == 1
+            if _successor(db, old_thumbprint) != device.thumbprint:
+                raise DeviceRejected(
+                    "This device key was replaced by another already.",
+                    reason="rotated",
+                    mend="Enrol this device again; if nobody here did that, have it revoked.",
+                )
+            db.execute(add)
+            if self._is_revoked(db, device.thumbprint):
+                raise DeviceRejected(
+                    "The new device key was revoked.", reason="revoked", mend="Make another key."
+                )
+            if is_new:
+                until = sa.func.min(_devices.c.not_after_unix, overlap_until)
+                db.execute(sa.update(_devices).where(old).values(not_after_unix=until))
+
+    def _is_revoked(self, db: sa.Connection, thumbprint: bytes) -> bool:
+        found = sa.select(_devices.c.revoked_unix).where(_devices.c.thumbprint == thumbprint)
+        return db.execute(found).scalar_one() is not None
 
     # Enrolment --------------------------------------------------------------------------------
 
@@ -258,6 +302,20 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
     # the last ones may be gone, and with them the node's key: nothing old can be replayed then.
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _successor(db: sa.Connection, thumbprint: bytes) -> bytes | None:
+    wanted = sa.select(_rotations.c.new_thumbprint)
+    found = db.execute(wanted.where(_rotations.c.old_thumbprint == thumbprint)).scalar_one_or_none()
+    return None if found is None else bytes(found)
+
+
+def _with_successors(db: sa.Connection, thumbprint: bytes) -> list[bytes]:
+    """A device and every key that it rotated to since."""
+    names = [thumbprint]
+    while (following := _successor(db, names[-1])) is not None and following not in names:
+        names.append(following)
+    return names
 
 
 def _digest(code: str) -> bytes:

@@ -12,7 +12,6 @@ retried here; a lost key is fetched and *verified* again, once.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import OrderedDict
@@ -35,8 +34,10 @@ from overspill.errors import (
 )
 from overspill.exchange import Exchange, ExchangeLimits, Incoming, parsed, seal_request
 from overspill.log_watch import verify_remembering
+from overspill.receipt_records import KeptEvidence, make_record
 from overspill.sealing.frames import FrameType
 from overspill.sealing.receipt import check_cards
+from overspill.sealing.rotation import sign_rotation
 from overspill.sealing.signing import DeviceSigner
 from overspill.state.log_state import LogStateStore
 from overspill.transport.base import Transport
@@ -83,6 +84,7 @@ class _Attested:
     result: AttestationResult
     bundle: EvidenceBundle
     models: dict[str, bytes]
+    context: Context
 
 
 class RemoteEngine(Engine):
@@ -190,10 +192,28 @@ class RemoteEngine(Engine):
 
         Returns the Unix time until which the node accepts the key. Raises ``DeviceRejected``.
         """
-        attested = await self._verified()
         enrolment = plaintext.Enrolment(self._signer.public_der, code, not_after_unix, label)
+        return await self._enrol(enrolment, self._signer)
+
+    async def rotate(self, new: DeviceSigner, *, not_after_unix: int) -> int:
+        """Go on under a new key: both keys sign, the node confirms, and from then on requests are
+        signed by ``new``. Those under way are not touched, and the old key holds for a day more.
+
+        Safe to repeat with the same ``new`` when an answer was lost. Returns the Unix time until
+        which the node accepts the new key. Raises ``DeviceRejected``.
+        """
+        signed = sign_rotation(
+            self._signer, new, not_after_unix=not_after_unix, unix_ms=self._unix_ms()
+        )
+        enrolment = plaintext.Enrolment(new.public_der, "", not_after_unix, rotation=signed)
+        until = await self._enrol(enrolment, new)
+        self._signer = new
+        return until
+
+    async def _enrol(self, enrolment: plaintext.Enrolment, signer: DeviceSigner) -> int:
+        attested = await self._verified()
         body = plaintext.enrolment_to_bytes(enrolment)
-        outgoing = seal_request(attested.result, self._signer, body, self._unix_ms())
+        outgoing = seal_request(attested.result, signer, body, self._unix_ms())
         call = self._transport.enroll(outgoing.head, outgoing.each_frame())
         async with aclosing(Incoming(call, outgoing.keys, self._options.limits)) as incoming:
             await incoming.begin()
@@ -283,7 +303,7 @@ class RemoteEngine(Engine):
             result = verify(bundle, context, self._policy)
         else:
             result = verify_remembering(bundle, context, self._policy, self._log_state)
-        return _Attested(result, bundle, _digests(MeasuredLog.decode(bundle.measured_log)))
+        return _Attested(result, bundle, _digests(MeasuredLog.decode(bundle.measured_log)), context)
 
     async def _send(self, attested: _Attested, request: Request) -> Exchange:
         body = plaintext.request_to_bytes(request)  # (4)
@@ -311,11 +331,31 @@ class RemoteEngine(Engine):
         record = RemoteRecord(
             request_id=request_id,
             bytes_sent=self.bytes_sent(request_id),
-            receipt=_receipt_record(request_id, self.address, exchange),
+            receipt=self._receipt_record(request_id, attested, exchange),
             bundle=attested.bundle,
             result=attested.result,
         )
         self._keep(self._records, request_id, record)
+
+    def _receipt_record(
+        self, request_id: str, attested: _Attested, exchange: Exchange
+    ) -> ReceiptRecord:
+        if exchange.claims is None or exchange.receipt is None:
+            raise UsageError("Only a confirmed exchange has a receipt.")
+        context, keys = attested.context, exchange.outgoing.keys
+        return make_record(
+            request_id,
+            self.address,
+            exchange.receipt,
+            exchange.claims,
+            attested.result,
+            th=keys.th,
+            salt=keys.commitment_salt,
+            kept=KeptEvidence(
+                attested.bundle, context.nonce or b"", context.address, context.is_local
+            ),
+            device=self._signer,
+        )
 
     def _keep(self, memory: OrderedDict[str, Any], request_id: str, value: object) -> None:
         memory[request_id] = value
@@ -325,25 +365,6 @@ class RemoteEngine(Engine):
 
     def _unix_ms(self) -> int:
         return int(self._clock() * 1000)
-
-
-def _receipt_record(request_id: str, node: str, exchange: Exchange) -> ReceiptRecord:
-    """The receipt with what it takes to check it later, offline."""
-    result, keys, claims = exchange.result, exchange.outgoing.keys, exchange.claims
-    if claims is None or exchange.receipt is None:
-        raise UsageError("Only a confirmed exchange has a receipt.")
-    return ReceiptRecord(
-        id=hashlib.sha256(exchange.receipt).hexdigest()[:32],
-        request_id=request_id,
-        unix_s=claims.unix_s,
-        node=node,
-        assurance=result.assurance.name,
-        data=exchange.receipt,
-        node_key_config=result.node_key_config,
-        receipt_public_key=result.receipt_public_key,
-        transcript_th=keys.th,
-        salt=keys.commitment_salt,
-    )
 
 
 def _digests(log: MeasuredLog) -> dict[str, bytes]:

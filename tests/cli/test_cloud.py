@@ -57,9 +57,20 @@ def test_enrol_ask_and_check_the_receipt(overspill, node, policy):
     assert answer.code == 0
     assert answer.err.startswith("[cloud: river")
     (receipt,) = overspill("receipts", "list", "--json").json
+    assert (receipt["node"], receipt["model"]) == (node.listen, "river")
+    shown = overspill("receipts", "show", receipt["id"][:8]).out
+    for word in (node.listen, "river", node.model_sha256, "dev-ed25519", receipt["nkc_sha256"]):
+        assert word in shown
     verified = overspill("receipts", "verify", receipt["id"][:8])
     assert verified.code == 0
     assert "river" in verified.out
+    again = ("receipts", "verify", receipt["id"], "--trust-policy", str(policy))
+    assert overspill(*again, "--json").json["evidence_verified"] is True
+    assert "REFUSED" not in overspill(*again).out
+    policy.write_text(policy.read_text().replace(node.model_sha256, "00" * 32))
+    refused = overspill(*again)
+    assert refused.code == 6
+    assert "model_digest" in refused.out
 
 
 def test_another_model_than_the_policy_names_is_refused(overspill, node, policy):

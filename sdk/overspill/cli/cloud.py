@@ -16,7 +16,13 @@ from overspill.cli.common import CloudAddress, Json, TrustPolicyFile, print_json
 from overspill.cli.steps_table import print_steps
 from overspill.config import Settings
 from overspill.log_watch import appraise_remembering
-from overspill.opening import open_cloud, open_log_state, open_transport, open_trust_policy
+from overspill.opening import (
+    open_cloud,
+    open_key_rotation,
+    open_log_state,
+    open_transport,
+    open_trust_policy,
+)
 from overspill.trust.ear import ear
 from overspill.trust.policy import TrustPolicy
 from overspill.trust.verifier import Appraisal, Context
@@ -34,6 +40,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="The node that requests spill over to.", no_args_is_help=True)
     group.command("verify")(verify)
     group.command("enroll")(enroll)
+    group.command("rotate")(rotate)
     app.add_typer(group, name="cloud")
 
 
@@ -89,6 +96,30 @@ def enroll(
     else:
         when = datetime.datetime.fromtimestamp(until, datetime.UTC)
         print(f"Enrolled until {when:%Y-%m-%d %H:%M} UTC.")
+
+
+def rotate(
+    cloud: CloudAddress = None,
+    trust_policy: TrustPolicyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Replace this device's key by a new one; the node keeps taking the old one for a day."""
+    settings = settings_for(cloud=cloud, trust_policy=trust_policy)
+    rotation = open_key_rotation(settings)
+    rotation.old()
+    new = rotation.new(time.time())
+
+    async def run() -> int:
+        async with open_cloud(settings) as engine:
+            return await engine.rotate(new, not_after_unix=new.not_after_unix)
+
+    until = asyncio.run(run())
+    rotation.finish()
+    if as_json:
+        print_json({"rotated": True, "device": new.thumbprint, "not_after_unix": until})
+    else:
+        when = datetime.datetime.fromtimestamp(until, datetime.UTC)
+        print(f"This device goes on as {new.thumbprint.hex()[:16]}, until {when:%Y-%m-%d} UTC.")
 
 
 async def _appraise(settings: Settings, policy: TrustPolicy) -> Appraisal:

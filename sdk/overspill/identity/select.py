@@ -10,6 +10,7 @@ from overspill.identity.base import KeyStore
 from overspill.identity.file import FileKeyStore, obtain
 from overspill.identity.keyring import KeyringStore
 from overspill.identity.keys import SoftwareKey
+from overspill.identity.rotation import KeyRotation
 
 
 class KeyPlace(StrEnum):
@@ -26,6 +27,15 @@ def device_key(file: Path, place: KeyPlace = KeyPlace.AUTO) -> SoftwareKey:
     Raises ``ConfigurationError`` for a key that is damaged, expired, or open to others.
     """
     return obtain(select_store(file, place))
+
+
+def key_rotation(file: Path, place: KeyPlace = KeyPlace.AUTO) -> KeyRotation:
+    """The rotation of this device's key, in the very store that holds it."""
+    current = select_store(file, place)
+    following = file.with_name(f"{file.name}.next")
+    if isinstance(current, FileKeyStore):
+        return KeyRotation(current, FileKeyStore(following))
+    return KeyRotation(current, KeyringStore(name=str(following.absolute())))
 
 
 def select_store(file: Path, place: KeyPlace = KeyPlace.AUTO) -> KeyStore:

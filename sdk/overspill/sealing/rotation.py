@@ -44,6 +44,14 @@ def sign_rotation(
     return message + old.sign(message) + new.sign(message)
 
 
+def claimed_device(data: bytes) -> bytes:
+    """The thumbprint of the device that a rotation says it is of; nothing is verified yet.
+
+    Raises ``DeviceRejected``.
+    """
+    return _decode(data[: -2 * SIGNATURE_BYTES]).old_thumbprint
+
+
 def open_rotation(data: bytes, old_public_der: bytes) -> Rotation:
     """Verifies a rotation against the enrolled key. Raises ``DeviceRejected``, and nothing else.
 

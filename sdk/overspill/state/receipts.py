@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from overspill.errors import ConfigurationError, UsageError
@@ -18,8 +19,22 @@ CREATE TABLE IF NOT EXISTS receipts (
     receipt_public_key BLOB NOT NULL, transcript_th BLOB NOT NULL, salt BLOB NOT NULL
 ) STRICT
 """
+_ADDED = {
+    "evidence": "BLOB NOT NULL DEFAULT x''",
+    "verdict": "TEXT NOT NULL DEFAULT ''",
+    "device_public_der": "BLOB NOT NULL DEFAULT x''",
+    "device_signature": "BLOB NOT NULL DEFAULT x''",
+}
+"""Columns that came later; ``evidence`` has the digest of what the table of that name holds."""
+_EVIDENCE = (
+    "CREATE TABLE IF NOT EXISTS evidence (sha256 BLOB PRIMARY KEY, data BLOB NOT NULL) STRICT"
+)
 _COLUMNS = tuple(f.name for f in fields(ReceiptRecord))
 _MARKS = ", ".join("?" * len(_COLUMNS))
+_FIELDS = ", ".join(
+    "COALESCE(e.data, x'')" if name == "evidence" else f"r.{name}" for name in _COLUMNS
+)
+_SELECT = f"SELECT {_FIELDS} FROM receipts r LEFT JOIN evidence e ON e.sha256 = r.evidence"  # noqa: S608
 
 
 class ReceiptStore:
@@ -33,15 +48,20 @@ class ReceiptStore:
 
     def add(self, record: ReceiptRecord) -> None:
         """Keep a receipt; the same one twice is kept once."""
-        values = tuple(getattr(record, name) for name in _COLUMNS)
+        digest = hashlib.sha256(record.evidence).digest() if record.evidence else b""
+        values = tuple(getattr(replace(record, evidence=digest), name) for name in _COLUMNS)
+        into = f"INSERT OR IGNORE INTO receipts ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"  # noqa: S608
         with self._connect() as db:
-            db.execute(f"INSERT OR IGNORE INTO receipts VALUES ({_MARKS})", values)  # noqa: S608
+            if digest:
+                pair = (digest, record.evidence)
+                db.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?)", pair)
+            db.execute(into, values)
 
     def list(self, limit: int = 100) -> list[ReceiptRecord]:
         """The newest receipts first."""
         with self._connect() as db:
             rows = db.execute(
-                "SELECT * FROM receipts ORDER BY unix_s DESC, rowid DESC LIMIT ?", (limit,)
+                f"{_SELECT} ORDER BY r.unix_s DESC, r.rowid DESC LIMIT ?", (limit,)
             ).fetchall()
         return [ReceiptRecord(*row) for row in rows]
 
@@ -49,9 +69,7 @@ class ReceiptStore:
         """One receipt by its id or the unambiguous beginning of it; raises ``UsageError``."""
         pattern = "".join(c for c in receipt_id if c.isalnum()) + "%"
         with self._connect() as db:
-            rows = db.execute(
-                "SELECT * FROM receipts WHERE id LIKE ? LIMIT 2", (pattern,)
-            ).fetchall()
+            rows = db.execute(f"{_SELECT} WHERE r.id LIKE ? LIMIT 2", (pattern,)).fetchall()
         if len(rows) != 1:
             what = "More than one receipt begins" if rows else "No receipt begins"
             raise UsageError(f"{what} with '{receipt_id}'.", mend="See: overspill receipts list")
@@ -65,9 +83,19 @@ class ReceiptStore:
             with closing(sqlite3.connect(self._path, timeout=2)) as db, db:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute(_SCHEMA)
+                db.execute(_EVIDENCE)
+                _add_columns(db)
                 yield db
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(
                 f"The receipts in {self._path} cannot be used: {error}.",
                 mend="Make room, or move the file away.",
             ) from error
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """Bring a file of an earlier version up to this one; its receipts stay as they are."""
+    there = {row[1] for row in db.execute("PRAGMA table_info(receipts)")}
+    for name, definition in _ADDED.items():
+        if name not in there:
+            db.execute(f"ALTER TABLE receipts ADD COLUMN {name} {definition}")

@@ -15,7 +15,9 @@ class ReceiptRecord:
     """A node's signed receipt and what is needed to check it offline, as of its own time.
 
     ``salt`` stays on the device: with it, the receipt's commitments can be checked against the
-    request and the answer by whoever still has them. ``assurance`` is the verifier's word.
+    request and the answer by whoever still has them. ``assurance`` is the verifier's word; so is
+    ``verdict``, in JSON: release, measurement, type of evidence, policy. ``evidence`` is what that
+    was said of, and ``device_signature`` the device's own over all of this, when it came.
     """
 
     id: str
@@ -28,6 +30,10 @@ class ReceiptRecord:
     receipt_public_key: bytes
     transcript_th: bytes
     salt: bytes
+    evidence: bytes = b""
+    verdict: str = ""
+    device_public_der: bytes = b""
+    device_signature: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from overspill import errors
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Finish, Request
+from overspill.types.evidence import EvidenceBundle
 from overspill.wire import convert
 from overspill.wire.v1 import chat_pb2, sealed_pb2, trust_pb2
 
@@ -35,12 +36,14 @@ class Auth(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """The body of an enrolment: DER SubjectPublicKeyInfo, the one-time code, the wished end."""
+    """The body of an enrolment: DER SubjectPublicKeyInfo, the one-time code or in its place a
+    rotation (``overspill.sealing.rotation``), the wished end."""
 
     public_key: bytes
     code: str
     not_after_unix: int
     label: str = ""
+    rotation: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +117,14 @@ def enrolment_to_bytes(enrolment: Enrolment) -> bytes:
         code=enrolment.code,
         not_after_unix=enrolment.not_after_unix,
         label=enrolment.label,
+        rotation=enrolment.rotation,
     ).SerializeToString()
 
 
 def enrolment_from_bytes(data: bytes) -> Enrolment:
     """Inverse of :func:`enrolment_to_bytes`."""
     m = _parse(sealed_pb2.EnrollRequest, data)
-    return Enrolment(m.public_key, m.code, m.not_after_unix, m.label)
+    return Enrolment(m.public_key, m.code, m.not_after_unix, m.label, m.rotation)
 
 
 def enrolled_to_bytes(enrolled: Enrolled) -> bytes:
@@ -139,6 +143,16 @@ def enrolled_from_bytes(data: bytes) -> Enrolled:
 def cards_from_bytes(data: bytes) -> tuple[ModelCard, ...]:
     """A node's signed list of model cards; :func:`convert.cards_to_bytes` makes it."""
     return tuple(convert.card_from_proto(m) for m in _parse(trust_pb2.CardList, data).cards)
+
+
+def bundle_to_bytes(bundle: EvidenceBundle) -> bytes:
+    """An evidence bundle as a client keeps it."""
+    return convert.bundle_to_proto(bundle).SerializeToString(deterministic=True)
+
+
+def bundle_from_bytes(data: bytes) -> EvidenceBundle:
+    """Inverse of :func:`bundle_to_bytes`."""
+    return convert.bundle_from_proto(_parse(trust_pb2.EvidenceBundle, data))
 
 
 def event_to_bytes(seq: int, event: Event) -> bytes:

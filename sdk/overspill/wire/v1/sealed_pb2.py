@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoverspill/wire/v1/sealed.proto\x12\x11overspill.wire.v1\"5\n\x0bRequestHead\x12\x12\n\nnkc_sha256\x18\x01 \x01(\x0c\x12\x12\n\nsealed_key\x18\x02 \x01(\x0c\"\xa1\x01\n\x0bSealedFrame\x12.\n\x04head\x18\x01 \x01(\x0b\x32\x1e.overspill.wire.v1.RequestHeadH\x00\x12\x18\n\x0eresponse_nonce\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x66rame\x18\x03 \x01(\x0cH\x00\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.overspill.wire.v1.PublicErrorH\x00\x42\x06\n\x04part\"\x85\x01\n\x0bPublicError\x12\x31\n\x04\x63ode\x18\x01 \x01(\x0e\x32#.overspill.wire.v1.PublicError.Code\"C\n\x04\x43ode\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0f\n\x0bUNKNOWN_KEY\x10\x01\x12\x0f\n\x0b\x42\x41\x44_REQUEST\x10\x02\x12\x08\n\x04\x42USY\x10\x03\"~\n\x0bRequestAuth\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07unix_ms\x18\x02 \x01(\x04\x12\x19\n\x11\x64\x65vice_thumbprint\x18\x03 \x01(\x0c\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\r\n\x05grant\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\"X\n\rEnrollRequest\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x16\n\x0enot_after_unix\x18\x03 \x01(\x04\x12\r\n\x05label\x18\x04 \x01(\t\"C\n\x0e\x45nrollResponse\x12\x19\n\x11\x64\x65vice_thumbprint\x18\x01 \x01(\x0c\x12\x16\n\x0enot_after_unix\x18\x02 \x01(\x04\"/\n\rCancelRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\"\x10\n\x0e\x43\x61ncelResponse2\xf1\x01\n\x06Sealed\x12J\n\x04\x43hat\x12\x1e.overspill.wire.v1.SealedFrame\x1a\x1e.overspill.wire.v1.SealedFrame(\x01\x30\x01\x12L\n\x06\x45nroll\x12\x1e.overspill.wire.v1.SealedFrame\x1a\x1e.overspill.wire.v1.SealedFrame(\x01\x30\x01\x12M\n\x06\x43\x61ncel\x12 .overspill.wire.v1.CancelRequest\x1a!.overspill.wire.v1.CancelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoverspill/wire/v1/sealed.proto\x12\x11overspill.wire.v1\"5\n\x0bRequestHead\x12\x12\n\nnkc_sha256\x18\x01 \x01(\x0c\x12\x12\n\nsealed_key\x18\x02 \x01(\x0c\"\xa1\x01\n\x0bSealedFrame\x12.\n\x04head\x18\x01 \x01(\x0b\x32\x1e.overspill.wire.v1.RequestHeadH\x00\x12\x18\n\x0eresponse_nonce\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x66rame\x18\x03 \x01(\x0cH\x00\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.overspill.wire.v1.PublicErrorH\x00\x42\x06\n\x04part\"\x85\x01\n\x0bPublicError\x12\x31\n\x04\x63ode\x18\x01 \x01(\x0e\x32#.overspill.wire.v1.PublicError.Code\"C\n\x04\x43ode\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0f\n\x0bUNKNOWN_KEY\x10\x01\x12\x0f\n\x0b\x42\x41\x44_REQUEST\x10\x02\x12\x08\n\x04\x42USY\x10\x03\"~\n\x0bRequestAuth\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07unix_ms\x18\x02 \x01(\x04\x12\x19\n\x11\x64\x65vice_thumbprint\x18\x03 \x01(\x0c\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\r\n\x05grant\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\"j\n\rEnrollRequest\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x16\n\x0enot_after_unix\x18\x03 \x01(\x04\x12\r\n\x05label\x18\x04 \x01(\t\x12\x10\n\x08rotation\x18\x05 \x01(\x0c\"C\n\x0e\x45nrollResponse\x12\x19\n\x11\x64\x65vice_thumbprint\x18\x01 \x01(\x0c\x12\x16\n\x0enot_after_unix\x18\x02 \x01(\x04\"/\n\rCancelRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\"\x10\n\x0e\x43\x61ncelResponse2\xf1\x01\n\x06Sealed\x12J\n\x04\x43hat\x12\x1e.overspill.wire.v1.SealedFrame\x1a\x1e.overspill.wire.v1.SealedFrame(\x01\x30\x01\x12L\n\x06\x45nroll\x12\x1e.overspill.wire.v1.SealedFrame\x1a\x1e.overspill.wire.v1.SealedFrame(\x01\x30\x01\x12M\n\x06\x43\x61ncel\x12 .overspill.wire.v1.CancelRequest\x1a!.overspill.wire.v1.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,13 +42,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTAUTH']._serialized_start=408
   _globals['_REQUESTAUTH']._serialized_end=534
   _globals['_ENROLLREQUEST']._serialized_start=536
-  _globals['_ENROLLREQUEST']._serialized_end=624
-  _globals['_ENROLLRESPONSE']._serialized_start=626
-  _globals['_ENROLLRESPONSE']._serialized_end=693
-  _globals['_CANCELREQUEST']._serialized_start=695
-  _globals['_CANCELREQUEST']._serialized_end=742
-  _globals['_CANCELRESPONSE']._serialized_start=744
-  _globals['_CANCELRESPONSE']._serialized_end=760
-  _globals['_SEALED']._serialized_start=763
-  _globals['_SEALED']._serialized_end=1004
+  _globals['_ENROLLREQUEST']._serialized_end=642
+  _globals['_ENROLLRESPONSE']._serialized_start=644
+  _globals['_ENROLLRESPONSE']._serialized_end=711
+  _globals['_CANCELREQUEST']._serialized_start=713
+  _globals['_CANCELREQUEST']._serialized_end=760
+  _globals['_CANCELRESPONSE']._serialized_start=762
+  _globals['_CANCELRESPONSE']._serialized_end=778
+  _globals['_SEALED']._serialized_start=781
+  _globals['_SEALED']._serialized_end=1022
 # @@protoc_insertion_point(module_scope)

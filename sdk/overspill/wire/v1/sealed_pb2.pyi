@@ -59,16 +59,18 @@ class RequestAuth(_message.Message):
     def __init__(self, request_id: _Optional[bytes] = ..., unix_ms: _Optional[int] = ..., device_thumbprint: _Optional[bytes] = ..., flags: _Optional[int] = ..., grant: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class EnrollRequest(_message.Message):
-    __slots__ = ("public_key", "code", "not_after_unix", "label")
+    __slots__ = ("public_key", "code", "not_after_unix", "label", "rotation")
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     NOT_AFTER_UNIX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
     public_key: bytes
     code: str
     not_after_unix: int
     label: str
-    def __init__(self, public_key: _Optional[bytes] = ..., code: _Optional[str] = ..., not_after_unix: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
+    rotation: bytes
+    def __init__(self, public_key: _Optional[bytes] = ..., code: _Optional[str] = ..., not_after_unix: _Optional[int] = ..., label: _Optional[str] = ..., rotation: _Optional[bytes] = ...) -> None: ...
 
 class EnrollResponse(_message.Message):
     __slots__ = ("device_thumbprint", "not_after_unix")
