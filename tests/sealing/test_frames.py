@@ -222,8 +222,49 @@ def test_padding_has_one_form(padded):
     frame = bytes([FrameType.EVENT, 0]) + ChaCha20Poly1305(KEYS.key).encrypt(
         KEYS.nonce, padded, aad
     )
-    with pytest.raises(StreamCorrupt):
+    with pytest.raises(StreamCorrupt, match="padding"):
         FrameOpener(KEYS, SERVER).open(frame)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b"\x03\x02", "no valid header"),
+        (b"\x09\x00", "unknown type 9"),
+        (b"\x01\x00", "AUTH has no place here"),
+        (b"\x03\x01", "EVENT has no place here"),
+        (b"\x04\x00", "FINAL is not marked final"),
+        (b"\x05\x00", "ERROR is not marked final"),
+    ],
+)
+def test_a_header_of_no_frame_is_named(header, words):
+    with pytest.raises(StreamCorrupt, match=words):
+        FrameOpener(KEYS, SERVER).open(header + bytes(80))
+    with pytest.raises(StreamCorrupt, match="no valid header"):
+        FrameOpener(KEYS, SERVER).open(b"\x03\x00" + bytes(79))
+
+
+def test_limits_are_reached_before_they_are_broken(monkeypatch):
+    """A frame and a request of exactly the limit pass."""
+    size = len(FrameSealer(KEYS, CLIENT).seal(FrameType.BODY, b""))
+    monkeypatch.setattr(module, "MAX_FRAME_BYTES", size)
+    monkeypatch.setattr(module, "MAX_REQUEST_BYTES", 2 * size)
+    sealer, opener = FrameSealer(KEYS, CLIENT), FrameOpener(KEYS, CLIENT)
+    for _ in range(2):
+        opener.open(sealer.seal(FrameType.BODY, b""))
+    with pytest.raises(DoesNotFit, match="request exceeds"):
+        sealer.seal(FrameType.BODY, b"")
+
+
+def test_a_wrong_transcript_breaks_the_stream():
+    frames = answer([b"token"])
+    opener = FrameOpener(KEYS, SERVER)
+    for frame in frames:
+        opener.open(frame)
+    with pytest.raises(StreamCorrupt, match="digest"):
+        opener.check_transcript(bytes(32))
+    with pytest.raises(StreamCorrupt, match="before it closed"):
+        opener.finish()
 
 
 def test_a_frame_has_at_most_one_mebibyte():
