@@ -86,10 +86,15 @@ def test_a_settings_file_that_was_named_must_exist(tmp_path):
 
 
 def test_adapters_lie_beside_the_file_and_go_with_its_model(tmp_path):
-    text = 'model = "a.gguf"\ndraft_model = "b.gguf"\n[adapters]\npoet = "poet.gguf"\n'
+    text = (
+        'model = "a.gguf"\ndraft_model = "b.gguf"\nmmproj = "eyes.gguf"\n'
+        '[adapters]\npoet = "poet.gguf"\n'
+    )
     settings = load(tmp_path, text)
     assert settings.adapters == {"poet": tmp_path / "home" / "config" / "poet.gguf"}
     assert settings.draft_model == "b.gguf"
+    assert settings.mmproj == tmp_path / "home" / "config" / "eyes.gguf"
     for other in (settings.with_model("c.gguf"), load(tmp_path, text, OVERSPILL_MODEL="c.gguf")):
         assert (other.model, dict(other.adapters), other.draft_model) == ("c.gguf", {}, None)
+        assert other.mmproj is None
     assert load(tmp_path, text, OVERSPILL_MODEL="a.gguf") == settings

@@ -16,7 +16,14 @@ import pytest
 
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.registry import open_engine
-from overspill.errors import ContextOverflow, DeadlineExceeded, InvalidRequest, UnsupportedOption
+from overspill.errors import (
+    ContextOverflow,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelInvalid,
+    ModelNotFound,
+    UnsupportedOption,
+)
 from overspill.types.chat import FinishReason, Image, Message, Request
 from overspill.worker import WorkerEngine
 
@@ -301,16 +308,26 @@ async def test_a_worker_reads_images_too(open_seeing, kit, noise):
 async def test_a_projector_of_another_model_is_refused_by_name(files, made_mmproj, tmp_path):
     model, _ = files("mlp")
     wrong = made_mmproj.write(tmp_path / "wide.gguf", made_mmproj.Projector(text_width=96))
-    for path, words in (
-        (wrong, "mismatch"),
-        (tmp_path / "none.gguf", "no projector"),
-        (model, "no projector"),
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(wrong.read_bytes()[:-100])
+    for path, kind, words in (
+        (wrong, ModelInvalid, "mismatch"),
+        (cut, ModelInvalid, "cut.gguf"),
+        (model, ModelInvalid, "no projector but a llama model"),
+        (tmp_path / "none.gguf", ModelNotFound, "no projector at"),
     ):
-        with pytest.raises(Exception, match=words) as caught:
+        with pytest.raises(kind, match=words) as caught:
             async with open_engine(str(model), options=EngineOptions(mmproj=str(path))):
                 pass
-        assert type(caught.value).__name__ == "ModelInvalid"
         assert path.name in str(caught.value)
+
+
+async def test_a_projector_counts_in_the_memory_estimate(files, open_seeing):
+    model, projector = files("mlp")
+    options = EngineOptions(context_tokens=256, exact_attention=True, threads=1)
+    async with open_engine(str(model), options=options) as blind, open_seeing("mlp") as seeing:
+        more = seeing.card.memory_bytes - blind.card.memory_bytes
+    assert 0.9 * projector.stat().st_size < more <= projector.stat().st_size
 
 
 @pytest.mark.parametrize("spec", ["echo", "mlx"])

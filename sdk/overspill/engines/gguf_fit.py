@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,13 +17,17 @@ DEFAULT_CONTEXT_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class GgufFitOptions:
-    """What of a backend's options its memory depends on; see ``LlamaCppOptions``."""
+    """What of a backend's options its memory depends on; see ``LlamaCppOptions``.
+
+    ``projector_bytes`` are the weights that lie beside the model's.
+    """
 
     context_tokens: int | None = None
     max_sequences: int = 4
     batch_tokens: int = 512
     exact_attention: bool = False
     shrink_context: bool = False
+    projector_bytes: int = 0
 
 
 def gguf_fit(
@@ -50,7 +54,8 @@ def gguf_fit(
             cache_bytes_each=F32_BYTES if options.exact_attention else F16_BYTES,
             fused=not options.exact_attention,
         )
-        return gguf_need(path, header, use)
+        need = gguf_need(path, header, use)
+        return replace(need, weights_bytes=need.weights_bytes + options.projector_bytes)
 
     return settle(
         need_of,

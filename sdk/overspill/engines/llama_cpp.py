@@ -28,6 +28,7 @@ from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
 from overspill.engines.llama_pictures import PictureRows
 from overspill.engines.machine_load import usable_cpus
 from overspill.engines.memory import Fit
+from overspill.engines.projector_file import projector_bytes
 from overspill.errors import DoesNotFit, EngineError, InvalidRequest, ModelInvalid
 from overspill.types.card import ModelCard
 
@@ -362,6 +363,7 @@ def _fit_options(options: LlamaCppOptions) -> GgufFitOptions:
         batch_tokens=options.batch_tokens,
         exact_attention=options.exact_attention,
         shrink_context=options.shrink_context,
+        projector_bytes=0 if options.mmproj is None else projector_bytes(options.mmproj),
     )
 
 

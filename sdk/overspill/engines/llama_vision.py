@@ -112,10 +112,6 @@ class LlamaVision:
                 mtmd.mtmd_free(context)
 
     def _open(self, model: Any) -> Any:
-        if not self._path.is_file():
-            raise ModelInvalid(
-                f"There is no projector at {self._path}.", mend="Check the path of mmproj."
-            )
         mtmd.mtmd_helper_log_set(self._log.callback, ctypes.c_void_p(0))
         self._log.take()
         params = mtmd.mtmd_context_params_default()
