@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,6 +23,8 @@ from hypothesis.stateful import (
 from overspill.engines.backend import BatchRow
 
 pytest.importorskip("mlx_lm", reason="pip install 'overspill[mlx]'")
+
+from overspill.engines.mlx_caches import by_length
 
 SEQUENCES = 4
 NEAR = 2e-4
@@ -65,6 +67,9 @@ def _near(found, expected):
     assert np.abs(found - expected).max() <= NEAR * np.abs(expected).max()
 
 
+FEW_EXAMPLES = settings(
+    max_examples=12, stateful_step_count=12, suppress_health_check=list(HealthCheck)
+)
 CHUNKS = st.lists(st.integers(0, 2047), min_size=1, max_size=40)
 FEW = st.lists(st.integers(0, 2047), min_size=1, max_size=4)
 WHICH = st.integers(0, SEQUENCES - 1)
@@ -151,12 +156,30 @@ def test_a_sequence_gives_the_same_logits_whoever_steps_beside_it(kind, open_kin
     assert backend.abilities.cuts is (kind in CUT)
     run_state_machine_as_test(
         partial(Sequences, backend, reference),
-        settings=settings(
-            max_examples=12,
-            stateful_step_count=12,
-            suppress_health_check=list(HealthCheck),
-        ),
+        settings=FEW_EXAMPLES,
     )
+
+
+def test_so_it_does_where_every_length_has_a_pass_of_its_own(open_kind, monkeypatch):
+    backend, reference = open_kind("llama"), open_kind("llama", reference=True)
+    monkeypatch.setattr(backend, "_pass_bytes", 0)
+    run_state_machine_as_test(partial(Sequences, backend, reference), settings=FEW_EXAMPLES)
+
+
+@given(
+    lengths=st.dictionaries(st.integers(0, 40), st.integers(0, 5000), min_size=1),
+    token=st.integers(0, 9),
+    weights=st.integers(0, 20_000),
+)
+def test_padding_never_takes_more_than_a_pass_and_no_pass_is_needless(lengths, token, weights):
+    parts = by_length(lengths, token_bytes=token, pass_bytes=weights)
+    assert sorted(member for part in parts for member in part) == sorted(lengths)
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        longest = max(lengths[member] for member in part)
+        padding = sum(longest - lengths[member] for member in part) * token
+        assert padding <= weights
+        if following is not None:
+            assert padding + (longest - lengths[following[0]]) * token > weights
 
 
 @pytest.mark.parametrize("kind", KINDS + TAKE_TURNS)

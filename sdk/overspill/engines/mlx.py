@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
 from overspill.engines.backend import Abilities, BatchRow, Interrupted, SavedState, Vocabulary
 from overspill.engines.mlx_adapters import FolderAdapters
-from overspill.engines.mlx_caches import SequenceCaches, can_cut
+from overspill.engines.mlx_caches import SequenceCaches, by_length, can_cut
 from overspill.engines.mlx_memory import PREFILL_TOKENS
 from overspill.engines.mlx_model import FolderModel, Wish, weights_bytes
 from overspill.engines.mlx_tokenizer import FolderTokenizer
@@ -29,6 +29,9 @@ from overspill.types.card import ModelCard
 
 if TYPE_CHECKING:
     from overspill.engines.backend import Logits
+
+Tails: TypeAlias = Mapping[int, Sequence[int]]
+"""Sequences, and the tokens whose logits are wanted."""
 
 DEFAULT_CONTEXT_TOKENS = 4096
 """Per sequence, where the model was trained for more."""
@@ -64,6 +67,9 @@ class MlxBackend:
         self._loaded.read()
         self._model = self._loaded.module
         self._together = self._loaded.steps_together()
+        self._token_bytes = self._loaded.outline.padded_token_bytes
+        self._pass_bytes = self._loaded.outline.weights_bytes
+        self._steps = 0
         self._adapters = FolderAdapters(self._model, self._options.adapters)
         self._abilities = Abilities(
             cuts=can_cut(self._loaded.new_caches()),
@@ -193,38 +199,56 @@ class MlxBackend:
             mx.clear_cache()
             self._caches.appended({sequence: len(chunk)})
 
-    def _logits(self, tails: Mapping[int, Sequence[int]]) -> Logits:
+    def _logits(self, tails: Tails) -> Logits:
         """The logits of every token, in order."""
         self._caches.sweep()
-        if len(tails) > 1 and self._together:
-            found = self._step_together(tails)
-        else:
-            parts = [self._step_alone(sequence, tail) for sequence, tail in tails.items()]
-            found = mx.concatenate(parts) if parts else mx.zeros((0, self.vocabulary.size))
-        return np.array(found.astype(mx.float32))
+        found: list[Any] = []
+        starts: dict[int, int] = {}
+        rows = 0
+        for part in self._parts(tails):
+            logits, first = self._step({sequence: tails[sequence] for sequence in part})
+            starts |= {sequence: rows + row for sequence, row in first.items()}
+            found.append(logits)
+            rows += len(logits)
+        if not found:
+            return np.empty((0, self.vocabulary.size), np.float32)
+        logits = found[0] if len(found) == 1 else mx.concatenate(found)
+        wanted = [starts[s] + i for s, tail in tails.items() for i in range(len(tail))]
+        if wanted != list(range(rows)):
+            logits = logits[mx.array(wanted)]
+        return np.array(logits.astype(mx.float32))
 
-    def _step_alone(self, sequence: int, tail: Sequence[int]) -> Any:
-        caches = self._caches.alone(sequence)
-        with self._pass():
-            logits = self._model(mx.array([list(tail)]), cache=caches)[0]
-            mx.eval(logits, [cache.state for cache in caches])
-        self._caches.appended({sequence: len(tail)})
-        return logits
+    def _parts(self, tails: Tails) -> list[list[int]]:
+        if not self._together:
+            return [[sequence] for sequence in tails]
+        lengths = {sequence: self._caches.held(sequence) for sequence in tails}
+        return by_length(lengths, token_bytes=self._token_bytes, pass_bytes=self._pass_bytes)
 
-    def _step_together(self, tails: Mapping[int, Sequence[int]]) -> Any:
-        """Rows of unequal length are padded on the right; what is padding shows to nobody."""
+    def _step(self, tails: Tails) -> tuple[Any, dict[int, int]]:
+        """One pass: a row of logits for each token, and each sequence's first row.
+
+        Tails of unequal length are padded on the right; what is padding shows to nobody.
+        """
         with self._pass():
-            batch = self._caches.together(list(tails))
+            batch = self._caches.together(list(tails)) if len(tails) > 1 else None
+            if batch is None:
+                members = list(tails)
+                caches = self._caches.alone(members[0])
+            else:
+                members, caches = batch.living, batch.caches
             width = max(len(tail) for tail in tails.values())
-            inputs = [[*tails[m], *[0] * (width - len(tails[m]))] for m in batch.living]
-            logits = self._model(mx.array(inputs), cache=batch.caches).flatten(0, 1)
-            at = {member: row * width for row, member in enumerate(batch.living)}
-            wanted = [at[s] + i for s, tail in tails.items() for i in range(len(tail))]
-            if wanted != list(range(len(inputs) * width)):
-                logits = logits[mx.array(wanted)]
-            mx.eval(logits, [cache.state for cache in batch.caches])
+            inputs = [[*tails[m], *[0] * (width - len(tails[m]))] for m in members]
+            logits = self._model(mx.array(inputs), cache=caches).flatten(0, 1)
+            mx.eval(logits, [cache.state for cache in caches])
         self._caches.appended({s: len(tail) for s, tail in tails.items()}, batch)
-        return logits
+        self._count_step()
+        return logits, {member: row * width for row, member in enumerate(members)}
+
+    def _count_step(self) -> None:
+        # As mlx-lm does: buffers of sizes that nobody needs any more pile up on Metal.
+        self._steps += 1
+        if self._steps % 256 == 0:
+            mx.clear_cache()
 
     @contextmanager
     def _pass(self) -> Iterator[None]:

@@ -52,6 +52,23 @@ def can_cut(caches: Iterable[Any]) -> bool:
     )
 
 
+def by_length(lengths: Mapping[int, int], *, token_bytes: int, pass_bytes: int) -> list[list[int]]:
+    """Which sequences step together, by how many tokens they hold.
+
+    In a batch the short ones are padded to the longest, and padding is read like anything else:
+    where it would take more bytes than another pass over the weights, it is another pass.
+    """
+    parts: list[list[int]] = []
+    longest = padding = 0
+    for sequence in sorted(lengths, key=lengths.__getitem__, reverse=True):
+        padding += (longest - lengths[sequence]) * token_bytes
+        if not parts or padding > pass_bytes:
+            parts.append([])
+            longest, padding = lengths[sequence], 0
+        parts[-1].append(sequence)
+    return parts
+
+
 class Batch:
     """Rows of batch caches; a row whose member has left is dead until ``sweep``."""
 

@@ -51,6 +51,11 @@ class Outline:
     weights_bytes: int
     cache_costs: tuple[CacheCost, ...]
 
+    @property
+    def padded_token_bytes(self) -> int:
+        """Of a token of padding, in the caches that see everything."""
+        return sum(cost.token_bytes for cost in self.cache_costs if cost.window_tokens is None)
+
 
 class FolderModel:
     """A model of mlx-lm's; ``read`` has to come before anything is computed.
