@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -38,15 +37,19 @@ def cloud_at(tmp_path):
     """``async with cloud_at() as cloud``: the node serves inside the block."""
 
     @asynccontextmanager
-    async def open_cloud() -> AsyncGenerator[Cloud]:
+    async def open_cloud(source="echo", mmproj=None) -> AsyncGenerator[Cloud]:
         state = tmp_path / "node"
-        options = NodeOptions(
-            models=(ModelSpec("river", "echo"),), listen=f"unix:{tmp_path}/n.sock", state=state
-        )
+        spec = ModelSpec("river", source, mmproj=mmproj)
+        options = NodeOptions(models=(spec,), listen=f"unix:{tmp_path}/n.sock", state=state)
         async with serve(options) as serving:
             policy = tmp_path / "trust.toml"
-            nothing = hashlib.sha256().digest()  # echo has no file
-            policy.write_text(dev_policy(bytes.fromhex(serving.dev_root), {"river": nothing}))
+            root, digest = bytes.fromhex(serving.dev_root), serving.models["river"].sha256
+            text = dev_policy(root, {"river": digest})
+            if mmproj is not None:
+                projector = serving.models["river"].adapters["mmproj"].sha256.hex()
+                listed = f'[reference]\nadapters = {{ "river/mmproj" = "{projector}" }}'
+                text = text.replace("[reference]", listed)
+            policy.write_text(text)
             settings = load_settings(environ={"OVERSPILL_HOME": str(tmp_path / "device")})
             routing = tmp_path / "routing.toml"
             routing.write_text('version = "stay where it can be done"\nthreshold = 1.0\n')

@@ -17,6 +17,7 @@ from overspill.engines.registry import open_engine
 from overspill.errors import InvalidRequest, UnsupportedOption
 from overspill.testing import FakeEngine
 from overspill.types.chat import Image, Message, Request
+from overspill.types.route import Route
 from overspill.wire import convert
 
 pytestmark = pytest.mark.anyio
@@ -94,6 +95,37 @@ async def test_a_model_without_eyes_is_named_before_any_token(settings):
             await ai.chat(look)
     assert caught.value.param == "messages"
     assert not fake.requests
+
+
+async def test_a_picture_spills_to_a_cloud_that_can_see_it(
+    cloud_at, made_gguf, made_mmproj, tmp_path
+):
+    pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
+    model, projector = made_mmproj.pair(made_gguf, tmp_path)
+    fake = FakeEngine("I see")
+    look = [
+        {"role": "user", "content": [_part(made_mmproj.noise(1)), {"type": "text", "text": "?"}]}
+    ]
+    async with (
+        cloud_at(str(model), str(projector)) as cloud,
+        AsyncOverspill("t", settings=cloud.settings, device=fake) as ai,
+    ):
+        await ai.enroll(cloud.code())
+        assert (await ai.chat("Hello")).route.route is Route.DEVICE
+        reply = await ai.chat(look, max_tokens=4)
+        assert (reply.route.route, reply.model) == (Route.CLOUD, "river")
+        assert reply.usage.prompt_tokens > 16
+        with pytest.raises(UnsupportedOption, match="fake cannot read images"):
+            await ai.chat(look, privacy="device")
+
+
+async def test_a_picture_alone_is_a_message(made_gguf, made_mmproj, settings, tmp_path):
+    pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
+    model, projector = made_mmproj.pair(made_gguf, tmp_path)
+    seeing = replace(settings, model=str(model), mmproj=projector)
+    look = [{"role": "user", "content": [_part(made_mmproj.noise(1))]}]
+    async with AsyncOverspill("t", settings=seeing) as ai:
+        assert (await ai.chat(look, max_tokens=2)).usage.completion_tokens == 2
 
 
 async def test_an_engine_refuses_by_itself_too():

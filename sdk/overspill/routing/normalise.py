@@ -94,7 +94,7 @@ def _check_messages(messages: tuple[Message, ...]) -> None:
         raise InvalidRequest("There are no messages.", param="messages", mend="Send at least one.")
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]")
-    if not any(m.role == "user" and m.content.strip() for m in messages):
+    if not any(m.role == "user" and (m.content.strip() or m.images) for m in messages):
         raise InvalidRequest(
             "No message of the user has any text.", param="messages", mend="Add one to answer."
         )
