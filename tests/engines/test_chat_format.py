@@ -89,3 +89,12 @@ def test_a_model_without_a_template_continues_one_user_message():
     for turns in (USER * 2, (Message("system", "s"),)):
         with pytest.raises(UnsupportedOption, match="no chat template"):
             _template(None).render(turns)
+
+
+def test_a_template_may_grow_its_own_lists_and_never_what_it_is_given():
+    own = "{% set own = [] %}{% for m in messages %}{% set _ = own.append(m.content) %}{% endfor %}"
+    template = ChatTemplate(own + "{{ own.pop() }}{{ own|length }}", model="m")
+    assert template.render((Message("user", "one"),)) == "one0"
+    for change in ("messages.pop()", "messages[0].update(x=1)", "[1].insert(0, 2)"):
+        with pytest.raises(ModelInvalid, match="unsafe"):
+            ChatTemplate("{{ " + change + " }}", model="m").render((Message("user", "one"),))

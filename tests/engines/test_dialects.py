@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overspill.engines.dialects.base import Parsed
+from overspill.engines.dialects.cohere import Cohere
+from overspill.engines.dialects.framed_calls import KIMI, SOLAR, FramedCalls
 from overspill.engines.dialects.harmony import Harmony
 from overspill.engines.dialects.json_calls import FunctionTag, Llama3, Mistral, TaggedJson
 from overspill.engines.dialects.json_reader import ObjectReader
+from overspill.engines.dialects.value_tags import InvokeTags, KeyValueTags
 from overspill.engines.dialects.xml_calls import XmlCalls
 from overspill.types.chat import Tool
 
@@ -24,6 +27,9 @@ NOTE = Tool(
 TOOLS = (ADD, NOTE)
 HERMES, LLAMA, MISTRAL, XML = TaggedJson(), Llama3(), Mistral(), XmlCalls()
 TAG, HARMONY = FunctionTag(), Harmony()
+GLM, MINIMAX, COHERE = KeyValueTags(), InvokeTags(), Cohere()
+DSML = InvokeTags("｜DSML｜tool_calls", "｜DSML｜", typed=True)
+KIMI_K2, SOLAR_OPEN = FramedCalls(KIMI), FramedCalls(SOLAR)
 LISTED = TaggedJson("<TOOLCALL>", "</TOOLCALL>", is_list=True)
 
 
@@ -50,6 +56,36 @@ def xml(name, **parameters):
     return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
 
 
+def glm(name, gap="", **arguments):
+    inner = "".join(
+        f"<arg_key>{k}</arg_key>{gap}<arg_value>{v}</arg_value>{gap}" for k, v in arguments.items()
+    )
+    return f"<tool_call>{name}{gap}{inner}</tool_call>"
+
+
+def invoke(name, prefix="", typed=None, **arguments):
+    kinds = {k: f' string="{typed[k]}"' if typed else "" for k in arguments}
+    inner = "".join(
+        f'<{prefix}parameter name="{k}"{kinds[k]}>{v}</{prefix}parameter>\n'
+        for k, v in arguments.items()
+    )
+    return f'\n<{prefix}invoke name="{name}">\n{inner}</{prefix}invoke>'
+
+
+def dsml(*calls):
+    return f"<｜DSML｜tool_calls>{''.join(calls)}\n</｜DSML｜tool_calls>"
+
+
+def kimi(*calls):
+    inner = "".join(
+        f"<|tool_call_begin|>functions.{name}:{i}<|tool_call_argument_begin|>{text}<|tool_call_end|>"
+        for i, (name, text) in enumerate(calls)
+    )
+    return f"<|tool_calls_section_begin|>{inner}<|tool_calls_section_end|>"
+
+
+ACTION = '{"tool_call_id": "0", "tool_name": "add", "parameters": {"a": 1}}'
+TRICKY = 'é "q" \n\\'
 CALL = '{"name": "add", "arguments": {"a": 1}}'
 WANTED = [("add", {"a": 1})]
 TWO = [*WANTED, ("note", {"text": 'é "q" \n\\', "n": 3})]
@@ -102,6 +138,60 @@ READ = [
     ),
     (HARMONY, ' to=functions.add<|channel|>commentary json<|message|>{"a": 1}<|call|>', "", WANTED),
     (HARMONY, "<|channel|>final<|message|>Hello.<|return|>", "Hello.", []),
+    (GLM, "Well.\n" + glm("add", a=1), "Well.\n", WANTED),
+    (GLM, glm("add", "\n", a=1) + "\n" + glm("note", "\n", text=TRICKY, n=3), "", TWO),
+    (GLM, glm("add") + "\nDone.", "\nDone.", [("add", {})]),
+    # A string stays one though it looks like JSON, and keeps its own tags and line breaks.
+    (GLM, glm("note", text="12"), "", [("note", {"text": "12"})]),
+    (GLM, glm("note", text="\n</arg>\n"), "", [("note", {"text": "\n</arg>\n"})]),
+    (GLM, glm("add", a='{"x": [1]}'), "", [("add", {"a": {"x": [1]}})]),
+    (
+        MINIMAX,
+        f"a<minimax:tool_call>{invoke('add', a=1)}{invoke('note', text=TRICKY, n=3)}\n"
+        "</minimax:tool_call>",
+        "a",
+        TWO,
+    ),
+    (MINIMAX, f"<minimax:tool_call>{invoke('add')}</minimax:tool_call>", "", [("add", {})]),
+    (
+        DSML,
+        dsml(
+            invoke("add", "｜DSML｜", {"a": "false"}, a=1),
+            invoke("note", "｜DSML｜", {"text": "true", "n": "false"}, text=TRICKY, n=3),
+        ),
+        "",
+        TWO,
+    ),
+    # The tag's word goes before the schema's.
+    (
+        DSML,
+        dsml(invoke("add", "｜DSML｜", {"a": "true"}, a="1")) + "\nDone.",
+        "\nDone.",
+        [("add", {"a": "1"})],
+    ),
+    (KIMI_K2, "Well. " + kimi(("add", '{"a": 1}'), ("note", NOTED)), "Well. ", TWO),
+    (KIMI_K2, kimi(("add", '{"a": 1}')) + " Done.", " Done.", WANTED),
+    (
+        KIMI_K2,
+        '<|tool_call_begin|>add<|tool_call_argument_begin|> {"a": 1} <|tool_call_end|>',
+        "",
+        WANTED,
+    ),
+    (
+        SOLAR_OPEN,
+        '<|tool_calls|><|tool_call:begin|>x1<|tool_call:name|>add<|tool_call:args|>{"a": 1}'
+        "<|tool_call:end|><|tool_call:begin|>x2<|tool_call:name|>note<|tool_call:args|>"
+        f"{NOTED}<|tool_call:end|>",
+        "",
+        TWO,
+    ),
+    (COHERE, f"I will. <|START_ACTION|>[\n    {ACTION}\n]<|END_ACTION|>", "I will. ", WANTED),
+    (
+        COHERE,
+        f'<|START_ACTION|>[{ACTION}, {{"tool_name": "note", "parameters": {NOTED}}}]<|END_ACTION|>',
+        "",
+        TWO,
+    ),
 ]
 
 SPOILED = [
@@ -136,6 +226,23 @@ SPOILED = [
     (HARMONY, "<|channel|>commentary to=functions.nobody<|message|>{}"),
     (HARMONY, '<|channel|>commentary to=functions.add<|message|>{"a": '),
     (HARMONY, "<|channel|>final"),
+    (GLM, glm("nobody", a=1)),
+    (GLM, "<tool_call>add<arg_key>a</arg_key>1</tool_call>"),
+    (GLM, "<tool_call>add<arg_key>a</arg_key><arg_value>1</arg_value"),
+    (GLM, glm("add", a=1).replace("</tool_call>", "<arg_key>a</arg_key><arg_value>2</arg_value>")),
+    (GLM, "<tool_call>\n{}\n</tool_call>"),
+    (MINIMAX, f"<minimax:tool_call>{invoke('nobody', a=1)}</minimax:tool_call>"),
+    (MINIMAX, '<minimax:tool_call>\n<invoke name="add">\n<parameter name="a">1</parameter>'),
+    (MINIMAX, "<minimax:tool_call>\n</minimax:tool_call>"),
+    (DSML, '<｜DSML｜tool_calls><｜DSML｜invoke name="add"><｜DSML｜parameter name="a"'),
+    (KIMI_K2, kimi(("nobody", "{}"))),
+    (KIMI_K2, kimi(("add", '{"a": }'))),
+    (KIMI_K2, "<|tool_calls_section_begin|> and nothing"),
+    (KIMI_K2, '<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{"a": 1}'),
+    (SOLAR_OPEN, "<|tool_calls|><|tool_call:begin|>add<|tool_call:args|>{}<|tool_call:end|>"),
+    (COHERE, "<|START_ACTION|>{}<|END_ACTION|>"),
+    (COHERE, '<|START_ACTION|>[{"tool_name": "nobody", "parameters": {}}]<|END_ACTION|>'),
+    (COHERE, '<|START_ACTION|>[{"name": "add", "parameters": {}}]<|END_ACTION|>'),
 ]
 
 
@@ -183,11 +290,19 @@ FRAGMENTS = [
     '"name": "add"', '"arguments": ', '"parameters": ', ", ", "[", "]", '"', "\\", "1", "\n", " ",
     "<parameter=a>", "</parameter>", "</function>", "<|python_tag|>", "<|channel|>", "<|message|>",
     "analysis", "final", "<|end|>", "<|start|>", "to=functions.add", CALL, "é", ";",
+    "<arg_key>", "a", "</arg_key>", "<arg_value>", "</arg_value>", "<minimax:tool_call>",
+    "</minimax:tool_call>", '<invoke name="', '">', '<parameter name="', "</invoke>",
+    "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>", "<|tool_calls_section_end|>", "<|START_ACTION|>", "<|END_ACTION|>",
+    '"tool_name": "add"',
 ]  # fmt: skip
 written_text = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
-@pytest.mark.parametrize("dialect", [HERMES, LISTED, LLAMA, MISTRAL, TAG, XML, HARMONY])
+NEW = [GLM, MINIMAX, DSML, KIMI_K2, SOLAR_OPEN, COHERE]
+
+
+@pytest.mark.parametrize("dialect", [HERMES, LISTED, LLAMA, MISTRAL, TAG, XML, HARMONY, *NEW])
 @given(data=st.data())
 def test_any_text_in_any_split_gives_the_same(dialect, data):
     written = data.draw(written_text)
@@ -196,7 +311,7 @@ def test_any_text_in_any_split_gives_the_same(dialect, data):
     assert outcome(read(dialect, pieces)) == outcome(read(dialect, [written]))
 
 
-@pytest.mark.parametrize("dialect", [HERMES, LISTED, LLAMA, MISTRAL, TAG, XML])
+@pytest.mark.parametrize("dialect", [HERMES, LISTED, LLAMA, MISTRAL, TAG, XML, *NEW])
 @given(written=written_text)
 def test_without_a_call_every_character_comes_out(dialect, written):
     parsed = read(dialect, [written])

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from overspill.engines.answer_text import AnswerForm, AnswerText
 from overspill.engines.constraint import Constrainer
 from overspill.engines.constraint_grammar import request_grammar
+from overspill.engines.dialects.cohere import Cohere
+from overspill.engines.dialects.framed_calls import KIMI, SOLAR, FramedCalls
 from overspill.engines.dialects.harmony import Harmony
 from overspill.engines.dialects.json_calls import FunctionTag, Llama3, Mistral, TaggedJson
+from overspill.engines.dialects.value_tags import InvokeTags, KeyValueTags
 from overspill.engines.dialects.xml_calls import XmlCalls
 from overspill.engines.echo import EchoBackend
 from overspill.engines.registry import EngineOptions, open_engine
@@ -55,8 +58,31 @@ DIALECTS = [
     FunctionTag(),
     XmlCalls(),
     Harmony(),
+    KeyValueTags(),
+    InvokeTags(),
+    InvokeTags("｜DSML｜tool_calls", "｜DSML｜", typed=True),
+    FramedCalls(KIMI),
+    FramedCalls(SOLAR),
+    Cohere(),
 ]
-OPENINGS = {"hermes": b"<tool_call>", "function_tag": b"<function=", "qwen_xml": b"<tool_call>"}
+OPENINGS = {
+    "hermes": "<tool_call>",
+    "function_tag": "<function=",
+    "qwen_xml": "<tool_call>",
+    "glm": "<tool_call>",
+    "invoke": '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="',
+    "framed": "<|tool_calls_section_begin|><|tool_call_begin|>functions.",
+    "cohere": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "',
+}
+STRICT = [
+    TaggedJson(),
+    FunctionTag(),
+    XmlCalls(),
+    KeyValueTags(),
+    InvokeTags("｜DSML｜tool_calls", "｜DSML｜", typed=True),
+    FramedCalls(KIMI),
+    Cohere(),
+]
 END, FREE = 257, 150
 MARKS = range(258, 290)
 """Ids that stand for a dialect's control tokens in the vocabulary below."""
@@ -81,7 +107,7 @@ def ask(**options):
     return Request(messages=(Message("user", "x"),), **options)
 
 
-def wander(request, form, seed, *, most=600):
+def wander(request, form, seed, *, most=3000):
     """An answer whose every token is drawn blindly from what is allowed."""
     backend, rng = MarkedEcho(), random.Random(seed)
     grammar, param = request_grammar(request, form)
@@ -164,13 +190,13 @@ def test_thoughts_come_before_a_held_answer():
     assert [(p.reasoning, p.text) for p in parsed] == [("Is it 9? No.", "4"), ("", "")]
 
 
-@pytest.mark.parametrize("dialect", [TaggedJson(), FunctionTag(), XmlCalls()], ids=lambda d: d.name)
+@pytest.mark.parametrize("dialect", STRICT, ids=lambda d: d.name)
 def test_strict_tools_hold_a_call_that_was_begun_freely(dialect):
     request = ask(tools=(replace(WEATHER, strict=True),))
     form = form_of(dialect, with_tokens=False)
     grammar, param = request_grammar(request, form)
     constraint = Constrainer(EchoBackend()).constrain(grammar, param=param)
-    assert constraint.advance_text(list(b"Let me see. " + OPENINGS[dialect.name]))
+    assert constraint.advance_text(list(f"Let me see. {OPENINGS[dialect.name]}".encode()))
     assert not constraint.is_complete
     assert ord("z") not in constraint.allowed_ids()
 

@@ -65,6 +65,23 @@ DIALECTS = {
     "StepFun3.5-Flash": "qwen_xml",
     "meetkai-functionary-medium-v3.1": "function_tag",
     "openai-gpt-oss-120b": "harmony",
+    "GLM-4.6": "glm",
+    "GLM-4.7-Flash": "glm",
+    "Spark2.5": "glm",
+    "inclusionai-ling-3.0-flash": "glm",
+    "poolside-Laguna-S-2.1": "glm",
+    "poolside-Laguna-XS-2.1": "glm",
+    "poolside-Laguna-XS.2": "glm",
+    "MiniMax-M2": "invoke",
+    "deepseek-ai-DeepSeek-V3.2": "invoke",
+    "deepseek-ai-DeepSeek-V4": "invoke",
+    "deepseek-ai-DeepSeek-V4-Flash-0731": "invoke",
+    "Kimi-K2-Instruct": "framed",
+    "Kimi-K2-Thinking": "framed",
+    "moonshotai-Kimi-K2": "framed",
+    "upstage-Solar-Open-100B": "framed",
+    "Cohere2MoE": "cohere",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "cohere",
 }
 
 BROKEN = {"fireworks-ai-llama-3-firefunction-v2"}

@@ -7,6 +7,7 @@ way is held by the worker process.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import functools
@@ -39,10 +40,22 @@ class _BudgetSpent(Exception):
     """The template ran for too many steps or wrote too much."""
 
 
+class _Given(list[Any]):
+    """A list that a template may read only."""
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox, with growing operators bounded."""
+    """The sandbox, with growing operators bounded.
+
+    A template's own lists may grow and shrink at their end: Kimi K2's keeps its calls' ids so.
+    """
 
     intercepted_binops = frozenset({"*", "**", "%", "+"})
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return super().is_safe_attribute(obj, attr, value) or (
+            type(obj) is list and attr in ("append", "pop")
+        )
 
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
@@ -182,7 +195,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[Tool], style: RenderStyle
     ) -> dict[str, Any]:
         return {
-            "messages": [_message(message, style) for message in messages],
+            "messages": _Given(_message(message, style) for message in messages),
             "tools": [_tool(tool) for tool in tools] or ([] if style.tools_as_empty_list else None),
             "add_generation_prompt": True,
             _FAIL: _refuse,
@@ -281,7 +294,7 @@ def _tool(tool: Tool) -> Mapping[str, Any]:
         "function": {
             "name": tool.name,
             "description": tool.description,
-            "parameters": dict(tool.parameters),
+            "parameters": copy.deepcopy(dict(tool.parameters)),
         },
     }
 

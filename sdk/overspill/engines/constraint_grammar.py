@@ -125,7 +125,8 @@ class _Rules:
                 param="tools",
                 mend="Leave 'strict' out, or use tool_choice 'required'.",
             )
-        self._rules.append(_until(calls.opening, rule="begun"))
+        begun = f"begun: {calls.begun}" if calls.begun else _until(calls.opening, rule="begun")
+        self._rules.append(begun)
         if self._many and calls.repeats:
             return [f"(begun call_rest)* {_TEXT}"]
         return [f"begun call_rest {_WHITE}", _TEXT]

@@ -8,13 +8,27 @@ looking at what it wrote, not by the model's name. To add one: a class with ``of
 from __future__ import annotations
 
 from overspill.engines.dialects.base import CallParser, Dialect, Parsed
+from overspill.engines.dialects.cohere import Cohere
+from overspill.engines.dialects.framed_calls import FramedCalls
 from overspill.engines.dialects.harmony import Harmony
 from overspill.engines.dialects.json_calls import FunctionTag, Llama3, Mistral, TaggedJson
+from overspill.engines.dialects.value_tags import InvokeTags, KeyValueTags
 from overspill.engines.dialects.xml_calls import XmlCalls
 
 __all__ = ["DIALECTS", "CallParser", "Dialect", "Parsed", "detect"]
 
-DIALECTS = (Harmony, Mistral, XmlCalls, TaggedJson, FunctionTag, Llama3)
+DIALECTS = (
+    Harmony,
+    Mistral,
+    FramedCalls,
+    Cohere,
+    InvokeTags,
+    KeyValueTags,
+    XmlCalls,
+    TaggedJson,
+    FunctionTag,
+    Llama3,
+)
 """In the order in which they are tried: the more special ones first."""
 
 

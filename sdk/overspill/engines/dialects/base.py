@@ -13,6 +13,10 @@ from overspill.types.chat import Tool, ToolCall, ToolCallDelta
 Reading: TypeAlias = Generator[None, str, None]
 """A parser's own way through an answer: it is sent one character at a time, and ``END``."""
 
+SPACE = " \t\r\n"
+MAX_HEAD = 512
+"""So long, at most, are a call's name and what stands about it."""
+
 END = ""
 """Sent instead of a character when the answer has ended."""
 
@@ -154,6 +158,35 @@ class CallParser(ABC):
                     self._say(white)
                 return held
 
+    def _tag(self, *tags: str) -> Generator[None, str, tuple[str, bool]]:
+        """Read white space and one of the tags; what was read ends with it where it was there."""
+        white = found = ""
+        while True:
+            char = yield
+            if not found and char != END and char in SPACE:
+                white += char
+            elif char != END and any(tag.startswith(found + char) for tag in tags):
+                found += char
+                if found in tags:
+                    return white + found, True
+            else:
+                self._read_again(char)
+                return white + found, False
+
+    def _up_to_tag(self, *tags: str) -> Generator[None, str, tuple[str, str]]:
+        """Read up to one of the tags, within reason; returns what stands before it, and the tag,
+        or ``""`` where it did not come."""
+        read = ""
+        while len(read) < MAX_HEAD:
+            char = yield
+            if char == END:
+                return read, ""
+            read += char
+            for tag in tags:
+                if read.endswith(tag):
+                    return read.removesuffix(tag), tag
+        return read, ""
+
     def _taken(self) -> Parsed:
         out, self._out = self._out, _Out()
         deltas = tuple(
@@ -175,13 +208,15 @@ class CallGrammar:
 
     ``opening`` is the quoted mark that begins a call, "" where nothing does. ``rules`` define
     ``call_rest``, what follows it. ``repeats``: several calls come one after the other, each with
-    its own opening, and ``between`` them a rule's body.
+    its own opening, and ``between`` them a rule's body. ``begun`` is the rule's body for text up to
+    the opening and with it, where that is not one mark.
     """
 
     opening: str
     rules: tuple[str, ...]
     repeats: bool = True
     between: str = ""
+    begun: str = ""
 
 
 class Dialect(ABC):

@@ -12,6 +12,8 @@ from typing import ClassVar, Self
 
 from overspill.engines.dialects.base import (
     END,
+    MAX_HEAD,
+    SPACE,
     CallGrammar,
     CallParser,
     Dialect,
@@ -23,14 +25,14 @@ from overspill.engines.dialects.base import (
 from overspill.engines.dialects.json_reader import ObjectReader
 from overspill.types.chat import Tool
 
-_SPACE = " \t\r\n"
-_MAX_HEAD = 512
 GAP = r"GAP: /[ \n]{0,2}/"
 """White space where a family's own templates put a line break or a space, or nothing."""
 
 
 class JsonParser(CallParser):
     """What the parsers of this file share: a call, or arguments, as one JSON object."""
+
+    name_key: ClassVar[str] = "name"
 
     def _object(
         self, first: str, arguments_key: str
@@ -59,7 +61,7 @@ class JsonParser(CallParser):
         return False
 
     def _offered(self, reader: ObjectReader) -> OpenCall | None:
-        name = _text(reader.members.get("name"))
+        name = _text(reader.members.get(self.name_key))
         return self._open_call(name) if name in self._tools else None
 
     def _whole(
@@ -68,7 +70,7 @@ class JsonParser(CallParser):
         written = reader.members.get(arguments_key, "{}")
         if call is not None:
             # A name or arguments that came twice make it another call than the one announced.
-            same = call.arguments == written and _text(reader.members["name"]) == call.name
+            same = call.arguments == written and _text(reader.members[self.name_key]) == call.name
             return call if same else None
         arguments = written if written.startswith("{") else _text(written)
         call = None if arguments is None else self._offered(reader)
@@ -118,14 +120,14 @@ class JsonParser(CallParser):
         white = ""
         while True:
             char = yield
-            if char == END or char not in _SPACE:
+            if char == END or char not in SPACE:
                 return white, char
             white += char
 
     def _up_to(self, stops: str, char: str) -> Generator[None, str, tuple[str, str]]:
         """Read a head that begins with ``char``; returns it, and the character that ended it."""
         head = ""
-        while char not in stops and len(head) < _MAX_HEAD:
+        while char not in stops and len(head) < MAX_HEAD:
             head += char
             char = yield
         return head, char

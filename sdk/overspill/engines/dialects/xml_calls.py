@@ -37,9 +37,8 @@ from overspill.types.chat import Tool
 
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
-_SPACE = " \t\r\n"
 _MAX_NAME = 256
-_TEXT_RULES = ("minLength", "maxLength", "pattern", "format")
+TEXT_RULES = ("minLength", "maxLength", "pattern", "format")
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,9 @@ def _value_rule(inner: Any, schema: Mapping[str, Any], where: str) -> str:
         guidance = {"x-guidance": schema["x-guidance"]} if "x-guidance" in schema else {}
         whole = {**definitions, **guidance, **inner} if isinstance(inner, Mapping) else inner
         return f"%json {json.dumps(whole)} {end}"
-    if choices := _choices(inner):
+    if choices := choices_of(inner):
         return f"({' | '.join(literal(choice) for choice in choices)}) {end}"
-    for rule in _TEXT_RULES:
+    for rule in TEXT_RULES:
         if rule in inner:
             raise UnsupportedOption(
                 f"{where}: '{rule}' cannot be enforced in this model's form of tool calls.",
@@ -122,11 +121,12 @@ def is_text(schema: Any) -> bool:
         return False
     if schema.get("type") == "string":
         return True
-    choices = _choices(schema)
+    choices = choices_of(schema)
     return "type" not in schema and bool(choices) and all(isinstance(c, str) for c in choices)
 
 
-def _choices(schema: Mapping[str, Any]) -> list[Any]:
+def choices_of(schema: Mapping[str, Any]) -> list[Any]:
+    """The values that a schema lists; none where it lists none."""
     return [schema["const"]] if "const" in schema else list(schema.get("enum", ()))
 
 
@@ -212,7 +212,7 @@ class _XmlParser(CallParser):
             self._grow_text(call, last)
             self._grow(call, '"')
         else:
-            self._grow(call, _as_json(("".join(gone) + last).removeprefix("\n")))
+            self._grow(call, as_json(("".join(gone) + last).removeprefix("\n")))
         return "".join(gone) + held, True
 
     def _grow_text(self, call: OpenCall, text: str) -> None:
@@ -232,23 +232,8 @@ class _XmlParser(CallParser):
                 return name, True
         return name, False
 
-    def _tag(self, *tags: str) -> Generator[None, str, tuple[str, bool]]:
-        """Read white space and one of the tags."""
-        white = found = ""
-        while True:
-            char = yield
-            if not found and char in _SPACE and char != END:
-                white += char
-            elif char != END and any(tag.startswith(found + char) for tag in tags):
-                found += char
-                if found in tags:
-                    return white + found, True
-            else:
-                self._read_again(char)
-                return white + found, False
 
-
-def _as_json(value: str) -> str:
+def as_json(value: str) -> str:
     """A value as it stands where it is JSON, else as text."""
     try:
         json.loads(value)
