@@ -10,9 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-import llama_cpp as native
-
 from overspill.engines.backend import BatchRow
+from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_cpp import LlamaCppBackend, LlamaCppOptions
 from overspill.errors import MissingExtra
 
@@ -36,7 +35,7 @@ def resident_bytes() -> int:
 
 def measure(path: Path, context_tokens: int, sequences: int) -> dict[str, int]:
     """Load, fill one sequence but for a last step that all take part in, and compare."""
-    native.llama_backend_init()
+    start_backends()
     before = resident_bytes()
     backend = LlamaCppBackend(
         path,

@@ -24,6 +24,7 @@ from overspill.engines.gguf_fit import GgufFitOptions, gguf_fit
 from overspill.engines.gguf_header import INT32 as GGUF_INT32
 from overspill.engines.gguf_header import ArrayInfo, GgufHeader, read_header
 from overspill.engines.llama_adapters import NativeAdapters
+from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
 from overspill.engines.llama_pictures import PictureRows
 from overspill.engines.machine_load import usable_cpus
@@ -272,7 +273,7 @@ class LlamaCppBackend:
             raise EngineError("The model was closed.", mend="Start the engine again.")
 
     def _load_model(self, path: Path) -> Any:
-        native.llama_backend_init()
+        start_backends()
         self._log.take()
         model = native.llama_model_load_from_file(
             os.fsencode(path), native.llama_model_default_params()

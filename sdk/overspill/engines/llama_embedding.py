@@ -20,6 +20,7 @@ from overspill.engines.backend import BatchRow
 from overspill.engines.gguf_fit import native_features
 from overspill.engines.gguf_header import GgufHeader, read_header
 from overspill.engines.gguf_memory import F32_BYTES, LlamaUse, gguf_need
+from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
 from overspill.engines.memory import F16_BYTES, Fit, MemoryNeed, available_memory, settle
 from overspill.errors import (
@@ -206,7 +207,7 @@ class LlamaEmbeddingModel:
         self._context, self._made_for = None, None
 
     def _load(self, path: Path) -> Any:
-        native.llama_backend_init()
+        start_backends()
         self._log.take()
         model = native.llama_model_load_from_file(
             os.fsencode(path), native.llama_model_default_params()
