@@ -9,6 +9,7 @@ import uuid
 import pytest
 
 from overspill.errors import ConfigurationError, EvidenceRejected
+from overspill.trust.closed import CLOSED_AT_START
 from overspill.trust.measured import MeasuredLog
 from overspill.trust.policy import default_policy, parse_policy
 from overspill.trust.verifier import verify
@@ -17,6 +18,7 @@ from overspill_cloud.attester import open_attester
 from overspill_cloud.attester.sev_snp import SevSnpAttester, read_table
 from overspill_cloud.attester.tdx import COLLATERAL_FILES, TdxAttester
 from overspill_cloud.attester.tsm import TsmReports
+from overspill_cloud.client_policy import _policy_of
 from overspill_cloud.testing import FakeRegister, FakeTsm
 
 GUIDS = {
@@ -128,6 +130,22 @@ def test_an_emulated_guest_never_passes_for_a_real_one(guest, policy, bundle_of,
     for some in (policy(guest.evidence_type), default_policy()):
         with pytest.raises(EvidenceRejected):
             verify(bundle_of(guest, log), at(), some)
+
+
+def test_a_guest_writes_the_policy_that_accepts_it(guest, look_alikes, bundle_of, log, at, models):
+    text = _policy_of(guest, models)
+    policy = parse_policy(text)
+    assert policy.closed == frozenset(CLOSED_AT_START)
+    open_door = parse_policy(text.replace("closed = [", "# closed = ["))
+    if guest.evidence_type == "sev-snp" and "VLEK" in str(_key_kind(guest, bundle_of, log)):
+        open_door = parse_policy(
+            text.replace("closed = [", "# [").replace("[sev-snp]", "[sev-snp]\nvlek = true")
+        )
+    assert verify(bundle_of(guest, log), at(), open_door).satisfies_attested
+
+
+def _key_kind(guest, bundle_of, log) -> str:
+    return "VLEK" if "vlek" in bundle_of(guest, log).evidence[0].collateral else "VCEK"
 
 
 # --- SEV-SNP ----------------------------------------------------------------------------------

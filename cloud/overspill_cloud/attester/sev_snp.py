@@ -15,7 +15,7 @@ from typing import Final
 from overspill.errors import ConfigurationError, EvidenceRejected
 from overspill.trust.certificates import Certificate, parse_certificate, read_pem
 from overspill.trust.nkc import PRODUCTION, report_data
-from overspill.trust.snp import TYPE, is_endorsement_key, is_vlek
+from overspill.trust.snp import TYPE, is_endorsement_key, is_vlek, product_of
 from overspill.trust.snp_report import VLEK, SnpReport, parse_report, tcb_components
 from overspill.types.evidence import Assurance, Evidence
 from overspill_cloud.attester.tsm import TsmReport, TsmReports
@@ -69,6 +69,15 @@ class SevSnpAttester:
         """A report over nothing, for who writes a policy for this machine."""
         with self._one_at_a_time:
             return _parsed(self._reports.report(bytes(64)))
+
+    def product(self) -> str:
+        """The processor's product, by the certificate of its endorsement key: a report of version 2
+        does not say."""
+        with self._one_at_a_time:
+            made = self._reports.report(bytes(64))
+        collateral = self._collateral(_parsed(made), made.auxblob)
+        key = collateral.get("vcek") or collateral["vlek"]
+        return product_of(parse_certificate(key))
 
     def close(self) -> None:
         """Gives the kernel's folder back."""

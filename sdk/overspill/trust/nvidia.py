@@ -1,8 +1,10 @@
 """``nvidia-gpu``: a GPU's SPDM report under a device certificate that chains to NVIDIA's root.
 
 Evidence data is request and response as the driver hands them out; collateral is ``certificates``
-(PEM). It stands beside the machine's own evidence: the node fetches it before it makes its keys,
-over a nonce of its boot id and HPKE key, and digests data and certificates into the configuration.
+(PEM), and NVIDIA's reference manifests ``rim_driver`` and ``rim_vbios`` (signed XML), which a
+policy may demand: they are NVIDIA's word, so the configuration does not name them. It all stands
+beside the machine's own evidence: the node fetches it before it makes its keys, over a nonce of its
+boot id and HPKE key, and digests data and certificates into the configuration.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 TYPE: Final = "nvidia-gpu"
 CERTIFICATES: Final = "certificates"
+RIMS: Final = ("rim_driver", "rim_vbios")
+_COLLATERAL: Final = frozenset({CERTIFICATES, *RIMS})
 STEP_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "8.1": "report: SPDM request and response, lengths",
@@ -101,8 +105,9 @@ def examine(
     else:
         steps.run("8.6", _check_nonce, report, nonce)
     # 8.7 Reference manifests
-    if materials.rims:
-        steps.run("8.7", _check_rims, report, materials.rims, roots, now_unix)
+    if materials.rims or (policy is not None and policy.rim_required):
+        demands_all = policy is not None and policy.rim_required
+        steps.run("8.7", _check_rims, report, materials.rims, roots, now_unix, demands_all)
     else:
         steps.skip("8.7", "no manifest was given")
     # 8.8 Policy
@@ -121,11 +126,12 @@ def check(
     roots: Callable[[], VendorRoots],
 ) -> Mapping[str, str]:
     """Claims of a bundle's GPU, bound to its configuration. Raises ``EvidenceRejected``."""
-    if set(evidence.collateral) != {CERTIFICATES}:
+    names = set(evidence.collateral)
+    if CERTIFICATES not in names or names - _COLLATERAL:
         raise rejected(
             "collateral_unexpected",
             "1",
-            expected=CERTIFICATES,
+            expected=f"{CERTIFICATES}, and perhaps {' and '.join(RIMS)}",
             actual=", ".join(sorted(evidence.collateral)) or "none",
         )
     if claims_digest(evidence) != config.gpu_claims_digest:
@@ -137,7 +143,8 @@ def check(
         )
     certificates, _ = read_pem(evidence.collateral[CERTIFICATES])
     nonce = gpu_nonce(config.boot_id, config.hpke_public_key)
-    materials = GpuMaterials(evidence.data, certificates)
+    rims = tuple(evidence.collateral[name] for name in RIMS if name in names)
+    materials = GpuMaterials(evidence.data, certificates, rims=rims)
     return examine(materials, now_unix, nonce, policy, Steps(STEP_NAMES), roots())
 
 
@@ -216,9 +223,25 @@ def _check_nonce(report: GpuReport, nonce: bytes) -> None:
 
 
 def _check_rims(
-    report: GpuReport, rims: tuple[bytes, ...], roots: VendorRoots, now_unix: int
+    report: GpuReport,
+    rims: tuple[bytes, ...],
+    roots: VendorRoots,
+    now_unix: int,
+    demands_all: bool,
 ) -> str:
-    return compare(report, tuple(read_rim(rim, roots.nvidia_rim, now_unix) for rim in rims))
+    """Each measurement as NVIDIA published it; with ``demands_all`` driver's and VBIOS's both."""
+    found = tuple(read_rim(rim, roots.nvidia_rim, now_unix) for rim in rims)
+    wanted = {report.driver_version, report.vbios_version.upper()} if demands_all else set()
+    missing = sorted(wanted - {rim.version for rim in found})
+    if missing:
+        raise rejected(
+            "rim_missing",
+            "7",
+            expected=f"the reference manifests of {' and '.join(missing)}",
+            actual=", ".join(rim.version for rim in found) or "none",
+            mend="The node carries them as rim_driver and rim_vbios, as NVIDIA publishes them.",
+        )
+    return compare(report, found)
 
 
 def _check_versions(report: GpuReport, policy: GpuPolicy) -> str:

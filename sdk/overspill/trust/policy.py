@@ -62,6 +62,7 @@
     [nvidia-gpu]                      # beside the evidence of the machine
     drivers = ["570.00"]
     vbioses = ["96.00.9F.00.01"]
+    rim_required = false              # true demands NVIDIA's manifests, and compares with them
 
 Unknown keys, wrong types, a missing section for an accepted type and empty lists are errors at
 load: an empty list never means "any".

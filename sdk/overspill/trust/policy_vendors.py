@@ -29,7 +29,7 @@ _SNP_KEYS: Final = frozenset(
 _TDX_KEYS: Final = frozenset({"statuses", "mrtd", "rtmr0", "rtmr1", "rtmr2", "fmspcs", "mr_seam"})
 _TPM_KEYS: Final = frozenset({"ek_roots", "activation_keys", "ak_roots", "pcrs", "secure_boot"})
 _VTPM_KEYS: Final = frozenset({"pcrs", "secure_boot"})
-_GPU_KEYS: Final = frozenset({"drivers", "vbioses"})
+_GPU_KEYS: Final = frozenset({"drivers", "vbioses", "rim_required"})
 _PCR_NEVER: Final = (16, 23)
 
 
@@ -82,10 +82,12 @@ class VtpmPolicy:
 
 @dataclass(frozen=True, slots=True)
 class GpuPolicy:
-    """``[nvidia-gpu]``: accepted driver and VBIOS versions."""
+    """``[nvidia-gpu]``: accepted driver and VBIOS versions; ``rim_required`` demands NVIDIA's
+    reference manifests of both, and each measurement as they list it."""
 
     drivers: frozenset[str]
     vbioses: frozenset[str]
+    rim_required: bool = False
 
 
 def snp_policy(table: Table) -> SnpPolicy:
@@ -157,6 +159,7 @@ def gpu_policy(table: Table) -> GpuPolicy:
     return GpuPolicy(
         drivers=frozenset(table.strings("drivers")),
         vbioses=frozenset(table.strings("vbioses")),
+        rim_required=table.boolean("rim_required", default=False),
     )
 
 

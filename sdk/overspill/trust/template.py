@@ -62,14 +62,14 @@ _FILL_IN_KEY: Final = "<Ed25519 public key, 64 hexadecimal digits>"
 
 def pinned_policy(operator_key: bytes, models: Mapping[str, bytes]) -> str:
     """A policy that pins one operator's key. ``models`` maps names to SHA-256 digests."""
-    return _pinned(operator_key.hex(), _models(models))
+    return _pinned(operator_key.hex(), named_models(models))
 
 
 def dev_policy(
     root: bytes, models: Mapping[str, bytes], released: ReleaseDemand | None = None
 ) -> str:
     """A policy for one development key, on loopback only."""
-    return _dev(DEV_ED25519, f'roots = ["{root.hex()}"]', _models(models), released)
+    return _dev(DEV_ED25519, f'roots = ["{root.hex()}"]', named_models(models), released)
 
 
 def tpm_dev_policy(
@@ -77,7 +77,7 @@ def tpm_dev_policy(
 ) -> str:
     """A policy for software TPMs under one development authority, on loopback only."""
     section = f'ek_roots = ["""\n{ek_root_pem.strip()}\n"""]'
-    return _dev(DEV_TPM, section, _models(models), released)
+    return _dev(DEV_TPM, section, named_models(models), released)
 
 
 def _pinned(key: str, models: str) -> str:
@@ -115,7 +115,9 @@ def _toml(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _models(models: Mapping[str, bytes]) -> str:
+def named_models(models: Mapping[str, bytes]) -> str:
+    """Models and their digests as a table's content. Raises ``UsageError`` for none, or for names
+    that TOML would read as something else."""
     if not models or any(len(digest) != 32 for digest in models.values()):
         raise UsageError("A policy names at least one model with its SHA-256 digest.")
     if any(set(name) & set('"\\\n\r\t') or not name.isprintable() for name in models):

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from overspill.trust.template import named_models
+
 _HEAD: Final = """\
 # What a node has to prove before anything is sealed to it. An empty list never means "any".
 version = 1
@@ -63,6 +65,30 @@ _VTPM: Final = """
 secure_boot = true  # demanded from the replayed event log
 # pcrs = { 7 = ["<value, 64 hexadecimal digits>"] }
 """
+
+
+def snp_policy_text(
+    product: str, measurement: bytes, tcb: Mapping[str, int], models: Mapping[str, bytes]
+) -> str:
+    """A policy for guests of this very image, on machines whose firmware is no older than this."""
+    floor = "".join(f"{name} = {version}\n" for name, version in tcb.items())
+    section = (
+        f'\n[sev-snp]\nproducts = ["{product}"]\nmeasurements = ["{measurement.hex()}"]\n'
+        f"\n[sev-snp.min_tcb.{product}]\n{floor}"
+    )
+    return _filled("sev-snp", models) + section
+
+
+def tdx_policy_text(mrtd: bytes, rtmr1: bytes, rtmr2: bytes, models: Mapping[str, bytes]) -> str:
+    """A policy for guests with this firmware, kernel, initrd and command line."""
+    values = {"mrtd": mrtd, "rtmr1": rtmr1, "rtmr2": rtmr2}
+    lines = "".join(f'{name} = ["{value.hex()}"]\n' for name, value in values.items())
+    return _filled("tdx", models) + f"\n[tdx]\n{lines}"
+
+
+def _filled(kind: str, models: Mapping[str, bytes]) -> str:
+    head = _HEAD.format(floor="HARDWARE_TEE", kind=kind)
+    return head[: head.index("models = {")] + f"models = {{ {named_models(models)} }}\n"
 
 
 def _template(kind: str, floor: str, *sections: str) -> str:
