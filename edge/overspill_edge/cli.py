@@ -1,4 +1,4 @@
-"""Verbs that the daemon adds to ``overspill``: ``serve`` and ``token``.
+"""Verbs that the daemon adds to ``overspill``: ``serve``, ``token`` and ``batch``.
 
 The daemon's libraries are imported when a verb runs: the command starts fast without them, and
 where they are missing it says which extra brings them.
@@ -31,6 +31,7 @@ from overspill.cli.common import (
 )
 from overspill.config import load_settings
 from overspill.errors import Cancelled, MissingExtra
+from overspill_edge.batch_command import batch
 
 if TYPE_CHECKING:
     from overspill_edge.app import Ready
@@ -42,8 +43,9 @@ token_app = typer.Typer(help="Tokens for programs that use the daemon.", no_args
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``serve`` and ``token``; named by the entry point group ``overspill.commands``."""
+    """Add the daemon's verbs; named by the entry point group ``overspill.commands``."""
     app.command("serve")(serve)
+    app.command("batch")(batch)
     app.add_typer(token_app, name="token")
 
 
