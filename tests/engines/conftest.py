@@ -242,7 +242,9 @@ class RemoteOverNode(Engine):
                 yield chunk
 
 
-KINDS = ["echo", "llama.cpp", "mlx", "worker-echo", "worker-llama.cpp", "remote-echo"]
+KINDS = [
+    "echo", "llama.cpp", "mlx", "worker-echo", "worker-llama.cpp", "worker-mlx", "remote-echo",
+]  # fmt: skip
 
 
 @pytest.fixture(params=KINDS)

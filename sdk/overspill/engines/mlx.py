@@ -180,7 +180,9 @@ class MlxBackend:
     def close(self) -> None:
         """Drop model and caches."""
         self._caches.clear()
+        self._adapters.close()
         self._model = None
+        self._loaded.close()
 
     def _check_position(self, row: BatchRow) -> None:
         held = self._caches.held(row.sequence)

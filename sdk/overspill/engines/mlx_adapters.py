@@ -38,6 +38,12 @@ class FolderAdapters:
             self._put(self._layers[name])
         self._using = name
 
+    def close(self) -> None:
+        """Let go of all layers."""
+        self._model = None
+        self._base.clear()
+        self._layers.clear()
+
     def _load(self, name: str, folder: Path) -> dict[str, Any]:
         from mlx_lm.tuner.utils import load_adapters
 

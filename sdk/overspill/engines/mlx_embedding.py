@@ -118,6 +118,7 @@ class MlxEmbeddingModel:
     def close(self) -> None:
         """Drop the model."""
         self._body = None
+        self._loaded.close()
 
     def _together(self, texts: Sequence[Sequence[int]]) -> Any:
         width = max(len(text) for text in texts)

@@ -70,7 +70,7 @@ class FolderModel:
             from mlx_lm.models.cache import make_prompt_cache
             from mlx_lm.utils import load_model
 
-            self.module, _ = load_model(folder, lazy=True)
+            self.module: Any = load_model(folder, lazy=True)[0]
             self.new_caches: Callable[[], Caches] = lambda: list(make_prompt_cache(self.module))
             self.outline = self._outline()
 
@@ -103,8 +103,18 @@ class FolderModel:
 
     def read(self, part: Any = None) -> None:
         """Read the weights in, or those of one part of it."""
+        wired_bytes = mx.device_info().get("max_recommended_working_set_size")
+        if wired_bytes is not None:
+            # As mlx-lm does: macOS may page out what is not wired. There is no Metal elsewhere.
+            mx.set_wired_limit(int(wired_bytes))
         with self._blamed():
             mx.eval((self.module if part is None else part).parameters())
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self.module = None
+        self.new_caches = list
+        mx.clear_cache()
 
     def card(self, fit: Fit, name: str) -> ModelCard:
         """What there is to say about it."""
