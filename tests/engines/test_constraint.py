@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 
+from overspill.engines.constraint import MAX_COMPILED, Constrainer
+from overspill.engines.echo import EchoBackend
 from overspill.errors import EngineError, InvalidRequest, UnsupportedOption
 from overspill.types.chat import FinishReason, Grammar, Sampling
 
@@ -138,3 +140,51 @@ async def test_a_grammar_that_gets_too_complex_fails_alone(open_kind, kit):
     assert "grammar" in str(failed)
     assert set(failed.partial) == {"a"}
     assert kit.text_of(answered) == "echo: " + "something longer " * 8
+
+
+class Compiled(Constrainer):
+    """Counts what it compiles."""
+
+    def __init__(self, backend):
+        super().__init__(backend)
+        self.compiled = []
+
+    def _matcher(self, tokenizer, grammar, scope):
+        before = set(self._compiled)
+        matcher = super()._matcher(tokenizer, grammar, scope)
+        self.compiled += set(self._compiled) - before
+        return matcher
+
+
+def test_a_grammar_is_compiled_once_for_whom_it_may_be_shared_with():
+    constrainer = Compiled(EchoBackend())
+    grammar = "start: /[ab]{3}/"
+    first = constrainer.constrain(grammar, param="grammar", scope="one")
+    assert first.advance_text(list(b"ab"))
+    # The next one begins at the beginning, wherever the first one is.
+    second = constrainer.constrain(grammar, param="grammar", scope="one")
+    assert second.advance_text(list(b"bbb"))
+    assert second.is_finished
+    assert not first.is_finished
+    assert constrainer.compiled == [("one", grammar)]
+    constrainer.constrain(grammar, param="grammar", scope="other")
+    assert constrainer.compiled == [("one", grammar), ("other", grammar)]
+    constrainer.constrain(grammar, param="grammar")
+    assert len(constrainer.compiled) == 2
+    with pytest.raises(InvalidRequest):
+        constrainer.constrain("start: /[/", param="grammar", scope="one")
+    for i in range(100):
+        constrainer.constrain(f'start: "{i}"', param="grammar", scope="one")
+    assert len(constrainer._compiled) == MAX_COMPILED
+
+
+async def test_answers_of_one_schema_at_once_do_not_disturb_each_other(engine, kit):
+    requests = [
+        kit.ask("x", json_schema=SCHEMA, max_tokens=200, cache_scope="s", sampling=Sampling(seed=n))
+        for n in range(3)
+    ]
+    alone = [kit.text_of(await kit.collect(engine, request)) for request in requests]
+    again = [replace(request, id=f"again{n}") for n, request in enumerate(requests)]
+    together = await asyncio.gather(*(kit.collect(engine, request) for request in again))
+    for text in (*alone, *map(kit.text_of, together)):
+        assert set(json.loads(text)) == {"count", "unit", "sure"}

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_CHARS = 512 * 1024
 """Longer grammars are refused before they are compiled."""
+
+MAX_COMPILED = 32
+"""Compiled grammars that are kept."""
 
 _SATISFIED = frozenset({"NoExtension", "NoExtensionBias", "EndOfSentence"})
 
@@ -113,7 +117,9 @@ class Constraint:
 class Constrainer:
     """Makes constraints for one loaded model. Methods may be called from any thread.
 
-    The vocabulary is read on first use (about a second for 150,000 tokens) and kept.
+    The vocabulary is read on first use (about a second for 150,000 tokens) and kept. So are the
+    last compiled grammars of each scope: a schema takes milliseconds to compile and a copy of the
+    result microseconds, but by that time others could tell who asked for the same before.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -121,11 +127,15 @@ class Constrainer:
         self._lock = threading.Lock()
         self._vocabulary: _GuidanceVocabulary | None = None
         self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[tuple[Hashable, str], LLMatcher] = OrderedDict()
 
-    def constrain(self, grammar: str, *, param: str, prefix: str = "") -> Constraint:
+    def constrain(
+        self, grammar: str, *, param: str, prefix: str = "", scope: Hashable | None = None
+    ) -> Constraint:
         """A constraint at the start of ``grammar`` (Lark, in llguidance's dialect).
 
-        ``prefix`` is text that the answer already has. Raises :class:`InvalidRequest` naming
+        ``prefix`` is text that the answer already has. ``scope`` says with whom the compiled
+        grammar may be shared; None shares with nobody. Raises :class:`InvalidRequest` naming
         ``param`` for a grammar that doesn't compile or that the prefix breaks,
         :class:`MissingExtra`, :class:`UnsupportedOption` for a model without an end token.
         """
@@ -136,9 +146,7 @@ class Constrainer:
                 param=param,
             )
         tokenizer, end_ids = self._prepared(param)
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        matcher = self._matcher(tokenizer, grammar, scope)
         if matcher.is_error():
             raise InvalidRequest(
                 f"The grammar of '{param}' is refused: {one_line(matcher.get_error())}.",
@@ -149,6 +157,23 @@ class Constrainer:
         if prefix and not constraint.advance_text(tokenizer.greedy_tokenize(prefix)):
             raise InvalidRequest(f"The answer's prefix already breaks '{param}'.", param="prefix")
         return constraint
+
+    def _matcher(self, tokenizer: LLTokenizer, grammar: str, scope: Hashable | None) -> LLMatcher:
+        """A matcher at the start of the grammar, which may be in error."""
+        from llguidance import LLMatcher
+
+        key = scope, grammar
+        with self._lock:
+            if scope is not None and key in self._compiled:
+                self._compiled.move_to_end(key)
+                return self._compiled[key].deep_copy()
+        matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        if scope is not None and not matcher.is_error():
+            with self._lock:
+                self._compiled[key] = matcher.deep_copy()
+                while len(self._compiled) > MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+        return matcher
 
     def _prepared(self, param: str) -> tuple[LLTokenizer, Sequence[int]]:
         need_llguidance()

@@ -297,7 +297,9 @@ def _constraint(loaded: _Loaded, request: Request) -> Constraint | None:
     if demand is None:
         return None
     grammar, param = demand
-    return loaded.constrainer.constrain(grammar, param=param, prefix=request.prefix)
+    # What an app asks for is kept for its own next request alone, as its prompts are.
+    scope = None if request.cache_scope is None else (request.app, request.cache_scope)
+    return loaded.constrainer.constrain(grammar, param=param, prefix=request.prefix, scope=scope)
 
 
 def _check_adapter(request: Request, loaded: _Loaded) -> None:
