@@ -212,6 +212,20 @@ async def test_who_comes_together_begins_with_one_step(engine, backend, monkeypa
 
 
 @pytest.mark.anyio
+async def test_a_step_holds_neighbouring_sequences_in_their_order(engine, backend):
+    """Runtimes compute neighbours in one pass, and start another at each gap."""
+    backend.allow()
+    for _ in range(2):  # the second time the slots hold what the first left there
+        await asyncio.gather(
+            *(_collect(engine, _ask(40 + n, cache_scope="s")) for n in range(5)),
+        )
+    for step in backend.steps:
+        sequences = [sequence for sequence, _, _ in step]
+        assert sequences == sorted(sequences)
+    assert [0, 1, 2, 3, 4] in [[sequence for sequence, _, _ in step] for step in backend.steps]
+
+
+@pytest.mark.anyio
 async def test_nobody_waits_for_a_request_that_is_refused(engine, backend):
     backend.allow()
     with pytest.raises(InvalidRequest):

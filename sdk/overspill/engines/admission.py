@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from overspill.engines.slot_choice import choose_slot
 from overspill.types.chat import Lane
 
 
@@ -46,10 +47,12 @@ class KvReservations:
         """Whether a request of that size can start now."""
         return bool(self.free_slots) and self.reserved + kv_tokens <= self.kv_tokens
 
-    def take(self, kv_tokens: int) -> int:
-        """Reserve, and return the sequence slot."""
+    def take(self, kv_tokens: int, companions: Collection[int] = ()) -> int:
+        """Reserve, and return the sequence slot: beside those of its companions."""
         self.reserved += kv_tokens
-        return self.free_slots.pop()
+        slot = choose_slot(self.free_slots, companions, self.slots)
+        self.free_slots.remove(slot)
+        return slot
 
     def exchange(self, slot: int, other: int) -> None:
         """Hold ``other``, which is free, instead of ``slot``."""

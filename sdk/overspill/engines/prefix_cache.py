@@ -159,7 +159,8 @@ class PrefixCache:
     def place(
         self, newcomer: Sharing, free: Sequence[int], running: Iterable[Sharing]
     ) -> tuple[int, int]:
-        """A free slot for a newcomer, and how many tokens of its prompt are in it.
+        """A free slot for a newcomer, the first if it can be, and how many tokens of its prompt
+        are in it.
 
         At least one token is left to compute: its logits choose the first of the answer.
         """
@@ -287,7 +288,10 @@ class PrefixCache:
         return best
 
     def _emptied(self, free: Sequence[int]) -> int:
-        """A slot with nothing in it: an empty one, or the one that was left first."""
+        """A slot with nothing in it: the first of them, as long as that loses nothing; else an
+        empty one, or the one that was left first."""
+        if free[0] in self._resident and self._stashes:
+            self._evict(free[0])
         slot = next((s for s in free if s not in self._resident), None)
         if slot is None:
             slot = next(s for s in self._resident if s in free)

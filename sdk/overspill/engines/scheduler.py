@@ -380,7 +380,8 @@ class Scheduler:
             if head is None or not self._kv.fits(head.kv_tokens) or not self._adapter_fits(head):
                 return None
             self._queue.admit(head, now_s)
-            head.slot = self._kv.take(head.kv_tokens)
+            companions = {g.slot for g in self._running if g.adapter == head.adapter}
+            head.slot = self._kv.take(head.kv_tokens, companions)
             head.admitted_s = now_s
             self._running.append(head)
             self._prefilling.append(head)

@@ -54,11 +54,11 @@ class StepPlanner:
         if self._propose is not None and decoding and len(decoding) == len(running):
             drafts = self._propose(decoding, self._batch_tokens - len(decoding))
             if drafts:
-                return [(g, decode_row(g, drafts.get(g, ()))) for g in decoding]
+                return _by_slot([(g, decode_row(g, drafts.get(g, ()))) for g in decoding])
         batch = [(g, decode_row(g)) for g in decoding]
         if len(decoding) < len(running):
             self._add_prompts(batch, running, prefilling)
-        return batch
+        return _by_slot(batch)
 
     def _add_prompts(
         self,
@@ -98,6 +98,11 @@ class StepPlanner:
             spare_s = self._options.prefill_stretch * joined_s - idle_s
             room = min(room, max(math.floor(rate * spare_s), MIN_CHUNK_TOKENS))
         return room, chunk
+
+
+def _by_slot(batch: list[tuple[Generation, BatchRow]]) -> list[tuple[Generation, BatchRow]]:
+    """Neighbouring sequences are computed in one pass (see ``slot_choice``)."""
+    return sorted(batch, key=lambda member: member[1].sequence)
 
 
 class AdapterTurns:
