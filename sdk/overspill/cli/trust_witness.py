@@ -15,7 +15,7 @@ from overspill.releasing.cosigning import WitnessEndpoint, cosign_checkpoint
 from overspill.releasing.log_folder import LogFolder
 from overspill.releasing.witness_http import serving_witness
 from overspill.releasing.witness_store import WitnessStore
-from overspill.trust.log.note import ED25519, VerifierKey
+from overspill.trust.log.note import COSIGNATURE_V1, ED25519, ML_DSA_44, VerifierKey
 
 WitnessDir = Annotated[Path, typer.Argument(help="The witness's folder: its key and its memory.")]
 LogKey = Annotated[str, typer.Argument(help="The log's public key (vkey).")]
@@ -35,10 +35,14 @@ def register(trust: typer.Typer) -> None:
 def init(
     folder: WitnessDir,
     name: Annotated[str, typer.Option(help="The witness's name, e.g. example.com/witness.")],
+    ml_dsa: Annotated[
+        bool, typer.Option("--ml-dsa", help="An ML-DSA-44 key, safe from quantum computers.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a witness with a key of its own, and print what policies have to name."""
-    vkey = str(WitnessStore.create(folder, name).key.verifier)
+    kind = ML_DSA_44 if ml_dsa else COSIGNATURE_V1
+    vkey = str(WitnessStore.create(folder, name, kind).key.verifier)
     if as_json:
         print_json({"vkey": vkey})
     else:

@@ -13,7 +13,7 @@ from overspill.releasing.witness_store import WitnessStore
 from overspill.trust.log.checkpoint import SignedCheckpoint
 from overspill.trust.log.cosignature import cosignature_time
 from overspill.trust.log.encoding import decode_decimal
-from overspill.trust.log.note import COSIGNATURE_V1, NoteSignature, VerifierKey
+from overspill.trust.log.note import COSIGNATURE_V1, ML_DSA_44, NoteSignature, VerifierKey
 from overspill.trust.log.witness import SIZE_TYPE, AddCheckpoint, Answer
 
 
@@ -38,7 +38,9 @@ def witness_endpoint(text: str) -> WitnessEndpoint:
 
     Raises ``UsageError`` for what is neither, ``ConfigurationError`` for a folder without one.
     """
-    vkey, sign, prefix = text.partition("=")
+    # A key's base64 may end in "=" as well: the one before the address counts.
+    before, sign, rest = text.partition("=http")
+    vkey, sign, prefix = (before, sign, f"http{rest}") if sign else text.partition("=")
     if not sign:
         store = WitnessStore(Path(text))
         return WitnessEndpoint(store.key.verifier, store.add_checkpoint)
@@ -48,8 +50,8 @@ def witness_endpoint(text: str) -> WitnessEndpoint:
         raise UsageError(
             f"'{vkey}' is no witness's key: {error.actual}.", mend="Give VKEY=URL, or a folder."
         ) from error
-    if key.kind != COSIGNATURE_V1:
-        raise UsageError(f"{key.name} is no witness's key.", mend="Give one of type 0x04.")
+    if key.kind not in (COSIGNATURE_V1, ML_DSA_44):
+        raise UsageError(f"{key.name} is no witness's key.", mend="Give one of type 0x04 or 0x06.")
     return WitnessEndpoint(key, lambda body: submit(prefix, body))
 
 

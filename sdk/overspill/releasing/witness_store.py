@@ -12,7 +12,8 @@ from typing import Final
 from overspill.errors import ConfigurationError, UsageError
 from overspill.releasing.files import load_note_key, make_note_key
 from overspill.state.owned_file import make_owned
-from overspill.trust.log.note import COSIGNATURE_V1, SignerKey, VerifierKey
+from overspill.trust.log import mldsa
+from overspill.trust.log.note import COSIGNATURE_V1, ML_DSA_44, SignerKey, VerifierKey
 from overspill.trust.log.witness import Answer, Cosigned, decide
 
 _KEY: Final = "witness.key"
@@ -39,9 +40,14 @@ class WitnessStore:
         self.key: SignerKey = load_note_key(folder / _KEY)
 
     @classmethod
-    def create(cls, folder: Path, name: str) -> WitnessStore:
-        """A witness of its own with a new key. Raises ``UsageError`` where there is one."""
-        make_note_key(folder / _KEY, name, COSIGNATURE_V1)
+    def create(cls, folder: Path, name: str, kind: int = COSIGNATURE_V1) -> WitnessStore:
+        """A witness of its own with a new key, ``COSIGNATURE_V1`` or ``ML_DSA_44``.
+
+        Raises ``UsageError`` where there is one, ``LogInvalid`` where ML-DSA is not known.
+        """
+        if kind == ML_DSA_44:
+            mldsa.public_of(bytes(32))
+        make_note_key(folder / _KEY, name, kind)
         return cls(folder)
 
     def add_log(self, key: VerifierKey, origin: str | None = None) -> None:

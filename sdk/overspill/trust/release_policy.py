@@ -27,7 +27,7 @@ from typing import Any, Final
 from overspill.errors import LogInvalid
 from overspill.trust.log.cosignature import LogPolicy, Witness
 from overspill.trust.log.encoding import MAX_SIZE
-from overspill.trust.log.note import COSIGNATURE_V1, ED25519, VerifierKey
+from overspill.trust.log.note import COSIGNATURE_V1, ED25519, ML_DSA_44, VerifierKey
 from overspill.trust.policy_parts import Table
 
 KEYS: Final = frozenset({"release", "log", "unreleased"})
@@ -107,7 +107,7 @@ def _log(table: Table) -> LogPolicy:
 
 def _witnesses(table: Table, log_key: VerifierKey) -> tuple[Witness, ...]:
     witnesses = [
-        Witness(operator, _key(table, operator, text, COSIGNATURE_V1))
+        Witness(operator, _key(table, operator, text, COSIGNATURE_V1, ML_DSA_44))
         for operator in table.names()
         for text in table.strings(operator)
     ]
@@ -124,12 +124,13 @@ def _witnesses(table: Table, log_key: VerifierKey) -> tuple[Witness, ...]:
     return tuple(witnesses)
 
 
-def _key(table: Table, name: str, text: str, kind: int) -> VerifierKey:
-    mend = f"Give a C2SP verifier key of type {kind:#04x}: <name>+<hash>+<base64>."
+def _key(table: Table, name: str, text: str, *kinds: int) -> VerifierKey:
+    types = " or ".join(f"{kind:#04x}" for kind in kinds)
+    mend = f"Give a C2SP verifier key of type {types}: <name>+<hash>+<base64>."
     try:
         key = VerifierKey.parse(text)
     except LogInvalid as error:
         raise table.error(name, f"holds no verifier key: {error.actual}", mend) from error
-    if key.kind != kind:
+    if key.kind not in kinds:
         raise table.error(name, f"holds a key of type {key.kind:#04x}", mend)
     return key

@@ -1,32 +1,39 @@
-"""Cosignatures (c2sp.org/tlog-cosignature, Ed25519) and the quorum that a client demands.
+"""Cosignatures (c2sp.org/tlog-cosignature, Ed25519 and ML-DSA-44) and the quorum that a client
+demands.
 
-A witness signs ``cosignature/v1``, a time and the checkpoint's text: at that time this was the
-largest tree it had seen of the log, consistent with everything before. Witnesses of one operator
-count as one.
+A witness says at which time this was the largest tree it had seen of the log, consistent with
+everything before. With Ed25519 it signs ``cosignature/v1``, the time and the checkpoint's text;
+with ML-DSA-44 a message of its own name, the time, the log's origin, size and root. Witnesses of
+one operator count as one.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
 from overspill.errors import LogInvalid
-from overspill.trust.log.checkpoint import SignedCheckpoint, open_checkpoint
-from overspill.trust.log.encoding import MAX_SIZE
+from overspill.trust.log.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoint
+from overspill.trust.log.encoding import MAX_SIZE, malformed
 from overspill.trust.log.note import (
     COSIGNATURE_V1,
+    ML_DSA_44,
     Note,
     NoteSignature,
     SignerKey,
     VerifierKey,
     key_id,
 )
+from overspill.types.binary import prefixed
 
 CLOCK_SKEW_S: Final = 90
 """How far a witness's clock may be ahead of the verifier's."""
 
 _TIME_BYTES: Final = 8
-_SIGNATURE_BYTES: Final = 64
+_SIGNATURE_BYTES: Final = {COSIGNATURE_V1: 64, ML_DSA_44: 2420}
+_MAX_NAME_BYTES: Final = 255
+_SUBTREE: Final = b"subtree/v1\n\x00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +74,18 @@ class CosignedCheckpoint:
 
 def cosign(text: str, key: SignerKey, unix_s: int) -> NoteSignature:
     """A witness's signature line over a checkpoint's text."""
-    signature = key.sign(_message(text, unix_s))
+    signature = key.sign(_message(text, unix_s, key.verifier))
     timestamped = unix_s.to_bytes(_TIME_BYTES, "big") + signature
     return NoteSignature(key.name, key.verifier.key_id, timestamped)
 
 
 def cosignature_time(note: Note, line: NoteSignature, key: VerifierKey) -> int:
     """When ``key`` cosigned. Raises ``LogInvalid("cosignature_invalid")``."""
-    if len(line.signature) != _TIME_BYTES + _SIGNATURE_BYTES:
+    if len(line.signature) - _TIME_BYTES != _SIGNATURE_BYTES.get(key.kind):
         raise _invalid(key, f"{len(line.signature)} bytes")
     unix_s = int.from_bytes(line.signature[:_TIME_BYTES], "big")
     valid = unix_s <= MAX_SIZE and key.is_valid(
-        line.signature[_TIME_BYTES:], _message(note.text, unix_s)
+        line.signature[_TIME_BYTES:], _message(note.text, unix_s, key)
     )
     if not valid:
         raise _invalid(key, "one that is not")
@@ -133,8 +140,29 @@ def _present_time(note: Note, line: NoteSignature, key: VerifierKey, now_unix: i
     return time
 
 
-def _message(text: str, unix_s: int) -> bytes:
+def _message(text: str, unix_s: int, key: VerifierKey) -> bytes:
+    if key.kind == ML_DSA_44:
+        return _subtree_message(text, unix_s, key.name)
     return f"cosignature/v1\ntime {unix_s}\n{text}".encode()
+
+
+def _subtree_message(text: str, unix_s: int, name: str) -> bytes:
+    """The whole tree as a subtree: from leaf 0 to its size. Raises ``LogInvalid`` for names that do
+    not fit."""
+    tree = Checkpoint.parse(text)
+    names = [one.encode("utf-8") for one in (name, tree.origin)]
+    if any(len(one) > _MAX_NAME_BYTES for one in names):
+        raise malformed("a cosigned message", f"a name of more than {_MAX_NAME_BYTES} bytes")
+    return b"".join(
+        (
+            _SUBTREE,
+            prefixed(1, names[0]),
+            unix_s.to_bytes(_TIME_BYTES, "big"),
+            prefixed(1, names[1]),
+            struct.pack(">QQ", 0, tree.size),
+            tree.root,
+        )
+    )
 
 
 def _invalid(key: VerifierKey, actual: str) -> LogInvalid:

@@ -7,7 +7,8 @@ A key's text form, the vkey, is ``name+hash+base64(type || public key)``; the pr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,23 +16,28 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from overspill.errors import LogInvalid
+from overspill.trust.log import mldsa
 from overspill.trust.log.encoding import decode_base64, decode_text, encode_base64, malformed
 
 ED25519: Final = 0x01
 COSIGNATURE_V1: Final = 0x04
-"""Signature types: a plain signature over the text, and a witness's timestamped one."""
+ML_DSA_44: Final = 0x06
+"""Signature types: a plain signature over the text, and a witness's timestamped ones: Ed25519, and
+ML-DSA-44 (FIPS 204), which a quantum computer does not forge."""
 
 MAX_NOTE_BYTES: Final = 64 << 10
 MAX_SIGNATURES: Final = 32
 _DASH: Final = "— "
 _PRIVATE: Final = "PRIVATE+KEY+"
 _KEY_ID_BYTES: Final = 4
-_ED25519_BYTES: Final = 32
+_SEED_BYTES: Final = 32
+_PUBLIC_BYTES: Final = {ED25519: 32, COSIGNATURE_V1: 32, ML_DSA_44: 1312}
 
 
 @dataclass(frozen=True, slots=True)
 class VerifierKey:
-    """A named Ed25519 key that signs notes (``ED25519``) or cosigns them (``COSIGNATURE_V1``)."""
+    """A named key that signs notes (``ED25519``) or cosigns them (``COSIGNATURE_V1``, and
+    ``ML_DSA_44`` where the installed ``cryptography`` and its OpenSSL know it)."""
 
     name: str
     kind: int
@@ -50,14 +56,17 @@ class VerifierKey:
     def parse(cls, text: str) -> VerifierKey:
         """A vkey. Raises ``LogInvalid("log_malformed")``."""
         name, _, rest = text.partition("+")
-        kind, public = _key_material(name, rest, "a verifier key")
+        kind, public = _key_material(name, rest, "a verifier key", _PUBLIC_BYTES)
         key = cls(name, kind, public)
         if str(key) != text:
             raise malformed("a verifier key", "a hash that is not this key's")
         return key
 
     def is_valid(self, signature: bytes, message: bytes) -> bool:
-        """Whether an Ed25519 ``signature`` (64 bytes) over ``message`` is this key's."""
+        """Whether ``signature`` over ``message`` is this key's: 64 bytes of Ed25519, or 2,420 of
+        ML-DSA-44. Raises ``LogInvalid("ml_dsa_unsupported")`` where that cannot be told."""
+        if self.kind == ML_DSA_44:
+            return mldsa.is_valid(self.public, signature, message)
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):
@@ -76,10 +85,14 @@ class SignerKey:
     @property
     def verifier(self) -> VerifierKey:
         """The public half."""
+        if self.kind == ML_DSA_44:
+            return VerifierKey(self.name, self.kind, mldsa.public_of(self.seed))
         return VerifierKey(self.name, self.kind, self._key().public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
-        """A plain Ed25519 signature (64 bytes)."""
+        """A signature of the key's kind: 64 bytes of Ed25519, or 2,420 of ML-DSA-44."""
+        if self.kind == ML_DSA_44:
+            return mldsa.sign(self.seed, message)
         return self._key().sign(message)
 
     def private_text(self) -> str:
@@ -91,7 +104,7 @@ class SignerKey:
     def generate(cls, name: str, kind: int) -> SignerKey:
         """A new key. Raises ``LogInvalid`` for a name that notes cannot carry."""
         check_name(name)
-        return cls(name, kind, Ed25519PrivateKey.generate().private_bytes_raw())
+        return cls(name, kind, secrets.token_bytes(_SEED_BYTES))
 
     @classmethod
     def parse(cls, text: str) -> SignerKey:
@@ -99,7 +112,8 @@ class SignerKey:
         if not text.startswith(_PRIVATE):
             raise malformed("a private note key", "another text")
         name, _, rest = text.removeprefix(_PRIVATE).partition("+")
-        key = cls(name, *_key_material(name, rest, "a private note key"))
+        sizes = dict.fromkeys(_PUBLIC_BYTES, _SEED_BYTES)
+        key = cls(name, *_key_material(name, rest, "a private note key", sizes))
         if key.private_text() != text:
             raise malformed("a private note key", "a hash that is not this key's")
         return key
@@ -208,10 +222,10 @@ def check_name(name: str) -> None:
         raise malformed("a key's name", repr(name[:80]))
 
 
-def _key_material(name: str, rest: str, what: str) -> tuple[int, bytes]:
+def _key_material(name: str, rest: str, what: str, sizes: Mapping[int, int]) -> tuple[int, bytes]:
     check_name(name)
     _, _, encoded = rest.partition("+")
     material = decode_base64(encoded, what)
-    if len(material) != 1 + _ED25519_BYTES or material[0] not in (ED25519, COSIGNATURE_V1):
-        raise malformed(what, "a key of another kind than Ed25519")
+    if not material or len(material) - 1 != sizes.get(material[0]):
+        raise malformed(what, "a key of another kind than Ed25519 or ML-DSA-44")
     return material[0], material[1:]
