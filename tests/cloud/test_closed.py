@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,13 @@ def test_the_firmwares_log_counts_before_its_variable(machine):
     for data in (tcg_log(), b"\0" * 40):
         with pytest.raises(ConfigurationError, match="secure boot is off"):
             close_or_refuse(machine({EFI: b"\x06\0\0\0\x01", log: data}))
+
+
+def test_the_command_shows_each_thing_with_its_mend(cloud):
+    done = subprocess.run(cloud.command("closed", "--json"), capture_output=True, check=False)
+    told = json.loads(done.stdout)
+    assert {one["name"] for one in told["findings"]} == set(CLOSABLE)
+    assert all(one["closed"] or (one["found"] and one["mend"]) for one in told["findings"])
+    open_ones = {one["name"] for one in told["findings"] if not one["closed"]}
+    assert told["ready"] is not bool(open_ones & set(CLOSED_AT_START))
+    assert done.returncode == (0 if told["ready"] else 4)
