@@ -128,6 +128,14 @@ async def test_a_picture_alone_is_a_message(made_gguf, made_mmproj, settings, tm
         assert (await ai.chat(look, max_tokens=2)).usage.completion_tokens == 2
 
 
+async def test_pictures_that_are_too_large_together_are_refused(settings):
+    large = image_of(PNG + bytes(MAX_IMAGE_BYTES - len(PNG)))
+    look = [{"role": "user", "content": [_part(large.data)] * 3}]
+    async with AsyncOverspill("t", settings=settings, device=FakeEngine()) as ai:
+        with pytest.raises(InvalidRequest, match="together"):
+            await ai.chat(look)
+
+
 async def test_an_engine_refuses_by_itself_too():
     picture = Message("user", "look", images=(Image(PNG, "image/png"),))
     async with open_engine("echo") as engine:

@@ -305,6 +305,15 @@ async def test_a_worker_reads_images_too(open_seeing, kit, noise):
     assert logprobs_of(here) == logprobs_of(there)
 
 
+async def test_what_is_too_large_for_a_message_to_a_worker_does_not_end_it(open_seeing, noise, kit):
+    async with open_seeing("mlp", worker=True) as worker:
+        pid = worker.pid
+        with pytest.raises(InvalidRequest, match="together"):
+            await kit.collect(worker, show(*[noise(n) + bytes(19 << 20) for n in range(4)]))
+        assert kit.tokens_of(await kit.collect(worker, show(noise(1))))
+        assert worker.pid == pid
+
+
 async def test_a_projector_of_another_model_is_refused_by_name(files, made_mmproj, tmp_path):
     model, _ = files("mlp")
     wrong = made_mmproj.write(tmp_path / "wide.gguf", made_mmproj.Projector(text_width=96))

@@ -24,6 +24,7 @@ from typing import Self
 from overspill.errors import EngineError, OverspillError, UnsupportedOption
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
+from overspill.types.shown import check_shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Engine(ABC):
         """
         if request.has_images and "image" not in self.card.modalities:
             raise no_vision(self.card.name)
+        check_shown(request.messages)
         finished = False
         try:
             async with aclosing(self._generate(request)) as chunks:

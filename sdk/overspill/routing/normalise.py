@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from overspill.errors import InvalidRequest
 from overspill.routing.language import guess_language
 from overspill.types.chat import Message, Request
+from overspill.types.shown import check_shown
 
 _ROLES = ("system", "user", "assistant", "tool")
 _MAX_TOP_LOGPROBS = 20
@@ -94,6 +95,7 @@ def _check_messages(messages: tuple[Message, ...]) -> None:
         raise InvalidRequest("There are no messages.", param="messages", mend="Send at least one.")
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]")
+    check_shown(messages)
     if not any(m.role == "user" and (m.content.strip() or m.images) for m in messages):
         raise InvalidRequest(
             "No message of the user has any text.", param="messages", mend="Add one to answer."
