@@ -285,3 +285,21 @@ async def test_a_slow_reader_stalls_nobody_and_gets_what_gathered_at_once(engine
     assert first.text + _text(rest) == ("echo: " + "y" * 300)[:300]
     assert rest[-1].finish.usage.completion_tokens == 300
     assert len(rest) <= 2
+
+
+async def test_leaving_at_any_moment_breaks_nobody_elses_answer(engine):
+    text = "y" * 100
+    pid = engine.pid
+    other = asyncio.create_task(_collect(engine, _ask(text, max_tokens=200)))
+    for turns in range(40):
+        stream = engine.generate(_ask("x"))
+        begun = asyncio.ensure_future(anext(stream))
+        for _ in range(turns // 2):
+            await asyncio.sleep(0)
+        begun.cancel()
+        await asyncio.wait({begun})
+        await stream.aclose()
+    assert _text(await other) == "echo: " + text
+    assert engine.pid == pid
+    while (await engine.health()).active:  # noqa: ASYNC110 - the other side is a process
+        await asyncio.sleep(0.01)

@@ -229,7 +229,7 @@ class _Link:
         self._heard_at = self._loop.time()
         self._reader = asyncio.create_task(self._read())
         self._watch = asyncio.create_task(self._watch_silence())
-        self._goodbyes: set[asyncio.Task[None]] = set()
+        self._writes: set[asyncio.Task[None]] = set()
         self.is_broken = False
 
     async def start(self, request_id: str, message: chat_pb2.ChatRequest) -> _Answer:
@@ -238,8 +238,10 @@ class _Link:
         if not self._answers:
             self._heard_at = self._loop.time()
         self._answers[answer.number] = answer
+        order = local_pb2.ConnectRequest(stream=answer.number, start=message)
         try:
-            await self._write(local_pb2.ConnectRequest(stream=answer.number, start=message))
+            # Who leaves while it is written leaves alone: gRPC would cancel the whole call.
+            await asyncio.shield(self._keep(asyncio.create_task(self._write(order))))
         except BaseException:
             self.leave(answer)
             raise
@@ -250,9 +252,12 @@ class _Link:
         if self._answers.pop(answer.number, None) is None or self.is_broken:
             return
         order = local_pb2.ConnectRequest(stream=answer.number, cancel=local_pb2.Cancel())
-        goodbye = asyncio.create_task(self._write_quietly(order))
-        self._goodbyes.add(goodbye)
-        goodbye.add_done_callback(self._goodbyes.discard)
+        self._keep(asyncio.create_task(self._write_quietly(order)))
+
+    def _keep(self, writing: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._writes.add(writing)
+        writing.add_done_callback(self._writes.discard)
+        return writing
 
     def queue_position(self, request_id: str) -> int | None:
         """As last told."""
@@ -262,7 +267,7 @@ class _Link:
     async def aclose(self) -> None:
         """End the call and everything on it."""
         self._break("it was closed")
-        tasks = {self._reader, self._watch, *self._goodbyes}
+        tasks = {self._reader, self._watch, *self._writes}
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
