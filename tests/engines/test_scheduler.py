@@ -754,3 +754,31 @@ async def test_a_step_wakes_each_loop_once_and_names_streams_whose_loop_is_gone(
     # Both came with one wake-up, so they are one chunk for the reader.
     chunk = await anext(here.chunks())
     assert (chunk.text, chunk.token_ids) == ("ab", (97, 98))
+
+
+@pytest.mark.anyio
+async def test_readers_have_their_tokens_before_the_next_step_takes_all_cores():
+    stream, outbox, read = AnswerStream(asyncio.get_running_loop()), Outbox(), []
+
+    async def reader():
+        async for chunk in stream.chunks():
+            read.append(chunk.text)
+
+    def step(text):
+        outbox.put(stream, Chunk(text))
+        outbox.flush(settle_s=60.0)
+        return list(read)
+
+    task = asyncio.create_task(reader())
+    assert await asyncio.to_thread(step, "a") == ["a"]
+    assert await asyncio.to_thread(step, "b") == ["a", "b"]
+    task.cancel()
+
+
+@pytest.mark.anyio
+async def test_readers_who_are_busy_hold_nobody_up_for_ever():
+    stream, outbox = AnswerStream(asyncio.get_running_loop()), Outbox()
+    outbox.put(stream, Chunk("a"))
+    # On the loop's own thread: while this waits, nobody reads.
+    assert outbox.flush(settle_s=0.01) == []
+    assert (await anext(stream.chunks())).text == "a"

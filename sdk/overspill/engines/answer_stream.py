@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from typing import TypeAlias
@@ -59,18 +60,39 @@ class Outbox:
         """Keep an item until ``flush``."""
         self._items[stream.loop].append((stream, item))
 
-    def flush(self) -> list[AnswerStream]:
-        """Send everything; returns the streams whose event loop is gone."""
+    def flush(self, settle_s: float = 0.0) -> list[AnswerStream]:
+        """Send everything; returns the streams whose event loop is gone.
+
+        Waits up to ``settle_s`` until the readers have taken theirs: whoever is about to keep all
+        cores busy waits for them either way, and longer once its threads have to make room.
+        """
         lost: list[AnswerStream] = []
-        for loop, items in self._items.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, items)
-            except RuntimeError:
-                lost += [stream for stream, _ in items]
+        taken = [self._send(loop, items, lost) for loop, items in self._items.items()]
         self._items.clear()
+        if settle_s > 0:
+            for lock in taken:
+                lock.acquire(timeout=settle_s)
         return lost
 
+    @staticmethod
+    def _send(
+        loop: asyncio.AbstractEventLoop,
+        items: list[tuple[AnswerStream, Item]],
+        lost: list[AnswerStream],
+    ) -> threading.Lock:
+        """A lock that is free once the loop has handed the items on, or is gone."""
+        taken = threading.Lock()
+        taken.acquire()
+        try:
+            loop.call_soon_threadsafe(_deliver, items, taken)
+        except RuntimeError:
+            lost += [stream for stream, _ in items]
+            taken.release()
+        return taken
 
-def _deliver(items: list[tuple[AnswerStream, Item]]) -> None:
+
+def _deliver(items: list[tuple[AnswerStream, Item]], taken: threading.Lock) -> None:
     for stream, item in items:
         stream.deliver(item)
+    # Behind the readers, whom the deliveries have just put into the loop's queue.
+    asyncio.get_running_loop().call_soon(taken.release)

@@ -33,6 +33,10 @@ from overspill.engines.step_runner import StepRunner
 from overspill.engines.thread_end import join_native
 from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, OverspillError
 
+SETTLE_S, SETTLE_SHARE = 0.002, 0.15
+"""So long, and so much of a step, at most, readers get before the next step takes all cores."""
+SHORT_STEP_S = 0.001
+"""The smallest models, which leave cores free, take less."""
 PICTURE_WAIT_S = 0.05
 
 GATHER_S = 0.01
@@ -322,9 +326,10 @@ class Scheduler:
         if self._followers:
             self._catch_up(parts)
         batch = parts.planner.plan(self._running, self._prefilling)
+        started_s = self._clock()
         if batch:
             self._run(parts, batch)
-        self._flush()
+        self._flush(self._clock() - started_s)
         if not batch and self._running:
             self._wait_for_pictures()
 
@@ -477,8 +482,9 @@ class Scheduler:
                 self._fail(generation, error)
             self._leave(parts, generation, intact=False)
 
-    def _flush(self) -> None:
-        lost = set(self._outbox.flush())
+    def _flush(self, step_s: float) -> None:
+        fills_cores = self._threads is not None and step_s >= SHORT_STEP_S
+        lost = set(self._outbox.flush(min(SETTLE_S, SETTLE_SHARE * step_s) if fills_cores else 0.0))
         for generation in self._running if lost else ():
             if generation.stream in lost:
                 generation.cancelled = True
