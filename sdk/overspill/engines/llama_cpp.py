@@ -264,7 +264,10 @@ class LlamaCppBackend:
         # Not loaded without need: it opens another library.
         from overspill.engines.llama_vision import LlamaVision, VisionOptions
 
-        settings = VisionOptions(options.batch_tokens, options.threads or usable_cpus())
+        # Half of the CPUs: the others go on decoding meanwhile, and threads that spin beside
+        # threads that spin slow down both.
+        threads = options.threads or max(1, usable_cpus() // 2)
+        settings = VisionOptions(options.batch_tokens, threads)
         bos_id = self._vocabulary.bos_id
         return LlamaVision(options.mmproj, self._model, bos_id, self._log, settings)
 
