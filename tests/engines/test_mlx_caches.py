@@ -25,6 +25,8 @@ from overspill.engines.backend import BatchRow
 pytest.importorskip("mlx_lm", reason="pip install 'overspill[mlx]'")
 
 from overspill.engines.mlx_caches import by_length
+from overspill.engines.registry import EngineOptions, open_engine
+from overspill.errors import InvalidRequest, UnsupportedOption
 
 SEQUENCES = 4
 NEAR = 2e-4
@@ -215,3 +217,44 @@ def test_padding_that_drafts_leave_does_not_pile_up(open_kind):
             backend.forget(s, lengths[s])
     (batch,) = backend._caches._batches
     assert batch.caches[0].size() <= max(lengths) + 64 + 9
+
+
+@pytest.mark.parametrize(("bits", "far"), [(8, 0.05), (4, 0.5)])
+def test_quantized_caches_take_less_stay_near_and_take_turns(
+    bits, far, made_mlx, tmp_path, tiny_folder
+):
+    from overspill.engines.mlx import MlxBackend, MlxOptions
+
+    folder = made_mlx.write(
+        "llama", tmp_path / "m", tiny_folder / "tokenizer.json", head_dim=64, num_hidden_layers=1
+    )
+    plain = MlxBackend(folder, name="m")
+    small = MlxBackend(folder, name="m", options=MlxOptions(kv_bits=bits))
+    tokens = list(range(5, 60))
+    logits = [b.run([BatchRow(0, 0, tokens, True)])[0] for b in (plain, small)]
+    sizes = [b.save_state(0).size_bytes for b in (plain, small)]
+    # Of 32 bits, and a scale and an offset of 32 bits for each 64 values.
+    assert sizes[1] == sizes[0] * (bits + 1) // 32
+    assert np.abs(logits[1] - logits[0]).max() < far * np.abs(logits[0]).max()
+    assert "quantized caches" in small.card.notes[-1]
+    reference = MlxBackend(folder, name="m", options=MlxOptions(kv_bits=bits))
+    run_state_machine_as_test(partial(Sequences, small, reference), settings=FEW_EXAMPLES)
+    for backend in (plain, small, reference):
+        backend.close()
+
+
+@pytest.mark.parametrize("kind", ["sliding", "mamba2", "falcon_h1", "deepseek", "llama4"])
+def test_caches_that_mlx_lm_cannot_quantize_are_refused(kind, made_mlx, tmp_path, tiny_folder):
+    from overspill.engines.mlx import MlxBackend, MlxOptions
+
+    folder = made_mlx.write(kind, tmp_path / kind, tiny_folder / "tokenizer.json")
+    with pytest.raises(UnsupportedOption, match=f"caches of {kind}"):
+        MlxBackend(folder, name=kind, options=MlxOptions(kv_bits=8))
+    with pytest.raises(InvalidRequest, match="8 or 4"):
+        MlxBackend(folder, name=kind, options=MlxOptions(kv_bits=3))
+
+
+def test_only_mlx_quantizes_its_cache():
+    with pytest.raises(UnsupportedOption, match="for MLX") as caught:
+        open_engine("echo", options=EngineOptions(kv_bits=8))
+    assert caught.value.param == "kv_bits"

@@ -42,7 +42,8 @@ class MlxOptions:
     """``context_tokens`` is per sequence; None takes what it was trained for, up to 4,096.
 
     ``adapters`` are folders of LoRA adapters, by name. With ``shrink_context`` a context that does
-    not fit the memory is made smaller, and the card says so.
+    not fit the memory is made smaller, and the card says so. ``kv_bits`` (8 or 4) quantizes the
+    caches; mlx-lm cannot batch those, so the sequences take turns, and the card says so too.
     """
 
     context_tokens: int | None = None
@@ -50,6 +51,7 @@ class MlxOptions:
     batch_tokens: int = 512
     shrink_context: bool = False
     adapters: Mapping[str, str] = field(default_factory=dict)
+    kv_bits: int | None = None
 
 
 class MlxBackend:
@@ -60,6 +62,8 @@ class MlxBackend:
         if self._options.max_sequences < 1 or self._options.batch_tokens < 1:
             raise InvalidRequest("MLX needs room for one sequence and one token at least.")
         self._loaded = FolderModel(folder)
+        if self._options.kv_bits is not None:
+            self._loaded.quantize_caches(self._options.kv_bits, name)
         size = self._loaded.outline.vocabulary_size
         fit = self._loaded.fit(_wish(self._options, size), name)
         self._context_tokens = fit.context_tokens
@@ -269,7 +273,8 @@ class MlxBackend:
     def _odd(self) -> tuple[str, ...]:
         if self._together or self._options.max_sequences == 1:
             return ()
-        return ("mlx-lm cannot batch this architecture: its sequences take turns",)
+        what = "this architecture" if self._options.kv_bits is None else "quantized caches"
+        return (f"mlx-lm cannot batch {what}: sequences take turns",)
 
 
 def _wish(options: MlxOptions, vocabulary_size: int) -> Wish:

@@ -27,7 +27,7 @@ MOST_DRIFT_TOKENS = 64
 """Padding that all rows of a batch may share before it is cut off."""
 
 
-_KEEP_ALL = frozenset({"KVCache", "BatchKVCache", "CacheList"})
+_KEEP_ALL = frozenset({"KVCache", "BatchKVCache", "QuantizedKVCache", "CacheList"})
 """mlx-lm's kinds that keep every token. Rolling ones and those in chunks can be cut until they
 dropped their first token, which is too late to find out."""
 

@@ -6,7 +6,9 @@ but every shape is known. So the model itself says what its caches take, whateve
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from overspill.engines.memory import Fit, available_memory, settle
 from overspill.engines.mlx_caches import Caches, can_merge
 from overspill.engines.mlx_memory import CacheCost, MlxUse, cost_of, mlx_need
 from overspill.engines.mlx_tokenizer import read_json
-from overspill.errors import InvalidRequest, ModelInvalid
+from overspill.errors import InvalidRequest, ModelInvalid, UnsupportedOption
 from overspill.types.card import ModelCard
 
 _PROBES = ([1, 2, 3, 4, 5], [6, 7])
@@ -79,6 +81,26 @@ class FolderModel:
         """All arrays of it."""
         arrays: list[Any] = list(dict(tree_flatten(self.module.parameters())).values())
         return arrays
+
+    def quantize_caches(self, bits: int, name: str) -> None:
+        """Keep keys and values in 8 or 4 bits from now on, in groups of 64 or 32 values.
+
+        Raises :class:`UnsupportedOption` where mlx-lm has no such cache for this model.
+        """
+        if bits not in (4, 8):
+            raise InvalidRequest(f"kv_bits is {bits}; it can be 8 or 4.", param="kv_bits")
+        plain = self.new_caches
+        for group in (64, 32):
+            self.new_caches = functools.partial(_quantized, plain, group, bits)
+            with contextlib.suppress(Exception):
+                # Kinds of caches and models' code each fail in their own way.
+                self.outline = self._outline()
+                return
+        raise UnsupportedOption(
+            f"mlx-lm cannot quantize the caches of {name}.",
+            param="kv_bits",
+            mend="Leave it out.",
+        )
 
     def fit(self, wish: Wish, name: str) -> Fit:
         """Whether it fits, by the largest context that does where that may be made smaller.
@@ -177,6 +199,10 @@ class FolderModel:
                 f"MLX cannot load {self._folder}: {line}.",
                 mend="Fetch the model again, or use another.",
             ) from error
+
+
+def _quantized(plain: Callable[[], Caches], group: int, bits: int) -> Caches:
+    return [cache.to_quantized(group_size=group, bits=bits) for cache in plain()]
 
 
 def _length(array: Any) -> Any:

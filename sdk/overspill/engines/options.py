@@ -42,6 +42,7 @@ class EngineOptions:
     ``adapters`` are LoRA adapters by name: GGUF files for llama.cpp, folders for MLX.
     ``draft_model`` is a smaller model of the same tokenizer, whose guesses the model checks.
     ``mmproj`` is the projector file by which a GGUF model reads images; other runtimes refuse it.
+    ``kv_bits`` (8 or 4) quantizes the caches on MLX, at the price of batches; others refuse it.
     """
 
     context_tokens: int | None = None
@@ -54,4 +55,5 @@ class EngineOptions:
     adapters: Mapping[str, str] = field(default_factory=dict)
     draft_model: str | None = None
     mmproj: str | None = None
+    kv_bits: int | None = None
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)

@@ -65,6 +65,7 @@ def _open_mlx(path: Path, name: str, options: EngineOptions) -> Backend:
             max_sequences=options.max_sequences,
             shrink_context=options.shrink_context,
             adapters=options.adapters,
+            kv_bits=options.kv_bits,
         ),
     )
 
@@ -114,14 +115,17 @@ def open_engine(
     """An engine for ``echo``, ``brook``, a ``.gguf`` file or an MLX folder; ``start`` loads it.
 
     Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`, and
-    :class:`UnsupportedOption` for a projector where the runtime has no vision.
+    :class:`UnsupportedOption` for a projector where the runtime has no vision, and for a
+    quantized cache where it has none.
     """
     options = options or EngineOptions()
     open_backend, runtime = _opener(spec, name or name_of(spec), options)
     open_draft = None
     if options.draft_model is not None:
         # Adapters belong to the model; its draft model works for all of them.
-        plain = dataclasses.replace(options, adapters={}, draft_model=None, mmproj=None)
+        plain = dataclasses.replace(
+            options, adapters={}, draft_model=None, mmproj=None, kv_bits=None
+        )
         open_draft, _ = _opener(options.draft_model, name_of(options.draft_model), plain)
     from overspill.engines.scheduled import ScheduledEngine
 
@@ -144,5 +148,11 @@ def _opener(spec: str, name: str, options: EngineOptions) -> tuple[Callable[[], 
             f"{name} runs on {runtime}, which reads no images: mmproj has no use there.",
             param="mmproj",
             mend="Leave it out, or use the model as a GGUF file.",
+        )
+    if options.kv_bits is not None and runtime != "mlx":
+        raise UnsupportedOption(
+            f"{name} runs on {runtime}, whose cache is not quantized: kv_bits is for MLX.",
+            param="kv_bits",
+            mend="Leave it out.",
         )
     return functools.partial(opener, path, name, options), runtime
