@@ -75,7 +75,14 @@ def test_two_processes_have_a_folder_each():
 
 @pytest.mark.parametrize("code", [errno.EBUSY, errno.EINTR, errno.EAGAIN, errno.ETXTBSY])
 @pytest.mark.parametrize(
-    "access", [("write", "inblob"), ("write", "privlevel"), ("read", "outblob")]
+    "access",
+    [
+        ("write", "inblob"),
+        ("write", "privlevel"),
+        ("read", "outblob"),
+        ("read", "generation"),
+        ("read", "privlevel_floor"),
+    ],
 )
 def test_a_moments_trouble_is_tried_again(code, access):
     files = FakeTsm(plain)

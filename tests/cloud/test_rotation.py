@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import anyio
 import pytest
 
 from overspill.cli.main import app as cli
@@ -102,6 +103,19 @@ async def test_a_revoked_device_takes_its_successors_along(cloud, tmp_path):
         assert here.store.revoke(old.thumbprint, int(here.clock()))
         assert await refused(cloud.collect(thief, cloud.ask())) == "revoked"
         assert await refused(thief.rotate(new_key(), not_after_unix=FAR)) == "revoked"
+
+
+async def test_a_running_node_sees_a_revocation_at_the_next_request(start_node, cloud):
+    """The operator's command is another process; nothing has to be restarted or waited for."""
+    node = start_node("--attester", "dev")
+    engine = await node.enrolled()
+    await cloud.collect(engine, cloud.ask())
+    state = ("--state", str(node.state))
+    listed = await anyio.run_process(cloud.command("devices", "list", *state, "--json"))
+    (device,) = json.loads(listed.stdout)["devices"]
+    await anyio.run_process(cloud.command("devices", "revoke", device["device"], *state))
+    assert await refused(cloud.collect(engine, cloud.ask())) == "revoked"
+    await engine.aclose()
 
 
 async def test_a_key_that_was_revoked_is_no_new_key(cloud, tmp_path):

@@ -123,7 +123,6 @@ class TsmReports:
         """
         if not 0 < len(inblob) <= MAX_INBLOB_BYTES:
             raise ConfigurationError(f"A report is over 1 to {MAX_INBLOB_BYTES} bytes.")
-        self._check_privilege(lowest_privilege)
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 return self._ask(inblob, lowest_privilege)
@@ -146,6 +145,7 @@ class TsmReports:
             self._files.remove(self._name)
 
     def _ask(self, inblob: bytes, privilege: int) -> TsmReport:
+        self._check_privilege(privilege)
         expected = self._generation()
         if self._files.has(self._name, "privlevel"):
             self._files.write(self._name, "privlevel", str(privilege).encode())

@@ -71,6 +71,7 @@ def check(file: PolicyFile, as_json: Json = False) -> None:
     print(f"{file} is a valid policy (sha256 {policy.sha256.hex()}).")
     print(f"least assurance: {policy.min_assurance.name}")
     print(f"accepted evidence: {', '.join(sorted(policy.accept))}")
+    print(f"the node has to have closed: {', '.join(sorted(policy.closed)) or 'nothing'}")
     print(f"models: {', '.join(sorted(policy.reference.models)) or 'any that a release lists'}")
 
 

@@ -54,6 +54,7 @@ def status(
                 "min_assurance": policy.min_assurance,
                 "accept": sorted(policy.accept),
                 "freshness": policy.freshness,
+                "closed": sorted(policy.closed),
                 "anchors": anchors,
                 "warnings": [_warning(one) for one in anchors if not one.ok],
             }
@@ -62,6 +63,7 @@ def status(
     print(f"policy: {policy.source} (sha256 {policy.sha256.hex()})")
     print(f"least assurance: {policy.min_assurance.name}; freshness: {policy.freshness}")
     print(f"accepted evidence: {', '.join(sorted(policy.accept))}")
+    print(f"the node has to have closed: {', '.join(sorted(policy.closed)) or 'nothing'}")
     for one in anchors:
         print(f"  {one.used_by:<12} {one.name:<40} until {one.not_after}")
     for one in anchors:
