@@ -13,6 +13,7 @@ from overspill.errors import ConfigurationError
 from overspill.identity.base import DeviceKey
 from overspill.modelroom import resolve
 from overspill.remote import RemoteEngine
+from overspill.routing.complexity import Scorer
 from overspill.routing.policy import RoutingPolicy, parse_policy
 from overspill.state.log_state import LogStateStore
 from overspill.transport.base import Transport
@@ -134,9 +135,30 @@ def open_routing_policy(settings: Settings) -> RoutingPolicy:
     policy = RoutingPolicy()
     if settings.routing_policy is not None:
         policy = parse_policy(_text(settings.routing_policy), str(settings.routing_policy))
+        policy = with_scorer(policy, settings.routing_policy)
     if settings.private_terms:
         policy = replace(policy, listed_terms=(*policy.listed_terms, *settings.private_terms))
     return policy
+
+
+def with_scorer(policy: RoutingPolicy, path: Path) -> RoutingPolicy:
+    """The policy with the scorer that lies beside its file, where it was calibrated with one.
+
+    Raises ``ConfigurationError`` for a scorer that is not the one that was certified.
+    """
+    if not policy.scorer_sha256:
+        return policy
+    beside = path.with_suffix(".scorer.json")
+    try:
+        scorer = Scorer.from_json(_text(beside))
+    except (KeyError, ValueError) as error:
+        raise ConfigurationError(f"{beside} is no scorer.") from error
+    if not policy.is_for(scorer.sha256):
+        raise ConfigurationError(
+            f"{beside} is not the scorer that {path.name} was certified with.",
+            mend="Restore both files, or run `overspill calibrate` again.",
+        )
+    return policy.having(scorer)
 
 
 def _text(path: Path) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from overspill.cli.main import main
-from overspill.evals.fit import Design, FitOptions, features_of, fit
+from overspill.evals.fit import Design, FitOptions, Task, features_of, fit
 from overspill.evals.predict import predict
 from overspill.routing.complexity import Scorer
 from overspill.types.card import ModelCard
@@ -125,7 +125,8 @@ def fitted(rows: list[dict[str, object]]) -> tuple[Scorer, Design, list[Any]]:
     design = Design.of(features)
     labels = np.array([[row["small_correct"], row["large_correct"]] for row in rows], dtype=float)
     groups = ["easy" if row["small_correct"] else "hard" for row in rows]
-    return fit(design, labels, groups, FitOptions(buckets=1024)), design, features
+    (scorer,) = fit(Task(design, labels, groups), FitOptions(buckets=1024))
+    return scorer, design, features
 
 
 def test_many_are_scored_as_routing_scores_one(fitted: tuple[Scorer, Design, list[Any]]) -> None:

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overspill.routing.calibration import IsotonicCurve
 from overspill.routing.complexity import Scorer, shipped_scorer
+from overspill.routing.decide import decide
 from overspill.routing.features import Features, extract, guess_domain, hash_ngrams
 from overspill.routing.normalise import normalise
 from overspill.routing.policy import RoutingPolicy
+from overspill.routing.situation import Situation
 from overspill.types.card import ModelCard
 from overspill.types.chat import Message, Privacy, Request, Tool
 from overspill.types.route import Route, RouteDecision, RouteReason
@@ -162,3 +165,33 @@ def test_a_scorer_file_survives_reading(steep: Scorer) -> None:
         }
     )
     assert Scorer.from_json(text) == steep
+
+
+@pytest.mark.parametrize(
+    ("policy", "code"),
+    [
+        (RoutingPolicy(scorer_sha256="ab"), "scorer_not_certified"),
+        (RoutingPolicy(scorer_sha256="5c", expires_unix=9), "policy_expired"),
+        (RoutingPolicy(scorer_sha256="5c"), "gain_within_threshold"),
+        (RoutingPolicy(expires_unix=9), "gain_within_threshold"),
+    ],
+)
+def test_a_certified_threshold_counts_with_its_scorer_and_in_its_time(
+    route_of: Callable[..., RouteDecision], steep: Scorer, policy: RoutingPolicy, code: str
+) -> None:
+    request = Request((Message("user", "hello"),), privacy=Privacy.ANY)
+    decision = route_of(request, policy=policy, scorer=replace(steep, sha256="5c"))
+    assert decision.stages[-1].code == code
+    assert (decision.route is Route.DEVICE) == (code == "gain_within_threshold")
+
+
+def test_a_policys_own_scorer_decides_and_its_curves_are_what_is_told(
+    cards: Mapping[Route, ModelCard], situation: Situation, steep: Scorer
+) -> None:
+    request = Request((Message("user", "12"),), privacy=Privacy.ANY)
+    curve = IsotonicCurve(((0.0, 0.1), (1.0, 0.3)))
+    policy = RoutingPolicy(scorer=steep, isotonic={"device": curve})
+    decision = decide(request, situation, policy, cards)
+    assert sum(decision.contributions.values()) == pytest.approx(0.6)
+    assert decision.p_device_right == curve(steep_p := 0.8 - 2.4 * 0.25)
+    assert decision.p_cloud_right != steep_p

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -81,3 +82,16 @@ def test_the_hash_covers_every_setting() -> None:
 def test_a_policy_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         RoutingPolicy().threshold = 0.9  # type: ignore[misc]  # that is the point
+
+
+def test_a_file_is_known_by_its_own_hash() -> None:
+    text = 'version = "1"\n'
+    assert parse_policy(text).sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "table", ["[isotonic]\nmoon = [[0, 1]]", "[isotonic]\ndevice = [[1, 1], [0, 0]]"]
+)
+def test_a_curve_that_is_none_is_refused(table: str) -> None:
+    with pytest.raises(ConfigurationError, match="isotonic"):
+        parse_policy(f'version = "1"\n{table}')

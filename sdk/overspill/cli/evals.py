@@ -72,7 +72,7 @@ def routing(
         sys.stdout.write(_json(report))
         return 0
     if json_file:
-        write_text(json_file, _json(report))
+        write_bytes(json_file, _json(report).encode())
     _print_table(report)
     return 0
 
@@ -85,11 +85,11 @@ def require_eval() -> None:
         raise MissingExtra("Evaluation", "eval") from None
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file and the folders above it. Raises ``UsageError`` where that can't be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 import typer
 
 from overspill import __version__
-from overspill.cli import ask, bench, cloud, demo, doctor, evals, models, receipts, trust
+from overspill.cli import ask, bench, calibrate, chat, cloud, demo, doctor, evals, models, receipts, trust
 from overspill.terminal import run_app
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ def _root(
     del version  # its callback has printed it
 
 
-for module in (ask, bench, cloud, demo, doctor, evals, models, receipts, trust):
+for module in (ask, bench, calibrate, chat, cloud, demo, doctor, evals, models, receipts, trust):
     module.register(app)
 
 

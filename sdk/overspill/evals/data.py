@@ -89,6 +89,14 @@ def load(path: Path, columns: Columns) -> Results:
     )
 
 
+def load_prompts(path: Path, column: str) -> tuple[str, ...]:
+    """The prompts of a file alone. Raises as :func:`load`."""
+    records = list(_records(path))
+    if not records:
+        raise UsageError(f"{path} holds no rows.", mend="One row is one prompt.")
+    return tuple(_Cells(path, records).read(column, _prompt))
+
+
 @dataclass(frozen=True, slots=True)
 class _Cells:
     path: Path

@@ -103,53 +103,97 @@ def features_of(prompts: Sequence[str], buckets: int) -> list[Features]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be learned: ``targets`` of shape (n, 2), small and large, by ``design``.
+
+    ``groups`` name each prompt's benchmark. ``slope``, shape (n,), is a signal that comes with
+    each prompt: then a second scorer is fitted, whose prediction counts times the signal.
+    """
+
+    design: Design
+    targets: Floats
+    groups: Sequence[str] | None = None
+    slope: Floats | None = None
+
+    def sampled(self, most: int, seed: int) -> Task:
+        """At most so many of the prompts."""
+        if len(self.targets) <= most:
+            return self
+        kept = np.sort(np.random.default_rng(seed).permutation(len(self.targets))[:most])
+        return Task(
+            self.design.take(kept),
+            self.targets[kept],
+            None if self.groups is None else [self.groups[i] for i in kept],
+            None if self.slope is None else self.slope[kept],
+        )
+
+    @property
+    def basis(self) -> Floats:
+        """1, and the slope where there is one; shape (n, 1 or 2)."""
+        ones = np.ones(len(self.targets))
+        return np.column_stack([ones] if self.slope is None else [ones, self.slope])
+
+
 def fit(
-    design: Design,
-    labels: Floats,
-    groups: Sequence[str] | None,
+    task: Task,
     options: FitOptions,
     *,
     pair: tuple[str, str] = ("small", "large"),
     seed: int = 0,
-) -> Scorer:
-    """The scorer of some prompts with labels of shape (n, 2), small and large.
+    unseen_groups: bool = False,
+) -> tuple[Scorer, ...]:
+    """The scorer of some prompts; with a slope, a second one for what counts times the slope.
 
-    More than ``options.max_labels`` prompts are sampled down to that many.
+    ``unseen_groups`` is for prompts of groups that the fit will not have met: what is learned then
+    counts as far as it carried over to each group here when that was left out, which may be not at
+    all. More than ``options.max_labels`` prompts are sampled down to that many.
     """
-    if len(labels) > options.max_labels:
-        kept = np.sort(np.random.default_rng(seed).permutation(len(labels))[: options.max_labels])
-        design, labels = design.take(kept), labels[kept]
-        groups = None if groups is None else [groups[i] for i in kept]
-    ngrams = design.dense(options.buckets)
+    task = task.sampled(options.max_labels, seed)
+    basis, prior = task.basis, task.targets.mean(axis=0)
+    ngrams = task.design.dense(options.buckets)
     gram = ngrams @ ngrams.T
-    prior = labels.mean(axis=0)
-    domains, explained = _domains(ngrams, gram, labels - prior, groups, options)
-    standard, mean, spread = _standardised(design.structure, options)
-    dual = _solve(gram + (standard @ standard.T).astype(np.float32), options.ridge)
-    alpha = dual @ (labels - prior - explained)
-    structure = (standard.T @ alpha) / spread[:, None]
-    heads = {name: _pair(weight) for name, weight in zip(design.names, structure, strict=True)}
-    heads["bias"] = _pair(-mean @ structure)
-    weights = ngrams.T @ alpha
-    vocabulary, familiar = _vocabulary(design, options)
-    return Scorer(
-        fitted_for=pair,
-        prior=_pair(prior),
-        structure=heads,
-        ngrams={int(b): _pair(weights[b]) for b in np.flatnonzero(np.any(weights, axis=1))},
-        buckets=options.buckets,
-        seen=b"",
-        domains=domains,
-        vocabulary=vocabulary,
-        familiar=familiar,
-    )
+    domains = _domains(gram, task, basis, task.targets - prior, options)
+    rest = task.targets - prior - domains.explained
+    standard, mean, spread = _standardised(task.design.structure, options)
+    kernel = (gram + (standard @ standard.T).astype(np.float32)) * (basis @ basis.T)
+    dual = _inverse(kernel, options.ridge)
+    alpha = dual @ rest
+    if unseen_groups and task.groups is not None:
+        heads = _without_own_group(dual, rest, alpha, task.groups)
+        carried = _carried_over(domains.unseen + heads, task.targets - prior, task)
+        alpha = carried * alpha
+    else:
+        carried = 1.0
+        alpha = alpha * np.clip(_gain_slope(rest - alpha / np.diag(dual)[:, None], rest), 0, 1)
+    vocabulary, familiar = _vocabulary(task.design, options)
+    scorers = []
+    for column in range(basis.shape[1]):
+        weighted = alpha * basis[:, [column]]
+        structure = (standard.T @ weighted) / spread[:, None]
+        named = {n: _pair(weight) for n, weight in zip(task.design.names, structure, strict=True)}
+        table = ngrams.T @ weighted
+        scorers.append(
+            Scorer(
+                fitted_for=pair,
+                prior=_pair(prior) if column == 0 else (0.0, 0.0),
+                structure={**named, "bias": _pair(-mean @ structure)},
+                ngrams={int(b): _pair(table[b]) for b in np.flatnonzero(np.any(table, axis=1))},
+                buckets=options.buckets,
+                seen=b"",
+                domains=_posterior(domains, ngrams, carried, column),
+                vocabulary=vocabulary,
+                familiar=familiar,
+            )
+        )
+    return tuple(scorers)
 
 
 def _pair(values: Floats) -> tuple[float, float]:
     return round(float(values[0]), _DIGITS), round(float(values[1]), _DIGITS)
 
 
-def _solve(gram: Matrix, ridge: float) -> Floats:
+def _inverse(gram: Matrix | Floats, ridge: float) -> Floats:
     """The inverse of gram + ridge, in double precision."""
     regular = gram.astype(np.float64)
     regular[np.diag_indices_from(regular)] += ridge
@@ -164,37 +208,113 @@ def _standardised(structure: Floats, options: FitOptions) -> tuple[Floats, Float
     return (structure - mean) / spread, mean, spread
 
 
+@dataclass(frozen=True, slots=True)
+class _Domains:
+    """``explained``: what the posterior says of each row when that row is left out, ``unseen``:
+    when its whole group is; shape (n, 2). ``deviations`` has one table for each basis function."""
+
+    explained: Floats
+    unseen: Floats
+    alpha: Floats | None = None
+    bias: Floats | None = None
+    deviations: Sequence[Floats] = ()
+    sharpness: float = 1.0
+
+
 def _domains(
-    ngrams: Matrix,
-    gram: Matrix,
-    excess: Floats,
-    groups: Sequence[str] | None,
-    options: FitOptions,
-) -> tuple[DomainPosterior | None, Floats]:
-    """The posterior, and what it explains of each row's labels when that row is left out."""
-    counts = Counter(groups or ())
+    gram: Matrix, task: Task, basis: Floats, excess: Floats, options: FitOptions
+) -> _Domains:
+    """The classifier of groups, and what each group adds to both models' results."""
+    counts = Counter(task.groups or ())
     names = [name for name, _ in counts.most_common(options.max_domains)]
-    if len(names) < 2 or groups is None:
-        return None, np.zeros_like(excess)
-    member = np.array([[group == name for name in names] for group in groups], dtype=np.float64)
-    sizes = member.sum(axis=0)
-    deviations = (member.T @ excess) / (sizes + options.domain_prompts)[:, None]
+    if len(names) < 2 or task.groups is None:
+        return _Domains(np.zeros_like(excess), np.zeros_like(excess))
+    own = np.array([[group == name for name in names] for group in task.groups])
+    member = own.astype(np.float64)
     bias = member.mean(axis=0)
-    dual = _solve(gram, options.domain_ridge)
+    tables = _deviations(member, basis, excess, options.domain_prompts)
+    dual = _inverse(gram, options.domain_ridge)
     alpha = dual @ (member - bias)
     left_out = member - alpha / np.diag(dual)[:, None]
-    explained = _softmax(options.domain_sharpness * left_out) @ deviations
-    weights = ngrams.T @ alpha
+    unseen = _without_own_group(dual, member - bias, alpha, task.groups) + bias
+    unseen[own] = -np.inf
+
+    def explain(scores: Floats) -> Floats:
+        shares = _softmax(options.domain_sharpness * scores)
+        parts = [basis[:, [i]] * (shares @ table) for i, table in enumerate(tables)]
+        return np.asarray(np.sum(parts, axis=0))
+
+    sharpness = options.domain_sharpness
+    return _Domains(explain(left_out), explain(unseen), alpha, bias, tables, sharpness)
+
+
+def _deviations(member: Floats, basis: Floats, excess: Floats, prompts: float) -> list[Floats]:
+    """For each basis function a table (groups, 2): ridge regressions within each group."""
+    width = basis.shape[1]
+    tables = [np.zeros((member.shape[1], 2)) for _ in range(width)]
+    for column in range(member.shape[1]):
+        rows = member[:, column] > 0
+        normal = basis[rows].T @ basis[rows] + prompts * np.eye(width)
+        found = np.linalg.solve(normal, basis[rows].T @ excess[rows])
+        for table, values in zip(tables, found, strict=True):
+            table[column] = values
+    return tables
+
+
+def _without_own_group(
+    dual: Floats, target: Floats, alpha: Floats, groups: Sequence[str]
+) -> Floats:
+    """Each row's prediction by a ridge regression without all of its group, in closed form."""
+    predicted = np.zeros_like(target)
+    names = np.array(groups)
+    for name in set(groups):
+        rows = np.flatnonzero(names == name)
+        predicted[rows] = target[rows] - np.linalg.solve(dual[np.ix_(rows, rows)], alpha[rows])
+    return predicted
+
+
+def _carried_over(predicted: Floats, target: Floats, task: Task) -> float:
+    """How far predictions of unseen groups are to be believed, 0 to 1: the slope of the gain on
+    the predicted gain. With a signal beside the prompt it is the slope within groups, or less:
+    there the signal orders already, and what differs between groups does not help."""
+    slopes = [_gain_slope(predicted, target)]
+    if task.slope is not None:
+        names = np.array(task.groups)
+        centred = [predicted.copy(), target.copy()]
+        for name in set(task.groups or ()):
+            for values in centred:
+                values[names == name] -= values[names == name].mean(axis=0)
+        slopes.append(_gain_slope(*centred))
+    return float(np.clip(min(slopes), 0.0, 1.0))
+
+
+def _gain_slope(predicted: Floats, target: Floats) -> float:
+    """The slope of the gain on the predicted gain, less its standard error: what is not certain
+    does not count. Both of shape (n, 2)."""
+    x, y = predicted[:, 1] - predicted[:, 0], target[:, 1] - target[:, 0]
+    power = float(x @ x)
+    if power <= 0:
+        return 0.0
+    slope = float(x @ y) / power
+    error = float(np.sqrt(((y - slope * x) ** 2).mean() / power))
+    return slope - error
+
+
+def _posterior(
+    domains: _Domains, ngrams: Matrix, carried: float, column: int
+) -> DomainPosterior | None:
+    if domains.alpha is None or domains.bias is None or not carried:
+        return None
+    weights = ngrams.T @ domains.alpha
     step = float(np.abs(weights).max()) / 127 or 1.0
     table = np.rint(weights / step + 128).astype(np.uint8)
-    posterior = DomainPosterior(
-        deviations=tuple(_pair(d) for d in deviations),
-        bias=tuple(round(float(b), _DIGITS) for b in bias),
+    return DomainPosterior(
+        deviations=tuple(_pair(carried * d) for d in domains.deviations[column]),
+        bias=tuple(round(float(b), _DIGITS) for b in domains.bias),
         step=step,
-        sharpness=options.domain_sharpness,
-        packed=pack(table.tobytes(), len(names)),
+        sharpness=domains.sharpness,
+        packed=pack(table.tobytes(), len(domains.bias)),
     )
-    return posterior, explained
 
 
 def _softmax(scores: Floats) -> Floats:

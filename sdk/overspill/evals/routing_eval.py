@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +18,9 @@ from overspill.errors import UsageError
 from overspill.evals import metrics
 from overspill.evals.baselines import BASELINES, Case
 from overspill.evals.data import Results
-from overspill.evals.fit import Design, FitOptions, Ints, features_of, fit
+from overspill.evals.fit import Design, FitOptions, Ints, Task, features_of, fit
 from overspill.evals.folds import assign_folds, near_duplicates, training_rows
+from overspill.evals.fusion import fit_fused
 from overspill.evals.metrics import Floats, Outcomes
 from overspill.evals.predict import Predicted, predict
 from overspill.evals.steadiness import flips
@@ -93,26 +93,40 @@ def _check(data: Results, train: Results | None) -> None:
         raise UsageError("Only one of the two files has a confidence.")
 
 
-def _labels(outcomes: Outcomes) -> Floats:
-    return np.column_stack([outcomes.small, outcomes.large])
-
-
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Split:
+    """Learn from ``rows`` of ``known``, judge the rows ``asked`` of ``data``. The features of both
+    stand in one list, those of ``data`` from ``offset`` on."""
+
     features: list[Features]
     design: Design
+    known: Results
+    rows: Ints
+    data: Results
+    asked: Ints
+    offset: int = 0
 
-    @classmethod
-    def of(cls, prompts: Sequence[str], options: EvalOptions) -> _Prepared:
-        features = features_of(prompts, options.fit.buckets)
-        return cls(features, Design.of(features))
-
-    def predict(self, scorer: Scorer, rows: Ints) -> Predicted:
-        return predict(scorer, self.design.take(rows), [self.features[i] for i in rows])
+    def run(self, options: EvalOptions, *, unseen_groups: bool) -> tuple[Scorer, Predicted]:
+        """A scorer of the prompt alone, and predictions with all that is there."""
+        if not len(self.rows):
+            raise UsageError("Nothing is left to learn from: all prompts are near-duplicates.")
+        known = self.known.take(self.rows)
+        labels = np.column_stack([known.outcomes.small, known.outcomes.large])
+        task = Task(self.design.take(self.rows), labels, known.groups)
+        (scorer,) = fit(task, options.fit, seed=options.seed, unseen_groups=unseen_groups)
+        rows = self.asked + self.offset
+        design, features = self.design.take(rows), [self.features[i] for i in rows]
+        if known.confidence is None or self.data.confidence is None:
+            return scorer, predict(scorer, design, features)
+        fused = fit_fused(
+            task, known.confidence, options.fit, seed=options.seed, unseen_groups=unseen_groups
+        )
+        return scorer, fused.predict(design, features, self.data.confidence[self.asked])
 
 
 def _cross_fitted(data: Results, options: EvalOptions) -> Judged:
-    prepared = _Prepared.of(data.prompts, options)
+    features = features_of(data.prompts, options.fit.buckets)
+    design = Design.of(features)
     clusters = near_duplicates(data.prompts, options.seed)
     keys = clusters.tolist() if data.groups is None else list(data.groups)
     folds = assign_folds(keys, options.folds, options.seed)
@@ -124,34 +138,33 @@ def _cross_fitted(data: Results, options: EvalOptions) -> Judged:
     order, small, large = np.zeros((3, len(data)))
     for fold in range(int(folds.max()) + 1):
         inside, rows = np.flatnonzero(folds == fold), training_rows(folds, clusters, fold)
-        scorer = _fit(prepared, data, rows, options)
-        found = prepared.predict(scorer, inside)
+        split = _Split(features, design, data, rows, data, inside)
+        scorer, found = split.run(options, unseen_groups=data.groups is not None)
         order[inside], small[inside], large[inside] = found.lift, found.small, found.large
     way = "near-duplicate cluster" if data.groups is None else "group and near-duplicate cluster"
     used = min(int((folds != 0).sum()), options.fit.max_labels)
     return Judged(data, order, small, large, way, used, scorer)
 
 
-def _fit(prepared: _Prepared, data: Results, rows: Ints, options: EvalOptions) -> Scorer:
-    if not len(rows):
-        raise UsageError("A fold has nothing to learn from: all prompts are near-duplicates.")
-    groups = None if data.groups is None else [data.groups[i] for i in rows]
-    labels = _labels(data.outcomes.take(rows))
-    return fit(prepared.design.take(rows), labels, groups, options.fit, seed=options.seed)
-
-
 def _trained(data: Results, train: Results, options: EvalOptions) -> Judged:
     """Fitted on the training file, less what has a near-duplicate in the data."""
-    prepared = _Prepared.of(train.prompts + data.prompts, options)
-    clusters = near_duplicates(train.prompts + data.prompts, options.seed)
-    judged = np.arange(len(train), len(train) + len(data))
-    seen = np.isin(clusters[: len(train)], clusters[judged])
-    rows = np.flatnonzero(~seen)
-    scorer = _fit(prepared, train, rows, options)
-    found = prepared.predict(scorer, judged)
+    prompts = train.prompts + data.prompts
+    features = features_of(prompts, options.fit.buckets)
+    clusters = near_duplicates(prompts, options.seed)
+    seen = np.isin(clusters[: len(train)], clusters[len(train) :])
+    rows, asked = np.flatnonzero(~seen), np.arange(len(data))
+    split = _Split(features, Design.of(features), train, rows, data, asked, len(train))
+    scorer, found = split.run(options, unseen_groups=_all_unseen(train, data))
     way = f"training file, less {int(seen.sum())} near-duplicates of the data"
     used = min(len(rows), options.fit.max_labels)
     return Judged(data, found.lift, found.small, found.large, way, used, scorer)
+
+
+def _all_unseen(train: Results, data: Results) -> bool:
+    """Whether the data have groups, and the training file none of them."""
+    if not train.groups or not data.groups:
+        return False
+    return set(train.groups).isdisjoint(data.groups)
 
 
 def _router(judged: Judged, options: EvalOptions) -> dict[str, Any]:

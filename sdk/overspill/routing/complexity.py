@@ -8,9 +8,10 @@ move it from the prior depends on how much of the prompt looks like what the hea
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Self
@@ -52,6 +53,7 @@ class Scorer:
     groups of prompts adds ``domains``. ``vocabulary`` has bits for the words that the fit met (a
     word's CRC-32 modulo the number of bits) and takes the place of ``seen``, whose few buckets
     fill up; a prompt of whose words at least ``familiar`` are met counts in full.
+    ``sha256`` is the file's, empty where there is none.
     """
 
     fitted_for: tuple[str, str]
@@ -63,6 +65,7 @@ class Scorer:
     domains: DomainPosterior | None = None
     vocabulary: bytes = b""
     familiar: float = 1.0
+    sha256: str = field(default="", compare=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -78,6 +81,7 @@ class Scorer:
             domains=DomainPosterior.from_json(data["domains"]) if "domains" in data else None,
             vocabulary=base64.b64decode(data.get("vocabulary", "")),
             familiar=data.get("familiar", 1.0),
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
 
     def score(self, features: Features, cards: Mapping[Route, ModelCard]) -> Score:

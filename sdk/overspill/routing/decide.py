@@ -65,15 +65,16 @@ def decide(
         return RouteDecision(
             Route.REFUSED, RouteReason.NO_ROUTE, tuple(reasons), policy_sha256=policy.sha256
         )
-    case = _Case(request, form, situation, policy, cards, scorer or shipped_scorer())
+    chosen = scorer or policy.scorer or shipped_scorer()
+    case = _Case(request, form, situation, policy, cards, chosen)
     preference = _prefer(case, left, reasons)
     return RouteDecision(
         route=preference.route,
         reason=preference.reason,
         stages=(*reasons, preference.stage),
         alternatives=tuple(route for route in left if route is not preference.route),
-        p_device_right=preference.score.p_device_right,
-        p_cloud_right=preference.score.p_cloud_right,
+        p_device_right=preference.stage.numbers["p_device_right"],
+        p_cloud_right=preference.stage.numbers["p_cloud_right"],
         threshold=preference.threshold,
         contributions=preference.score.contributions,
         policy_sha256=policy.sha256,
@@ -156,15 +157,15 @@ def _prefer(case: _Case, left: Routes, reasons: list[StageReason]) -> _Preferenc
     if Route.DEVICE in left and remote is not None:
         if case.form.in_tool_chain and memory.route in left and memory.reason is not None:
             route, reason, code = memory.route, memory.reason, "tool_chain_stays"
-        elif case.policy.strict and not score.fitted:
-            route, reason, code = remote, RouteReason.ESCALATE, "unfitted_in_strict_mode"
+        elif (doubt := _doubt(case, score)) is not None:
+            route, reason, code = remote, RouteReason.ESCALATE, doubt
         elif score.gain > threshold:
             route, reason, code = remote, RouteReason.ESCALATE, "gain_over_threshold"
         else:
             route, reason, code = Route.DEVICE, RouteReason.EASY_ENOUGH, "gain_within_threshold"
     numbers = {
-        "p_device_right": score.p_device_right,
-        "p_cloud_right": score.p_cloud_right,
+        "p_device_right": _measured(case.policy, "device", score.p_device_right),
+        "p_cloud_right": _measured(case.policy, "cloud", score.p_cloud_right),
         "gain": score.gain,
         "threshold": threshold,
         "confidence": score.confidence,
@@ -172,6 +173,26 @@ def _prefer(case: _Case, left: Routes, reasons: list[StageReason]) -> _Preferenc
     }
     stage = StageReason(COMPLEXITY, code, (), numbers, score.domain)
     return _Preference(route, reason, stage, score, threshold)
+
+
+def _doubt(case: _Case, score: Score) -> str | None:
+    """Why the scorer's word keeps nothing on the device, or None: a strict policy wants a scorer
+    fitted on this very pair, a calibrated one the scorer it was certified with, and an expired one
+    is strict."""
+    if not case.policy.is_for(case.scorer.sha256):
+        return "scorer_not_certified"
+    expired = case.policy.is_expired(case.situation.now_unix)
+    if expired and case.policy.scorer_sha256:
+        return "policy_expired"
+    if (case.policy.strict or expired) and not score.fitted:
+        return "unfitted_in_strict_mode"
+    return None
+
+
+def _measured(policy: RoutingPolicy, model: str, probability: float) -> float:
+    """P(right) as the calibration measured it, where it did; the gain stays the exact sum."""
+    curve = policy.isotonic.get(model)
+    return curve(probability) if curve else probability
 
 
 def _threshold(case: _Case) -> float:

@@ -10,6 +10,15 @@ A policy file is TOML; only ``version`` is required::
     strict = false              # true: an unfitted scorer may not keep a request on the device
     listed_terms = ["Project Heron"]
 
+    scorer_sha256 = "9f..."     # the scorer that the threshold is for; another one is unfitted
+    expires_unix = 1830000000   # afterwards the policy is strict
+
+    [certificate]               # written by `overspill calibrate`; for people and for checks
+    epsilon = 0.05
+
+    [isotonic]                  # measured P(right) by predicted, for what a decision reports
+    device = [[0.2, 0.3], [0.9, 0.8]]
+
     [detectors]                 # kind = the floor that a finding raises to; "off" turns it off
     email = "attested"
     card = "device"
@@ -21,10 +30,12 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from overspill.errors import ConfigurationError
+from overspill.routing.calibration import IsotonicCurve
+from overspill.routing.complexity import Scorer
 from overspill.routing.detectors import KINDS
 from overspill.types.chat import Privacy
 
@@ -44,7 +55,11 @@ class RoutingPolicy:
 
     ``detectors`` maps a kind to the floor that a finding raises the request to; kinds that are
     not in it are off. ``threshold`` and ``switching_price`` are differences of probabilities.
-    ``sha256`` is over all other fields and goes into every decision.
+    ``certificate`` is what a calibration wrote down: it decides nothing. ``isotonic`` maps
+    ``device`` and ``cloud`` to measured P(right) by predicted.
+    ``scorer`` is the one that came with the file; None: the shipped one.
+    ``sha256`` goes into every decision: of the file where the policy was read from one, else over
+    all other fields.
     """
 
     version: str = "built-in-1"
@@ -55,6 +70,11 @@ class RoutingPolicy:
     strict: bool = False
     detectors: Mapping[str, Privacy] = field(default_factory=lambda: dict(DEFAULT_DETECTORS))
     listed_terms: tuple[str, ...] = ()
+    scorer_sha256: str = ""
+    expires_unix: int = 0
+    certificate: Mapping[str, float | str | bool] = field(default_factory=dict)
+    isotonic: Mapping[str, IsotonicCurve] = field(default_factory=dict)
+    scorer: Scorer | None = field(default=None, compare=False, repr=False)
     sha256: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
@@ -68,10 +88,28 @@ class RoutingPolicy:
             "strict": self.strict,
             "detectors": dict(self.detectors),
             "listed_terms": self.listed_terms,
+            "scorer_sha256": self.scorer_sha256,
+            "expires_unix": self.expires_unix,
+            "certificate": dict(self.certificate),
+            "isotonic": {name: curve.to_json() for name, curve in self.isotonic.items()},
         }
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         object.__setattr__(self, "sha256", digest)
+
+    def having(self, scorer: Scorer) -> Self:
+        """The same policy, by the same hash, with the scorer that came beside its file."""
+        policy = replace(self, scorer=scorer)
+        object.__setattr__(policy, "sha256", self.sha256)
+        return policy
+
+    def is_expired(self, now_unix: int) -> bool:
+        """Whether the policy has to be strict from now on."""
+        return 0 < self.expires_unix <= now_unix
+
+    def is_for(self, scorer_sha256: str) -> bool:
+        """Whether the threshold is meant for that scorer."""
+        return self.scorer_sha256 in ("", scorer_sha256)
 
 
 def parse_policy(text: str, source: str = "routing policy") -> RoutingPolicy:
@@ -81,8 +119,10 @@ def parse_policy(text: str, source: str = "routing policy") -> RoutingPolicy:
     range: a misspelt key must never be a looser policy.
     """
     try:
-        table = tomllib.loads(text)
-        return RoutingPolicy(**_fields(table))
+        policy = RoutingPolicy(**_fields(tomllib.loads(text)))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        object.__setattr__(policy, "sha256", digest)  # what a person can check with sha256sum
+        return policy
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{source} is not valid TOML: {error}.") from error
     except ConfigurationError as error:
@@ -98,6 +138,10 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "strict": bool,
     "listed_terms": list,
     "detectors": dict,
+    "scorer_sha256": str,
+    "expires_unix": int,
+    "certificate": dict,
+    "isotonic": dict,
 }
 
 
@@ -115,6 +159,8 @@ def _fields(table: dict[str, Any]) -> dict[str, Any]:
         fields["listed_terms"] = _terms(fields["listed_terms"])
     if "detectors" in fields:
         fields["detectors"] = _detectors(fields["detectors"])
+    if "isotonic" in fields:
+        fields["isotonic"] = _curves(fields["isotonic"])
     return fields
 
 
@@ -156,6 +202,19 @@ def _detectors(table: dict[str, Any]) -> dict[str, Privacy]:
                 f"unknown detector {kind!r}.", mend=f"Known: {', '.join(KINDS)}."
             )
     return floors
+
+
+def _curves(table: dict[str, Any]) -> dict[str, IsotonicCurve]:
+    try:
+        return {_head(name): IsotonicCurve.from_json(knots) for name, knots in table.items()}
+    except ValueError as error:
+        raise ConfigurationError(f"'isotonic': {error}.") from error
+
+
+def _head(name: str) -> str:
+    if name not in ("device", "cloud"):
+        raise ValueError(f"{name!r} is neither device nor cloud")
+    return name
 
 
 def _check(policy: RoutingPolicy) -> None:

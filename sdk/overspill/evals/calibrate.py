@@ -1,0 +1,182 @@
+"""`overspill calibrate`: from results of two models to a policy with a guarantee.
+
+1. A scorer is fitted on one part of the prompts (the training file, where there is one).
+2. The threshold is certified on the other part, whose labels the scorer has not seen: without
+   that the guarantee would be none. Near-duplicates stay on one side.
+3. Isotonic curves turn predicted into measured P(right), for what decisions report.
+Regret of a prompt that stays is what the large model would have had more, and never less than 0:
+a prompt that only the small model gets right does not pay for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from overspill.errors import PolicyRefusal, UsageError
+from overspill.evals.data import Results
+from overspill.evals.fit import Design, FitOptions, Ints, Task, features_of, fit
+from overspill.evals.folds import assign_folds, near_duplicates
+from overspill.evals.metrics import Floats
+from overspill.evals.predict import Predicted, predict
+from overspill.evals.scorer_file import scorer_json
+from overspill.routing.calibration import (
+    Certified,
+    IsotonicCurve,
+    drift,
+    learn_then_test,
+)
+from overspill.routing.complexity import Scorer
+
+_FIT_FOLDS, _ALL_FOLDS = 2, 5
+_QUANTILES = 100
+_MAX_KNOTS = 24
+_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """Regret is to be at most ``epsilon`` with a chance of ``1 - delta``. ``pair`` names the two
+    models' cards; a policy for ``lifetime_days`` expires then, and becomes strict."""
+
+    epsilon: float
+    delta: float
+    seed: int = 0
+    pair: tuple[str, str] = ("small", "large")
+    lifetime_days: int = 180
+    fit: FitOptions = field(default_factory=FitOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was certified, and all that its report shows. ``gain`` and ``judged`` are the
+    calibration's part."""
+
+    certified: Certified
+    scorer: Scorer
+    scorer_text: str
+    scorer_sha256: str
+    judged: Results
+    gain: Floats
+    device: IsotonicCurve
+    cloud: IsotonicCurve
+    fitted_on: int
+
+    @property
+    def gain_quantiles(self) -> list[float]:
+        """101 quantiles of the gain, for the check of drift."""
+        levels = np.linspace(0, 1, _QUANTILES + 1)
+        found = np.quantile(self.gain, levels, method="inverted_cdf")
+        return [round(float(q), _DIGITS) for q in found]
+
+
+def calibrate(data: Results, train: Results | None, options: CalibrationOptions) -> Calibration:
+    """Fit, certify, and calibrate the probabilities.
+
+    Raises :class:`~overspill.errors.PolicyRefusal` (exit 4) where no threshold can be certified,
+    and :class:`~overspill.errors.UsageError` for a wrong epsilon or delta, or too few prompts.
+    """
+    for name, value in (("epsilon", options.epsilon), ("delta", options.delta)):
+        if not 0 < value < 1:
+            raise UsageError(f"--{name} is {value:g}.", mend="It lies between 0 and 1.")
+    known, judged = _parts(data, train, options)
+    scorer = _fitted(known, options)
+    found = predict_prompts(scorer, judged.prompts)
+    regret = np.maximum(judged.outcomes.gain, 0.0)
+    certified = learn_then_test(
+        found.gain.tolist(), regret.tolist(), options.epsilon, options.delta
+    )
+    if certified is None:
+        raise _not_certifiable(judged, regret, options)
+    text = scorer_json(scorer, {"fitted_on": len(known), "seed": options.seed})
+    return Calibration(
+        certified=certified,
+        scorer=scorer,
+        scorer_text=text,
+        scorer_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        judged=judged,
+        gain=found.gain,
+        device=_curve(found.small, judged.outcomes.small),
+        cloud=_curve(found.large, judged.outcomes.large),
+        fitted_on=len(known),
+    )
+
+
+def predict_prompts(scorer: Scorer, prompts: Sequence[str]) -> Predicted:
+    """Predictions for some prompts."""
+    features = features_of(prompts, scorer.buckets)
+    return predict(scorer, Design.of(features), features)
+
+
+def drifted(
+    scorer: Scorer, gain_quantiles: Sequence[float], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """Whether prompts still gain as those of the calibration did.
+
+    Each of the 101 quantiles stands for itself in a two-sample Kolmogorov-Smirnov test, which
+    therefore errs to no drift.
+    """
+    # Rounded as the quantiles are: many prompts may gain just the same.
+    seen = predict_prompts(scorer, prompts).gain.round(_DIGITS)
+    found = drift(gain_quantiles, seen.tolist())
+    return {
+        "n": len(seen),
+        "distance": found.distance,
+        "p_value": found.p_value,
+        "drifted": found.drifted(),
+    }
+
+
+def _parts(
+    data: Results, train: Results | None, options: CalibrationOptions
+) -> tuple[Results, Results]:
+    """What the scorer learns from, and what the threshold is certified on."""
+    if train is not None:
+        clusters = near_duplicates(train.prompts + data.prompts, options.seed)
+        seen = np.isin(clusters[: len(train)], clusters[len(train) :])
+        known, judged = train.take(np.flatnonzero(~seen)), data
+    else:
+        keys = near_duplicates(data.prompts, options.seed).tolist()
+        folds = assign_folds(keys, _ALL_FOLDS, options.seed)
+        known = data.take(np.flatnonzero(folds < _FIT_FOLDS))
+        judged = data.take(np.flatnonzero(folds >= _FIT_FOLDS))
+    for part, name in ((known, "fit a scorer on"), (judged, "certify a threshold on")):
+        if len(part) < 20:
+            raise UsageError(f"{len(part)} prompts are too few to {name}.", mend="Use 20 or more.")
+    return known, judged
+
+
+def _fitted(known: Results, options: CalibrationOptions) -> Scorer:
+    design = Design.of(features_of(known.prompts, options.fit.buckets))
+    labels = np.column_stack([known.outcomes.small, known.outcomes.large])
+    task = Task(design, labels, known.groups)
+    (scorer,) = fit(task, options.fit, pair=options.pair, seed=options.seed)
+    return scorer
+
+
+def _curve(predicted: Floats, label: Floats) -> IsotonicCurve:
+    """Measured by predicted. Neighbouring knots are thinned out: a policy is for people too."""
+    curve = IsotonicCurve.fit(np.clip(predicted, 0, 1).round(4).tolist(), label.tolist())
+    kept: Ints = np.unique(np.linspace(0, len(curve.knots) - 1, _MAX_KNOTS).round().astype(int))
+    return IsotonicCurve(
+        tuple((round(x, 5), round(y, 5)) for x, y in (curve.knots[i] for i in kept))
+    )
+
+
+def _not_certifiable(judged: Results, regret: Floats, options: CalibrationOptions) -> PolicyRefusal:
+    least = int(np.ceil(np.log(options.delta) / np.log1p(-options.epsilon)))
+    few = (
+        f" At least {least} prompts are needed even without any regret."
+        if (len(judged) < least)
+        else ""
+    )
+    return PolicyRefusal(
+        f"No threshold can be certified for regret <= {options.epsilon:g} at delta = "
+        f"{options.delta:g}: {len(judged)} prompts were left to certify on, and keeping all of "
+        f"them on the device costs {float(regret.mean()):.3f}.{few}",
+        mend="Give more prompts, or a larger epsilon or delta.",
+    )
