@@ -762,7 +762,7 @@ async def test_readers_have_their_tokens_before_the_next_step_takes_all_cores():
 
     async def reader():
         async for chunk in stream.chunks():
-            read.append(chunk.text)
+            read.append(chunk.text)  # noqa: PERF401 - each as it comes
 
     def step(text):
         outbox.put(stream, Chunk(text))
