@@ -181,6 +181,6 @@ def test_status(run_json, capsys, tmp_path):
     assert found["accept"] == ["sev-snp"]
     assert [one["name"] for one in found["anchors"]] == ["ARK-Milan"]
     assert found["warnings"] == []
-    assert found["closed"] == []
+    assert {"swap", "ptrace", "kexec"} < set(found["closed"])
     assert main(["trust", "status", file]) == 0
     assert "ARK-Milan" in capsys.readouterr().out
