@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from overspill.cli.answers import ShownAnswer, explain, show
 from overspill.cli.common import (
     CloudAddress,
     DraftModel,
@@ -23,8 +23,7 @@ from overspill.cli.common import (
 )
 from overspill.errors import InvalidRequest, UsageError
 from overspill.sync import Overspill
-from overspill.types.chat import Request
-from overspill.types.route import Plan, RouteDecision, RouteTaken
+from overspill.types.route import Plan
 
 Prompt = Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")]
 
@@ -83,9 +82,10 @@ def run(
         if as_json:
             print_json(ai.collect(request))
             return
-        route = _stream(ai, request)
-    if why:
-        _explain(route.decision)
+        shown = ShownAnswer()
+        show(ai, request, shown)
+    if why and shown.route is not None:
+        explain(shown.route.decision)
 
 
 def plan(
@@ -103,23 +103,7 @@ def plan(
         print_json(result)
         return
     _print_plan(result)
-    _explain(result.decision)
-
-
-def _stream(ai: Overspill, request: Request) -> RouteTaken:
-    """Print the answer as it comes, then one line: who answered, how soon, what left."""
-    started, ttft = time.perf_counter(), "no text"
-    for chunk in ai.run_request(request):
-        if chunk.text and ttft == "no text":
-            ttft = f"{time.perf_counter() - started:.2f} s to the first token"
-        print(chunk.text, end="", flush=True)
-        for call in chunk.tool_calls:
-            print(f"{call.name}({call.arguments})")
-    print()
-    route = chunk.route
-    left = f"{route.bytes_sent} bytes left this device"
-    print(f"[{route.route.value}: {route.model}, {ttft}, {left}]", file=sys.stderr)
-    return route
+    explain(result.decision)
 
 
 def _read(prompt: str) -> str:
@@ -150,11 +134,3 @@ def _print_plan(plan: Plan) -> None:
     print(f"model:   {plan.model or '-'}")
     print(f"prompt:  {plan.prompt_tokens} tokens")
     print(f"leaves:  {plan.would_leave}")
-
-
-def _explain(decision: RouteDecision) -> None:
-    for stage in decision.stages:
-        numbers = ", ".join(f"{k}={v:g}" for k, v in stage.numbers.items())
-        removed = " removes " + ", ".join(stage.removed) if stage.removed else ""
-        detail = f" ({stage.detail})" if stage.detail else ""
-        print(f"  stage {stage.stage}: {stage.code}{removed} {numbers}{detail}", file=sys.stderr)
