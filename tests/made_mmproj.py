@@ -19,13 +19,22 @@ import numpy as np
 
 Tensor = tuple[str, tuple[int, ...]]
 
-ARCHITECTURES = {"mlp": "llama", "gemma3": "gemma3", "qwen2vl_merger": "qwen2vl"}
+TILES = [32, 64, 64, 32, 64, 64]
+"""Sizes, in pairs, to which an image may be cut."""
+
+ARCHITECTURES = {
+    "mlp": "llama",
+    "tiles": "llama",
+    "gemma3": "gemma3",
+    "qwen2vl_merger": "qwen2vl",
+}
 """The text model that each kind of projector is made for."""
 
 
 @dataclass(frozen=True)
 class Projector:
-    """``kind``: ``mlp`` (LLaVA), ``gemma3`` (images see themselves), ``qwen2vl_merger`` (M-RoPE).
+    """``kind``: ``mlp`` (LLaVA), ``tiles`` (LLaVA 1.6: an image is cut into several),
+    ``gemma3`` (images see themselves), ``qwen2vl_merger`` (M-RoPE).
 
     ``text_width`` is the embedding length of the text model that it belongs to.
     """
@@ -44,7 +53,7 @@ def write(path: Path, shape: Projector, *, seed: int = 0) -> Path:
     """Write a projector; the same bytes for the same seed."""
     writer = gguf.GGUFWriter(str(path), "clip")
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", shape.kind)
+    writer.add_string("clip.projector_type", "mlp" if shape.kind == "tiles" else shape.kind)
     for key, value in (
         ("embedding_length", shape.width),
         ("feed_forward_length", shape.feed_forward),
@@ -58,6 +67,8 @@ def write(path: Path, shape: Projector, *, seed: int = 0) -> Path:
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
     if shape.kind == "gemma3":
         writer.add_uint32("clip.vision.projector.scale_factor", 2)
+    if shape.kind == "tiles":
+        writer.add_array("clip.vision.image_grid_pinpoints", TILES)
     for key, each in (("image_mean", 0.5), ("image_std", 0.5)):
         writer.add_array(f"clip.vision.{key}", [each] * 3)
     random = np.random.default_rng(seed)
@@ -120,19 +131,20 @@ def _qwen2vl(shape: Projector) -> Iterator[Tensor]:
     yield "mm.2.bias", (shape.text_width,)
 
 
-_PROJECTIONS = {"mlp": _mlp, "gemma3": _gemma3, "qwen2vl_merger": _qwen2vl}
+_PROJECTIONS = {"mlp": _mlp, "tiles": _mlp, "gemma3": _gemma3, "qwen2vl_merger": _qwen2vl}
 
 
 def pair(made_gguf: ModuleType, folder: Path, kind: str = "mlp") -> tuple[Path, Path]:
     """A small model and its projector in a folder, made once."""
     architecture = ARCHITECTURES[kind]
     model, projector = folder / f"{architecture}.gguf", folder / f"mmproj-{kind}.gguf"
-    if not projector.exists():
+    if not model.exists():
         grid = {"rope.dimension_sections": [2, 3, 3, 0]} if architecture == "qwen2vl" else {}
         shape = made_gguf.Shape(
             architecture=architecture, width=64, feed_forward=96, vocabulary=512, extra=grid
         )
         made_gguf.write(model, shape)
+    if not projector.exists():
         write(projector, Projector(kind=kind, text_width=64))
     return model, projector
 

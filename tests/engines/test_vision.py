@@ -1,7 +1,7 @@
 """Images on llama.cpp, by projectors with random weights: what they change, and what they cost.
 
 Each kind of projector does something else to a sequence: ``mlp`` stands for those whose vectors
-are decoded like tokens, ``gemma3`` for images that see themselves, ``qwen2vl_merger`` for
+are decoded like tokens, ``tiles`` for those that cut an image into several, ``gemma3`` for images that see themselves, ``qwen2vl_merger`` for
 positions in a grid (M-RoPE).
 """
 
@@ -31,7 +31,7 @@ pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
 
 pytestmark = pytest.mark.anyio
 
-KINDS = ["mlp", "gemma3", "qwen2vl_merger"]
+KINDS = ["mlp", "tiles", "gemma3", "qwen2vl_merger"]
 WORDS = "look at this"
 
 
@@ -113,6 +113,13 @@ async def test_usage_counts_an_images_tokens(seeing, kit, noise):
     assert counted == [chunks[-1].finish.usage.prompt_tokens for chunks in answers]
     assert counted[1] >= counted[0] + 4
     assert counted[2] >= counted[1] + 4
+
+
+async def test_an_image_that_is_cut_into_several_counts_them_all(open_seeing, noise):
+    async with open_seeing("tiles") as engine:
+        none, one = [await engine.count_prompt_tokens(show(*i)) for i in ((), (noise(1),))]
+    # The overview and its tiles, each of 16.
+    assert one - none >= 3 * 16
 
 
 async def test_the_order_of_two_images_matters(seeing, kit, noise):
