@@ -16,6 +16,7 @@ import pytest
 from overspill.engines.gguf_fit import GgufFitOptions, gguf_fit
 from overspill.engines.gguf_header import GgufHeader, TensorInfo, read_header
 from overspill.engines.gguf_memory import LlamaUse, cpu_features, gguf_need
+from overspill.engines.registry import EngineOptions, open_engine
 from overspill.errors import DoesNotFit
 
 pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
@@ -139,6 +140,54 @@ def test_the_estimate_is_within_a_tenth_of_what_is_taken(model_file, name, optio
     )  # fmt: skip
     told = json.loads(done.stdout)
     assert told["estimate"] == pytest.approx(told["taken"], rel=0.10)
+
+
+def _write_adapter(path, *, width, hidden, layers, rank):
+    """A LoRA adapter of the feed-forward layers, as convert_lora_to_gguf.py writes it."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 16.0)
+    for layer in range(layers):
+        for name, into, out in (("up", width, hidden), ("gate", width, hidden)):
+            tensor = f"blk.{layer}.ffn_{name}.weight"
+            writer.add_tensor(f"{tensor}.lora_a", np.zeros((rank, into), np.float32))
+            writer.add_tensor(f"{tensor}.lora_b", np.zeros((out, rank), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@linux_only
+def test_adapters_are_counted(model_file, tmp_path):
+    shape = MODELS["qwen2-q4_0"]
+    files = {name: str(tmp_path / f"{name}.gguf") for name in ("one", "two")}
+    for path in files.values():
+        _write_adapter(
+            path, width=shape["width"], hidden=shape["feed_forward"], layers=shape["layers"],
+            rank=128,
+        )  # fmt: skip
+    options = {"context_tokens": 1024, "max_sequences": 1, "adapters": files}
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD_AND_FILL, str(model_file("qwen2-q4_0")), json.dumps(options)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert told["estimate"] == pytest.approx(told["taken"], rel=0.10)
+
+
+@pytest.mark.anyio
+async def test_the_card_counts_the_draft_model_too(model_file):
+    spec = str(model_file("llama-q8_0"))
+    options = EngineOptions(context_tokens=512, max_sequences=1)
+    async with open_engine(spec, options=options) as engine:
+        alone = engine.card.memory_bytes
+    async with open_engine(spec, options=replace(options, draft_model=spec)) as engine:
+        assert engine.card.memory_bytes == 2 * alone > 0
 
 
 @linux_only
@@ -276,7 +325,6 @@ def test_a_context_is_made_smaller_where_that_is_allowed_and_said(model_file):
 @pytest.mark.anyio
 async def test_the_engines_card_says_that_its_context_was_made_smaller(model_file, monkeypatch):
     from overspill.engines import gguf_fit as module
-    from overspill.engines.registry import EngineOptions, open_engine
 
     path = model_file("qwen2-q4_0")
     whole = _need(path, context_tokens=4096, max_sequences=16)

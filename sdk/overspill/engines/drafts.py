@@ -116,6 +116,11 @@ class DraftModel:
         self._held: dict[int, tuple[Generation, list[int]]] = {}
         self._chunk = max(1, backend.batch_tokens // backend.max_sequences)
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it was estimated to take, its cache full."""
+        return self._backend.card.memory_bytes
+
     def check_same_tokenizer(self, model: Backend) -> None:
         """Raise :class:`ModelInvalid` where its tokens are not the model's."""
         own, other = self._backend.vocabulary, model.vocabulary

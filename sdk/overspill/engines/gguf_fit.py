@@ -19,7 +19,7 @@ DEFAULT_CONTEXT_TOKENS = 4096
 class GgufFitOptions:
     """What of a backend's options its memory depends on; see ``LlamaCppOptions``.
 
-    ``projector_bytes`` are the weights that lie beside the model's.
+    ``projector_bytes`` and ``adapter_bytes`` are the weights that lie beside the model's.
     """
 
     context_tokens: int | None = None
@@ -28,6 +28,7 @@ class GgufFitOptions:
     exact_attention: bool = False
     shrink_context: bool = False
     projector_bytes: int = 0
+    adapter_bytes: int = 0
 
 
 def gguf_fit(
@@ -55,7 +56,8 @@ def gguf_fit(
             fused=not options.exact_attention,
         )
         need = gguf_need(path, header, use)
-        return replace(need, weights_bytes=need.weights_bytes + options.projector_bytes)
+        beside_bytes = options.projector_bytes + options.adapter_bytes
+        return replace(need, weights_bytes=need.weights_bytes + beside_bytes)
 
     return settle(
         need_of,

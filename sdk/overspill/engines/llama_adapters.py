@@ -39,6 +39,13 @@ class NativeAdapters:
             raise EngineError(f"llama.cpp cannot switch to adapter {name!r}.")
 
 
+def adapter_bytes(files: Mapping[str, str]) -> int:
+    """What adapters take: their tensors are kept as they are in the file. A file that is not there
+    takes nothing; loading it says so."""
+    paths = map(Path, files.values())
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
 def _load(model: Any, name: str, path: Path) -> Any:
     header = read_header(path)
     if header.metadata.get("general.type") != "adapter":

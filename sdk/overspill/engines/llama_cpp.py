@@ -23,7 +23,7 @@ from overspill.engines.backend import Abilities, BatchRow, Interrupted, SavedSta
 from overspill.engines.gguf_fit import GgufFitOptions, gguf_fit
 from overspill.engines.gguf_header import INT32 as GGUF_INT32
 from overspill.engines.gguf_header import ArrayInfo, GgufHeader, read_header
-from overspill.engines.llama_adapters import NativeAdapters
+from overspill.engines.llama_adapters import NativeAdapters, adapter_bytes
 from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
 from overspill.engines.llama_pictures import PictureRows
@@ -368,6 +368,7 @@ def _fit_options(options: LlamaCppOptions) -> GgufFitOptions:
         exact_attention=options.exact_attention,
         shrink_context=options.shrink_context,
         projector_bytes=0 if options.mmproj is None else projector_bytes(options.mmproj),
+        adapter_bytes=adapter_bytes(options.adapters),
     )
 
 

@@ -227,7 +227,13 @@ class ScheduledEngine(Engine):
             await asyncio.to_thread(scheduler.close)
             raise
         tools = form.dialect is not None
-        card = dataclasses.replace(backend.card, name=name, tools=tools, json_schema=is_available())
+        card = dataclasses.replace(
+            backend.card,
+            name=name,
+            tools=tools,
+            json_schema=is_available(),
+            memory_bytes=backend.card.memory_bytes + scheduler.draft_bytes,
+        )
         guard = ControlGuard(vocabulary.control_texts)
         return _Loaded(scheduler, backend, template, guard, form, Constrainer(backend), card)
 

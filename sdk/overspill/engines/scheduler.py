@@ -181,6 +181,12 @@ class Scheduler:
                 or (self._speculator.draft_problem if self._speculator else ""),
             )
 
+    @property
+    def draft_bytes(self) -> int:
+        """What the draft model was estimated to take; 0 without one."""
+        draft_model = None if self._speculator is None else self._speculator.draft_model
+        return 0 if draft_model is None else draft_model.memory_bytes
+
     def is_stuck(self) -> bool:
         """Whether the thread hasn't moved for longer than ``stall_after_s``."""
         return self.status().moved_s_ago > self._options.stall_after_s
