@@ -244,6 +244,17 @@ def test_a_header_of_no_frame_is_named(header, words):
         FrameOpener(KEYS, SERVER).open(b"\x03\x00" + bytes(79))
 
 
+def test_a_frame_is_what_the_protocol_says():
+    """Opened by hand: nonce XOR index, and index, direction, type and end in the data beside."""
+    nonce, aead = int.from_bytes(KEYS.nonce, "big"), ChaCha20Poly1305(KEYS.key)
+    texts = [b"%d" % n for n in range(300)]
+    for index, (frame, text) in enumerate(zip(answer(texts), texts, strict=False)):
+        aad = b"ovs1S" + index.to_bytes(8, "big") + bytes((FrameType.EVENT, 0))
+        opened = aead.decrypt((nonce ^ index).to_bytes(12, "big"), frame[2:], aad)
+        assert opened == (len(text).to_bytes(4, "big") + text).ljust(64, b"\0")
+        assert frame[:2] == aad[-2:]
+
+
 def test_limits_are_reached_before_they_are_broken(monkeypatch):
     """A frame and a request of exactly the limit pass."""
     size = len(FrameSealer(KEYS, CLIENT).seal(FrameType.BODY, b""))

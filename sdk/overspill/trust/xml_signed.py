@@ -155,8 +155,6 @@ def _parse(data: bytes) -> Element:
         builder.parser.Parse(data, True)
     except (expat.ExpatError, ValueError) as error:
         raise _malformed(" ".join(str(error).split())) from error
-    if builder.root is None:
-        raise _malformed("no element")
     return builder.root
 
 
@@ -164,7 +162,7 @@ class _Builder:
     """Makes elements of what the parser tells; anything but elements and text is refused."""
 
     def __init__(self) -> None:
-        self.root: Element | None = None
+        self.root = Element("", {}, {})  # stays for no document: expat refuses one without
         self._open: list[Element] = []
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True

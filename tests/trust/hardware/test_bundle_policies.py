@@ -8,8 +8,11 @@ import pytest
 
 from overspill.errors import EvidenceRejected
 from overspill.trust import verifier
+from overspill.trust.certificates import parse_certificate
 from overspill.trust.measured import MeasuredLog
 from overspill.trust.nkc import NO_NONCE, report_data
+from overspill.trust.raw import RawContext, appraise_raw
+from overspill.trust.roots import VendorRoots
 from overspill.trust.snp import SevSnpVerifier
 from overspill.trust.tdx import TdxVerifier
 from overspill.types.evidence import Evidence, EvidenceBundle
@@ -170,3 +173,31 @@ def test_a_bundle_with_a_gpu_and_no_section(makers, snp, policy_of, pinned_node)
     bundle = EvidenceBundle(b"", (gpu,))
     with pytest.raises(EvidenceRejected, match="policy_section"):
         verifier._check_gpu(bundle, None, policy)
+    assert verifier._check_gpu(EvidenceBundle(b"", ()), None, policy) == {}
+
+
+def test_the_details_that_steps_show(judged, snp, makers, policy_of):
+    """What an operator reads of a step that passed."""
+    policy, vlek = policy_of("sev-snp"), makers.Amd(vlek=True)
+    steps = lambda files, how: {  # noqa: E731
+        step.n: step.detail for step in appraise_raw("snp", files, *how).steps
+    }
+    context = RawContext(makers.NOW)
+    roots = VendorRoots(
+        amd=(parse_certificate(makers.Amd().ark.der),), intel=(), nvidia=(), nvidia_rim=()
+    )
+    amd = makers.Amd()
+    found = steps([amd.report(), amd.endorsement.der, amd.ask.der], (context, policy, roots))
+    assert found["8.3"] == "SEV-VCEK <- SEV-Milan <- ARK-Milan; no CRL was given"
+    assert found["8.4"] == f"chip {makers.CHIP.hex()[:16]}..."
+    assert found["8.6"] == "no nonce was given"
+    assert found["8.9"] == "any chip"
+    pinned = replace(policy, snp=replace(policy.snp, chips=frozenset({makers.CHIP})))
+    found = steps(
+        [amd.report(), amd.endorsement.der, amd.ask.der, amd.ark.crl()], (context, pinned, roots)
+    )
+    assert found["8.3"].endswith("; not revoked")
+    assert found["8.9"] == "a pinned chip"
+    found = steps([vlek.report(), vlek.endorsement.der, vlek.ask.der], (context, None, roots))
+    assert found["8.4"] == "a VLEK: the chip stays unnamed"
+    assert found["8.7"] == found["8.9"] == "no policy was given"
