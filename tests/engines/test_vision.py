@@ -1,8 +1,8 @@
 """Images on llama.cpp, by projectors with random weights: what they change, and what they cost.
 
 Each kind of projector does something else to a sequence: ``mlp`` stands for those whose vectors
-are decoded like tokens, ``tiles`` for those that cut an image into several, ``gemma3`` for images that see themselves, ``qwen2vl_merger`` for
-positions in a grid (M-RoPE).
+are decoded like tokens, ``tiles`` for those that cut an image into several, ``gemma3`` for images
+that see themselves, ``qwen2vl_merger`` for positions in a grid (M-RoPE).
 """
 
 from __future__ import annotations
