@@ -21,13 +21,15 @@ MIB = 1 << 20
 
 
 def test_both_layouts_of_one_model_need_the_same(tiny_gguf, tiny_folder):
+    pytest.importorskip("mlx_lm", reason="pip install 'overspill[mlx]'")
+    from overspill.engines.mlx_model import FolderModel
+
     use = LlamaUse(context_tokens=256, max_sequences=1, batch_tokens=64, cache_bytes_each=4)
     by_header = gguf_need(tiny_gguf, read_header(tiny_gguf), use)
-    config = json.loads((tiny_folder / "config.json").read_text())
-    by_config = memory.config_kv_shape(config, bytes_each=4)
+    by_model = sum(cost.token_bytes for cost in FolderModel(tiny_folder).outline.cache_costs)
     # Two layers, two heads of 32, keys and values, 4 bytes each.
-    assert by_config.token_bytes == 2 * 2 * 32 * 2 * 4
-    assert by_header.kv_bytes == 256 * by_config.token_bytes
+    assert by_model == 2 * 2 * 32 * 2 * 4
+    assert by_header.kv_bytes == 256 * by_model
 
 
 def _judge(need, available):
@@ -50,8 +52,7 @@ def test_a_verdict_for_each_side_of_the_limits():
 
 
 def test_the_refusal_shows_the_arithmetic():
-    kv = memory.KvShape(values=1 << 19)
-    need = memory.memory_need(64 * MIB, kv, context_tokens=100, max_sequences=2)
+    need = memory.MemoryNeed(64 * MIB, 200 * MIB)
     memory.check_fits(_judge(need, 264 * MIB), "m")
     with pytest.raises(DoesNotFit) as caught:
         memory.check_fits(_judge(need, 264 * MIB - 1), "m")
@@ -60,12 +61,6 @@ def test_the_refusal_shows_the_arithmetic():
         "of 100 tokens; 264 MiB are free." in str(caught.value)
     )
     assert caught.value.exit_code == 5
-
-
-@pytest.mark.parametrize("config", [{}, {"num_hidden_layers": "many"}])
-def test_a_model_that_does_not_say_its_shape_is_not_refused(config):
-    assert memory.config_kv_shape(config, bytes_each=2) is None
-    assert memory.memory_need(5, None, context_tokens=9, max_sequences=9).total_bytes == 5
 
 
 @given(

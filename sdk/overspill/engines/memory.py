@@ -2,15 +2,16 @@
 
 A runtime that is short of memory is killed by the system, or has others killed: so this is
 asked before anything is loaded, and the answer shows the arithmetic. What a file needs is worked
-out by :mod:`~overspill.engines.gguf_memory` for llama.cpp and by ``config_kv_shape`` for MLX; what
-is free is read by :mod:`~overspill.engines.live_memory`. Here is no I/O.
+out by :mod:`~overspill.engines.gguf_memory` for llama.cpp and by
+:mod:`~overspill.engines.mlx_memory` for MLX; what is free is read by
+:mod:`~overspill.engines.live_memory`. Here is no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from overspill.engines.live_memory import available_memory
 from overspill.errors import DoesNotFit
@@ -18,14 +19,11 @@ from overspill.errors import DoesNotFit
 __all__ = [
     "F16_BYTES",
     "Fit",
-    "KvShape",
     "MemoryNeed",
     "available_memory",
     "check_fits",
-    "config_kv_shape",
     "judge",
     "largest_context",
-    "memory_need",
     "settle",
 ]
 
@@ -38,19 +36,6 @@ TIGHT_SHARE = 0.9
 _MIB = 1 << 20
 
 Verdict = Literal["fits", "tight", "does_not_fit"]
-
-
-@dataclass(frozen=True, slots=True)
-class KvShape:
-    """What one token takes in the KV cache: ``values`` are numbers in all layers together."""
-
-    values: int
-    bytes_each: int = F16_BYTES
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of one token."""
-        return self.values * self.bytes_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,31 +206,6 @@ def settle(
             )
     check_fits(fit, name)
     return fit
-
-
-def memory_need(
-    weights_bytes: int, kv: KvShape | None, *, context_tokens: int, max_sequences: int
-) -> MemoryNeed:
-    """Weights, and every sequence at its full context; an unknown shape counts as nothing."""
-    token_bytes = 0 if kv is None else kv.token_bytes
-    return MemoryNeed(weights_bytes, token_bytes * context_tokens * max_sequences)
-
-
-def config_kv_shape(config: Mapping[str, Any], *, bytes_each: int) -> KvShape | None:
-    """From a Hugging Face ``config.json``; None where it doesn't say."""
-    text = config.get("text_config") or config
-
-    def number(key: str, default: int = 0) -> int:
-        value = text.get(key)
-        return value if isinstance(value, int) and value > 0 else default
-
-    layers, heads = number("num_hidden_layers"), number("num_attention_heads")
-    width = number("hidden_size")
-    if not (layers and heads and width):
-        return None
-    kv_heads = number("num_key_value_heads", heads)
-    head_dim = number("head_dim", width // heads)
-    return KvShape(2 * layers * kv_heads * head_dim, bytes_each)
 
 
 def _mib(size: int) -> str:
