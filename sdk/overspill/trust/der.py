@@ -30,8 +30,8 @@ SET: Final = 0x31
 
 Fail = Callable[[str], OverspillError]
 
-_TIME_FORMATS: Final = {UTC_TIME: (13, "%y%m%d%H%M%SZ"), GENERALIZED_TIME: (15, "%Y%m%d%H%M%SZ")}
-_UTC_TIME_PIVOT: Final = 2050  # RFC 5280, 4.1.2.5.1: two-digit years are 1950 to 2049
+_TIME_DIGITS: Final = {UTC_TIME: 12, GENERALIZED_TIME: 14}
+_UTC_TIME_PIVOT: Final = 50  # RFC 5280, 4.1.2.5.1: two-digit years are 1950 to 2049
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +103,17 @@ class DerReader:
     def time(self, what: str) -> int:
         """A UTCTime or GeneralizedTime as Unix seconds."""
         found = self._next(what)
-        size, form = _TIME_FORMATS.get(found.tag, (0, ""))
-        if len(found.content) != size:
+        digits, zone = found.content[:-1], found.content[-1:]
+        if len(digits) != _TIME_DIGITS.get(found.tag) or not digits.isdigit() or zone != b"Z":
             raise self._fail(f"{what} is no time")
-        if not found.content[:-1].isdigit():  # strptime would let spaces pass
-            raise self._fail(f"{what} is no time")
+        year, rest = int(digits[:-10]), digits[-10:]
+        if found.tag == UTC_TIME:
+            year += 2000 if year < _UTC_TIME_PIVOT else 1900
         try:
-            text = found.content.decode("ascii")
-            read = datetime.strptime(text, form).replace(tzinfo=UTC)
+            parts = (int(rest[at : at + 2]) for at in range(0, 10, 2))
+            return int(datetime(year, *parts, tzinfo=UTC).timestamp())
         except ValueError as error:
             raise self._fail(f"{what} is no time") from error
-        if found.tag == UTC_TIME and read.year >= _UTC_TIME_PIVOT:
-            read = read.replace(year=read.year - 100)
-        return int(read.timestamp())
 
     def _next(self, what: str) -> Element:
         start, data = self._at, self._data

@@ -98,7 +98,8 @@ def test_times(data, expected):
     [
         b"\x17\x0d4912312359 9Z", b"\x17\x0b4912312359Z", b"\x17\x0d491331235959Z",
         b"\x18\x0d491231235959Z", b"\x02\x0d491231235959Z", b"\x17\x0d49123123595\xffZ",
-        b"\x18\x0f2026010112 000Z",
+        b"\x18\x0f2026010112 000Z", b"\x17\x0d491231235959z", b"\x17\x0d491231235960Z",
+        b"\x18\x0f00000101000000Z",
     ],
 )  # fmt: skip
 def test_other_times_are_refused(data):
