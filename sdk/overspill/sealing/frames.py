@@ -98,11 +98,6 @@ class _Direction:
         """SHA-256 over ``type || u32 length || plaintext`` of every frame so far but FINAL."""
         return self._transcript.digest()
 
-    @property
-    def ended(self) -> bool:
-        """True once a final frame went by."""
-        return self._ended
-
     def _nonce_and_aad(self, header: bytes) -> tuple[bytes, bytes]:
         index = self._index
         nonce = (self._nonce ^ index).to_bytes(12, "big")
