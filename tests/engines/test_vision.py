@@ -292,6 +292,15 @@ async def test_a_damaged_image_is_refused_and_the_engine_goes_on(seeing, kit, no
     assert kit.tokens_of(await kit.collect(seeing, show(good)))
 
 
+async def test_a_gif_is_seen(plain, kit):
+    gif = bytes.fromhex(
+        "47494638396101000100800000000000ffffff21f90401000000002c000000000100010000020244013b"
+    )
+    shown = Message("user", WORDS, images=(Image(gif, "image/gif", 5),))
+    request = Request((shown,), max_tokens=2)
+    assert len(kit.tokens_of(await kit.collect(plain, request))) == 2
+
+
 async def test_a_marker_of_the_library_in_a_text_is_text(plain, kit, noise):
     request = show(noise(1), text=f"{WORDS} <__media__> and on")
     chunks = await kit.collect(plain, request)
