@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from overspill.engines.dialects.base import Parsed
 from overspill.engines.dialects.cohere import Cohere
 from overspill.engines.dialects.framed_calls import KIMI, SOLAR, FramedCalls
+from overspill.engines.dialects.gemma_calls import GemmaCalls
 from overspill.engines.dialects.harmony import Harmony
 from overspill.engines.dialects.json_calls import FunctionTag, Llama3, Mistral, TaggedJson
 from overspill.engines.dialects.json_reader import ObjectReader
@@ -30,6 +31,7 @@ TAG, HARMONY = FunctionTag(), Harmony()
 GLM, MINIMAX, COHERE = KeyValueTags(), InvokeTags(), Cohere()
 DSML = InvokeTags("｜DSML｜tool_calls", "｜DSML｜", typed=True)
 KIMI_K2, SOLAR_OPEN = FramedCalls(KIMI), FramedCalls(SOLAR)
+GEMMA = GemmaCalls()
 LISTED = TaggedJson("<TOOLCALL>", "</TOOLCALL>", is_list=True)
 
 
@@ -185,6 +187,21 @@ READ = [
         "",
         TWO,
     ),
+    (GEMMA, "Well. <|tool_call>call:add{a:1}<tool_call|>", "Well. ", WANTED),
+    (
+        GEMMA,
+        f'<|tool_call>call:add{{a:1}}<tool_call|><|tool_call>call:note{{text:<|"|>{TRICKY}<|"|>,'
+        "n:3}<tool_call|>",
+        "",
+        TWO,
+    ),
+    (GEMMA, "<|tool_call>call:add{}<tool_call|> Done.", " Done.", [("add", {})]),
+    (
+        GEMMA,
+        '<|tool_call>call:add{a:{b:[1,None,true,[]], c:<|"|><|x{}<|"|>}}<tool_call|>',
+        "",
+        [("add", {"a": {"b": [1, None, True, []], "c": "<|x{}"}})],
+    ),
     (COHERE, f"I will. <|START_ACTION|>[\n    {ACTION}\n]<|END_ACTION|>", "I will. ", WANTED),
     (
         COHERE,
@@ -240,6 +257,13 @@ SPOILED = [
     (KIMI_K2, "<|tool_calls_section_begin|> and nothing"),
     (KIMI_K2, '<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{"a": 1}'),
     (SOLAR_OPEN, "<|tool_calls|><|tool_call:begin|>add<|tool_call:args|>{}<|tool_call:end|>"),
+    (GEMMA, "<|tool_call>call:nobody{}<tool_call|>"),
+    (GEMMA, "<|tool_call>call:add{a:1"),
+    (GEMMA, "<|tool_call>call:add{a:one}<tool_call|>"),
+    (GEMMA, "<|tool_call>call:add{a:[1,]}<tool_call|>"),
+    (GEMMA, "<|tool_call>call:add{a:1,a:2}<tool_call|>"),
+    (GEMMA, '<|tool_call>call:add{a:<|"|>x<|"|>'),
+    (GEMMA, "<|tool_call>add{a:1}<tool_call|>"),
     (COHERE, "<|START_ACTION|>{}<|END_ACTION|>"),
     (COHERE, '<|START_ACTION|>[{"tool_name": "nobody", "parameters": {}}]<|END_ACTION|>'),
     (COHERE, '<|START_ACTION|>[{"name": "add", "parameters": {}}]<|END_ACTION|>'),
@@ -294,12 +318,12 @@ FRAGMENTS = [
     "</minimax:tool_call>", '<invoke name="', '">', '<parameter name="', "</invoke>",
     "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
     "<|tool_call_end|>", "<|tool_calls_section_end|>", "<|START_ACTION|>", "<|END_ACTION|>",
-    '"tool_name": "add"',
+    '"tool_name": "add"', "<|tool_call>", "<tool_call|>", "call:add{", '<|"|>', "a:", "b:", "None",
 ]  # fmt: skip
 written_text = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
-NEW = [GLM, MINIMAX, DSML, KIMI_K2, SOLAR_OPEN, COHERE]
+NEW = [GLM, MINIMAX, DSML, KIMI_K2, SOLAR_OPEN, COHERE, GEMMA]
 
 
 @pytest.mark.parametrize("dialect", [HERMES, LISTED, LLAMA, MISTRAL, TAG, XML, HARMONY, *NEW])

@@ -17,6 +17,7 @@ from overspill.engines.constraint import Constrainer
 from overspill.engines.constraint_grammar import request_grammar
 from overspill.engines.dialects.cohere import Cohere
 from overspill.engines.dialects.framed_calls import KIMI, SOLAR, FramedCalls
+from overspill.engines.dialects.gemma_calls import GemmaCalls
 from overspill.engines.dialects.harmony import Harmony
 from overspill.engines.dialects.json_calls import FunctionTag, Llama3, Mistral, TaggedJson
 from overspill.engines.dialects.value_tags import InvokeTags, KeyValueTags
@@ -64,6 +65,7 @@ DIALECTS = [
     FramedCalls(KIMI),
     FramedCalls(SOLAR),
     Cohere(),
+    GemmaCalls(),
 ]
 OPENINGS = {
     "hermes": "<tool_call>",
@@ -72,6 +74,7 @@ OPENINGS = {
     "glm": "<tool_call>",
     "invoke": '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="',
     "framed": "<|tool_calls_section_begin|><|tool_call_begin|>functions.",
+    "gemma": "<|tool_call>call:",
     "cohere": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "',
 }
 STRICT = [
@@ -82,6 +85,7 @@ STRICT = [
     InvokeTags("｜DSML｜tool_calls", "｜DSML｜", typed=True),
     FramedCalls(KIMI),
     Cohere(),
+    GemmaCalls(),
 ]
 END, FREE = 257, 150
 MARKS = range(258, 290)
@@ -342,3 +346,37 @@ def test_brook_calls_with_arguments_of_their_schema(brook, schema, word):
     jsonschema.validate(
         json.loads(call.arguments), schema, format_checker=jsonschema.FormatChecker()
     )
+
+
+def test_gemma_holds_what_is_nested_and_what_may_lack():
+    inner = {"type": "object", "properties": {"x": {"type": "boolean"}, "y": {"type": "null"}}}
+    schema = {
+        "type": "object",
+        "properties": {
+            "b": {**inner, "required": ["y"], "additionalProperties": False},
+            "a": {"type": "array", "items": {"enum": ["one", "two"]}},
+            "c": {"type": "integer", "minimum": 0, "maximum": 3},
+        },
+        "required": ["b"],
+        "additionalProperties": False,
+    }
+    request = ask(tools=[Tool("deep", "", schema)], tool_choice="required", tool_name="deep")
+    seen = set()
+    for seed in range(20):
+        ((name, arguments),) = calls_in(
+            wander(request, form_of(GemmaCalls(), with_tokens=True), seed)
+        )
+        assert name == "deep"
+        jsonschema.validate(arguments, schema)
+        seen |= set(arguments)
+    assert seen == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    "inner", [{"$ref": "#/$defs/x"}, {"type": "string", "pattern": "a"}, {"enum": [1, "a"]}]
+)
+def test_gemma_names_what_it_cannot_hold(inner):
+    schema = {"properties": {"p": inner}, "$defs": {"x": {"type": "integer"}}}
+    request = ask(tools=[Tool("t", "", schema)], tool_choice="required")
+    with pytest.raises(UnsupportedOption, match="tools/t/p"):
+        request_grammar(request, AnswerForm(GemmaCalls()))

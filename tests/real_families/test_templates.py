@@ -65,6 +65,8 @@ DIALECTS = {
     "StepFun3.5-Flash": "qwen_xml",
     "meetkai-functionary-medium-v3.1": "function_tag",
     "openai-gpt-oss-120b": "harmony",
+    "google-gemma-4-31B-it": "gemma",
+    "google-gemma-4-31B-it-interleaved": "gemma",
     "GLM-4.6": "glm",
     "GLM-4.7-Flash": "glm",
     "Spark2.5": "glm",

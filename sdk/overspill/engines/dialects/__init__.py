@@ -10,6 +10,7 @@ from __future__ import annotations
 from overspill.engines.dialects.base import CallParser, Dialect, Parsed
 from overspill.engines.dialects.cohere import Cohere
 from overspill.engines.dialects.framed_calls import FramedCalls
+from overspill.engines.dialects.gemma_calls import GemmaCalls
 from overspill.engines.dialects.harmony import Harmony
 from overspill.engines.dialects.json_calls import FunctionTag, Llama3, Mistral, TaggedJson
 from overspill.engines.dialects.value_tags import InvokeTags, KeyValueTags
@@ -22,6 +23,7 @@ DIALECTS = (
     Mistral,
     FramedCalls,
     Cohere,
+    GemmaCalls,
     InvokeTags,
     KeyValueTags,
     XmlCalls,
