@@ -38,7 +38,7 @@ class FitOptions:
 
     buckets: int = 8192
     ridge: float = 20.0
-    structure_share: float = 0.15
+    structure_share: float = 0.05
     min_spread: float = 0.05
     domain_ridge: float = 1.0
     domain_sharpness: float = 6.0
@@ -159,13 +159,11 @@ def fit(
     kernel = (gram + (standard @ standard.T).astype(np.float32)) * (basis @ basis.T)
     dual = _inverse(kernel, options.ridge)
     alpha = dual @ rest
+    carried = 1.0
     if unseen_groups and task.groups is not None:
         heads = _without_own_group(dual, rest, alpha, task.groups)
         carried = _carried_over(domains.unseen + heads, task.targets - prior, task)
         alpha = carried * alpha
-    else:
-        carried = 1.0
-        alpha = alpha * np.clip(_gain_slope(rest - alpha / np.diag(dual)[:, None], rest), 0, 1)
     vocabulary, familiar = _vocabulary(task.design, options)
     scorers = []
     for column in range(basis.shape[1]):

