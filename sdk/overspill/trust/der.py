@@ -110,8 +110,9 @@ class DerReader:
         if found.tag == UTC_TIME:
             year += 2000 if year < _UTC_TIME_PIVOT else 1900
         try:
-            parts = (int(rest[at : at + 2]) for at in range(0, 10, 2))
-            return int(datetime(year, *parts, tzinfo=UTC).timestamp())
+            month, day, hour, minute, second = (int(rest[at : at + 2]) for at in range(0, 10, 2))
+            moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+            return int(moment.timestamp())
         except ValueError as error:
             raise self._fail(f"{what} is no time") from error
 
