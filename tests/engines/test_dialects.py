@@ -108,6 +108,8 @@ READ = [
         "",
         WANTED,
     ),
+    (HERMES, f"<tool_call>\n{CALL}\n{NOTE_CALL}\n</tool_call>", "", TWO),
+    (HERMES, f"<tool_call>{CALL}{{x}}</tool_call>", "{x}</tool_call>", WANTED),
     (HERMES, f"<tool_call>\n[{CALL}, {NOTE_CALL}]\n</tool_call>", "", TWO),
     (LISTED, f"a<TOOLCALL>[{CALL},\n{NOTE_CALL}]</TOOLCALL>", "a", TWO),
     (LLAMA, '{"name": "add", "parameters": {"a": 1}}', "", WANTED),

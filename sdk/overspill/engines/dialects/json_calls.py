@@ -224,16 +224,22 @@ class _TaggedParser(JsonParser):
             else:
                 yield from self._one(raw, char)
 
-    def _one(self, raw: str, first: str) -> Reading:
-        text, call = yield from self._object(first, "arguments")
-        raw += text
-        closing, closed = "", False
-        if call is not None:
-            closing, closed = yield from self._mark(self._dialect.close)
-        if call is not None and closed:
+    def _one(self, raw: str, char: str) -> Reading:
+        """Read a call up to the tag's end; MiniMax M1 writes several in one tag."""
+        while True:
+            text, call = yield from self._object(char, "arguments")
+            raw += text
+            if call is None:
+                break
+            closing, found = yield from self._tag(self._dialect.close, "{")
+            if not found:
+                raw += closing
+                break
             self._close_call(call)
-        else:
-            self._say(raw + closing)
+            if closing.endswith(self._dialect.close):
+                return
+            raw, char = "", "{"
+        self._say(raw)
 
     def _listed(self, raw: str) -> Reading:
         raw, ended = yield from self._list(raw, "arguments")
