@@ -19,6 +19,7 @@ NAMES = [
     "trust.first_contact_ms",
     "trust.request_ms",
     "trust.frame_us",
+    "trust.frame_both_us",
     "trust.frame_vs_bare",
     "trust.bundle_kib",
 ]
