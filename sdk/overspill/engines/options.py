@@ -12,7 +12,7 @@ class SchedulerOptions:
     """Limits of one scheduler; the defaults suit a laptop."""
 
     prefill_chunk_tokens: int = 256
-    prefill_stretch: float = 2.5
+    prefill_stretch: float = 2.0
     """So many times a step of all that decode or wait for it, once they decode, takes at most one
     that computes prompts beside decoding."""
     max_queued: int = 1024
