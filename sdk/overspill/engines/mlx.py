@@ -70,7 +70,7 @@ class MlxBackend:
         self._tokenizer = FolderTokenizer(folder, size=size)
         self._loaded.read()
         self._model = self._loaded.module
-        self._together = self._loaded.steps_together()
+        self._together = self._options.max_sequences > 1 and self._loaded.steps_together()
         self._token_bytes = self._loaded.outline.padded_token_bytes
         self._pass_bytes = self._loaded.outline.weights_bytes
         self._steps = 0

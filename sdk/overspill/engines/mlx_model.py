@@ -162,15 +162,17 @@ class FolderModel:
         parts = [self.new_caches() for _ in _PROBES]
         if not can_merge(parts[0]):
             return False
-        for tokens, caches in zip(_PROBES, parts, strict=True):
-            self.module(mx.array([tokens[:-1]]), cache=caches)
         ends = [tokens[-1:] for tokens in _PROBES]
-        alone = mx.concatenate(
-            [
-                self.module(mx.array([end]), cache=copy.deepcopy(caches))
-                for end, caches in zip(ends, parts, strict=True)
-            ]
-        )
+        with self._blamed():
+            for tokens, caches in zip(_PROBES, parts, strict=True):
+                self.module(mx.array([tokens[:-1]]), cache=caches)
+            alone = mx.concatenate(
+                [
+                    self.module(mx.array([end]), cache=copy.deepcopy(caches))
+                    for end, caches in zip(ends, parts, strict=True)
+                ]
+            )
+            mx.eval(alone)
         try:
             batch = [layer[0].merge(list(layer)) for layer in zip(*parts, strict=True)]
             beside = self.module(mx.array(ends), cache=batch)
