@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from overspill.errors import EvidenceRejected
-from overspill.trust import verifier
+from overspill.trust import nvidia, verifier
+from overspill.trust.base import Subject
 from overspill.trust.certificates import parse_certificate
 from overspill.trust.measured import MeasuredLog
 from overspill.trust.nkc import NO_NONCE, report_data
@@ -201,3 +202,19 @@ def test_the_details_that_steps_show(judged, snp, makers, policy_of):
     found = steps([vlek.report(), vlek.endorsement.der, vlek.ask.der], (context, None, roots))
     assert found["8.4"] == "a VLEK: the chip stays unnamed"
     assert found["8.7"] == found["8.9"] == "no policy was given"
+
+
+def test_a_gpus_claims_stand_beside_the_machines(
+    makers, roots, policy_of, pinned_node, monkeypatch
+):
+    """Bound to the keys by digest and nonce; its claims carry their origin in their names."""
+    monkeypatch.setattr(verifier, "vendor_roots", lambda: roots)
+    policy, draft, gpu = policy_of("sev-snp", "nvidia-gpu"), pinned_node.config(), makers.Nvidia()
+    nonce = nvidia.gpu_nonce(draft.boot_id, draft.hpke_public_key)
+    piece = Evidence("nvidia-gpu", gpu.report(nonce), {"certificates": gpu.chain})
+    config = pinned_node.config(gpu_claims_digest=nvidia.claims_digest(piece))
+    log = MeasuredLog.decode(pinned_node.log)
+    subject = Subject(config.encode(), config, pinned_node.log, log, None, makers.NOW)
+    claims = verifier._check_gpu(EvidenceBundle(b"", (piece,)), subject, policy)
+    assert claims["gpu.driver_version"] == makers.DRIVER
+    assert all(name.startswith("gpu.") for name in claims)
