@@ -38,13 +38,13 @@ class FitOptions:
 
     buckets: int = 8192
     ridge: float = 20.0
-    structure_share: float = 0.05
+    structure_share: float = 0.1
     min_spread: float = 0.05
     domain_ridge: float = 1.0
     domain_sharpness: float = 6.0
     domain_prompts: float = 8.0
     max_domains: int = 64
-    max_labels: int = 6000
+    max_labels: int = 4000
     vocabulary_bits: int = 2**16
     familiar_quantile: float = 0.25
 

@@ -33,15 +33,20 @@ CALLS = (0.1, 0.2, 0.3, 0.5, 0.7)
 
 @dataclass(frozen=True, slots=True)
 class EvalOptions:
-    """``folds`` for cross-fitting; ``resamples`` for the bootstrap; ``timed`` prompts are decided
-    for the decision time, and ``paraphrased`` ones are asked in other words."""
+    """``folds`` for cross-fitting, by default ten, or five of more than 3,000 prompts;
+    ``resamples`` for the bootstrap; ``timed`` prompts are decided for the decision time, and
+    ``paraphrased`` ones are asked in other words."""
 
-    folds: int = 5
+    folds: int | None = None
     resamples: int = 1000
     seed: int = 0
     timed: int = 500
     paraphrased: int = 300
     fit: FitOptions = field(default_factory=FitOptions)
+
+    def folds_for(self, count: int) -> int:
+        """Small sets lose most by what a fold leaves out, and cost least."""
+        return self.folds or (10 if count <= 3000 else 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ def _cross_fitted(data: Results, options: EvalOptions) -> Judged:
     design = Design.of(features)
     clusters = near_duplicates(data.prompts, options.seed)
     keys = clusters.tolist() if data.groups is None else list(data.groups)
-    folds = assign_folds(keys, options.folds, options.seed)
+    folds = assign_folds(keys, options.folds_for(len(data)), options.seed)
     if folds.max() == 0:
         raise UsageError(
             "All prompts belong to one group: none is left to learn from.",
@@ -196,7 +201,7 @@ def _ranked(order: Floats, outcomes: Outcomes) -> dict[str, Any]:
 
 
 def _baselines(data: Results, train: Results | None, options: EvalOptions) -> dict[str, Any]:
-    case = Case(data, train, options.folds, options.seed)
+    case = Case(data, train, options.folds_for(len(data)), options.seed)
     report: dict[str, Any] = {}
     for name, score in BASELINES.items():
         found = score(case)
