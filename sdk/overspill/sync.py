@@ -6,7 +6,6 @@ The async core runs on an event loop in a thread of its own; every method here o
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -21,24 +20,44 @@ from overspill.types.reply import Availability, Reply, ReplyChunk
 from overspill.types.route import Plan
 
 if TYPE_CHECKING:
+    from anyio import CancelScope, Event
     from anyio.from_thread import BlockingPortal
 
     from overspill.models.files import OnProgress
     from overspill.models.store import StoredModel
 
 
-async def _next(chunks: AsyncGenerator[ReplyChunk]) -> ReplyChunk:
-    return await anext(chunks)
+class _Steps:
+    """An answer, taken piece by piece from another thread, that can be left at any moment.
 
+    Ctrl-C may come between asking for a piece and waiting for it: so whoever closes ends the
+    step that runs, rather than the one that it knows of.
+    """
 
-def _wait(step: Future[ReplyChunk]) -> ReplyChunk:
-    """The step's result; on Ctrl-C the step is cancelled first, so that its stream can close."""
-    try:
-        return step.result()
-    except KeyboardInterrupt:
-        step.cancel()
-        wait([step])
-        raise
+    def __init__(self, chunks: AsyncGenerator[ReplyChunk]) -> None:
+        self._chunks = chunks
+        self._scope: CancelScope | None = None
+        self._ended: Event | None = None
+
+    async def next(self) -> ReplyChunk:
+        """The next piece; ``StopAsyncIteration`` at the end, or when it was closed meanwhile."""
+        from anyio import CancelScope, Event
+
+        self._ended = Event()
+        try:
+            with CancelScope() as self._scope:
+                return await anext(self._chunks)
+        finally:
+            self._scope = None
+            self._ended.set()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancel the work and wait until it has ended."""
+        if self._scope is not None and self._ended is not None:
+            self._scope.cancel()
+            await self._ended.wait()
+        await self._chunks.aclose()
 
 
 class Overspill:
@@ -97,15 +116,15 @@ class Overspill:
 
     def _iterate(self, request: Request) -> Generator[ReplyChunk, None, None]:
         portal = self._open
-        chunks = self._core.run_request(request)
+        steps = _Steps(self._core.run_request(request))
         try:
             while True:
                 try:
-                    yield _wait(portal.start_task_soon(_next, chunks))
+                    yield portal.start_task_soon(steps.next).result()
                 except StopAsyncIteration:
                     return
         finally:
-            portal.call(chunks.aclose)
+            portal.call(steps.aclose)
 
     def embed(
         self,

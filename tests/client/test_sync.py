@@ -88,3 +88,25 @@ def test_errors_cross_over_as_they_are(settings):
 def test_outside_its_block_it_says_so(settings):
     with pytest.raises(RuntimeError, match="with block"):
         Overspill("t", settings=settings, device=FakeEngine()).chat("x")
+
+
+@pytest.mark.anyio
+async def test_an_answer_can_be_left_while_its_next_piece_is_awaited(settings):
+    """Ctrl-C comes at any moment: also before the caller knows which step it waits for."""
+    import anyio
+
+    from overspill.sync import _Steps
+
+    device = FakeEngine("one two three", delay_s=30)
+    async with AsyncOverspill("t", settings=settings, device=device) as ai:
+        steps = _Steps(ai.run_request(ai.build("x")))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(suppressed, steps.next)
+            await anyio.wait_all_tasks_blocked()
+            await steps.aclose()
+        assert device.cancelled == 1
+
+
+async def suppressed(step):
+    with pytest.raises(StopAsyncIteration):
+        await step()

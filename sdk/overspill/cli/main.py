@@ -8,7 +8,19 @@ from importlib.metadata import EntryPoint, entry_points
 import typer
 
 from overspill import __version__
-from overspill.cli import ask, bench, calibrate, chat, cloud, demo, doctor, evals, models, receipts, trust
+from overspill.cli import (
+    ask,
+    bench,
+    calibrate,
+    chat,
+    cloud,
+    demo,
+    doctor,
+    evals,
+    models,
+    receipts,
+    trust,
+)
 from overspill.terminal import run_app
 
 app = typer.Typer(
