@@ -93,7 +93,7 @@ class FakeEngine(Engine):
                     raise self.error
                 await asyncio.sleep(self._delay_s)
                 yield Chunk(text=word if index == 0 else f" {word}", token_ids=(index,))
-        except GeneratorExit:
+        except (GeneratorExit, asyncio.CancelledError):
             self.cancelled += 1
             raise
         reason = FinishReason.STOP if len(kept) == len(words) else FinishReason.LENGTH

@@ -102,6 +102,8 @@ async def test_an_answer_can_be_left_while_its_next_piece_is_awaited(settings):
         steps = _Steps(ai.run_request(ai.build("x")))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(suppressed, steps.next)
+            while not device.requests:
+                await anyio.lowlevel.checkpoint()
             await anyio.wait_all_tasks_blocked()
             await steps.aclose()
         assert device.cancelled == 1
