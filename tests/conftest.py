@@ -11,6 +11,7 @@ import fnmatch
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,9 @@ class _SkipWatch:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Watch for skips in full runs only; elsewhere pytest's own ``-ra`` lists them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Shells start what runs in the background so; Ctrl-C is tested all the same.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("OVERSPILL_CI_ALL") == "1":
         config.pluginmanager.register(_SkipWatch(), "overspill-skip-watch")
 
