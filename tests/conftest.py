@@ -13,9 +13,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import hypothesis
 import pytest
@@ -64,8 +65,19 @@ def made_mmproj() -> ModuleType:
     return _maker("made_mmproj")
 
 
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    """A model hub on loopback, that serves well, badly, or only so far."""
+    with _beside("loopback_hub").serving() as serving:
+        yield serving
+
+
 def _maker(name: str) -> ModuleType:
     pytest.importorskip("gguf", reason="pip install 'overspill[dev]'")
+    return _beside(name)
+
+
+def _beside(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     # Its dataclasses look their module up.

@@ -1,23 +1,8 @@
 """`overspill models`: pull from a hub on loopback, use what came, and take it away again."""
 
 import hashlib
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
-
-
-def _load_hub():
-    path = Path(__file__).parent.parent / "models" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("models_conftest", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-hub = _load_hub().hub
 
 
 @pytest.fixture

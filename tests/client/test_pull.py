@@ -1,9 +1,6 @@
 """An app whose model is not there yet: it is told, pulls it, and goes on in the same block."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,18 +11,6 @@ from overspill.errors import ModelNotFound
 from overspill.types.reply import AvailabilityState
 
 pytestmark = pytest.mark.anyio
-
-
-def _load_hub():
-    path = Path(__file__).parent.parent / "models" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("models_conftest", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-hub = _load_hub().hub
 
 
 @pytest.fixture
