@@ -28,12 +28,60 @@ class EventBatch(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[StreamEvent, _Mapping]]] = ...) -> None: ...
 
 class StreamEvent(_message.Message):
-    __slots__ = ("stream", "event")
+    __slots__ = ("stream", "event", "route", "receipt")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     stream: int
     event: _chat_pb2.ChatEvent
-    def __init__(self, stream: _Optional[int] = ..., event: _Optional[_Union[_chat_pb2.ChatEvent, _Mapping]] = ...) -> None: ...
+    route: Told
+    receipt: Told
+    def __init__(self, stream: _Optional[int] = ..., event: _Optional[_Union[_chat_pb2.ChatEvent, _Mapping]] = ..., route: _Optional[_Union[Told, _Mapping]] = ..., receipt: _Optional[_Union[Told, _Mapping]] = ...) -> None: ...
+
+class Told(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
+class GetModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Models(_message.Message):
+    __slots__ = ("cards",)
+    CARDS_FIELD_NUMBER: _ClassVar[int]
+    cards: _containers.RepeatedCompositeFieldContainer[_chat_pb2.ModelCard]
+    def __init__(self, cards: _Optional[_Iterable[_Union[_chat_pb2.ModelCard, _Mapping]]] = ...) -> None: ...
+
+class GetAvailabilityRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetReceiptsRequest(_message.Message):
+    __slots__ = ("limit",)
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    def __init__(self, limit: _Optional[int] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class PullEvent(_message.Message):
+    __slots__ = ("progress", "stored", "error", "heartbeat")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    progress: Told
+    stored: Told
+    error: _chat_pb2.ErrorEvent
+    heartbeat: _chat_pb2.Heartbeat
+    def __init__(self, progress: _Optional[_Union[Told, _Mapping]] = ..., stored: _Optional[_Union[Told, _Mapping]] = ..., error: _Optional[_Union[_chat_pb2.ErrorEvent, _Mapping]] = ..., heartbeat: _Optional[_Union[_chat_pb2.Heartbeat, _Mapping]] = ...) -> None: ...
 
 class CountTokensResponse(_message.Message):
     __slots__ = ("prompt_tokens",)

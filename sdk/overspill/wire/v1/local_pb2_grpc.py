@@ -55,6 +55,31 @@ class LocalStub(object):
                 request_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.Status.FromString,
                 _registered_method=True)
+        self.Plan = channel.unary_unary(
+                '/overspill.wire.v1.Local/Plan',
+                request_serializer=overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.Told.FromString,
+                _registered_method=True)
+        self.GetModels = channel.unary_unary(
+                '/overspill.wire.v1.Local/GetModels',
+                request_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.GetModelsRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.Models.FromString,
+                _registered_method=True)
+        self.GetAvailability = channel.unary_unary(
+                '/overspill.wire.v1.Local/GetAvailability',
+                request_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.GetAvailabilityRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.Told.FromString,
+                _registered_method=True)
+        self.GetReceipts = channel.unary_stream(
+                '/overspill.wire.v1.Local/GetReceipts',
+                request_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.GetReceiptsRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.Told.FromString,
+                _registered_method=True)
+        self.Pull = channel.unary_stream(
+                '/overspill.wire.v1.Local/Pull',
+                request_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.PullRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.PullEvent.FromString,
+                _registered_method=True)
 
 
 class LocalServicer(object):
@@ -86,6 +111,37 @@ class LocalServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Plan(self, request, context):
+        """The daemon's alone; a worker has one engine and no routes, and answers UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModels(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAvailability(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReceipts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pull(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LocalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +164,31 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.GetStatusRequest.FromString,
                     response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.Status.SerializeToString,
+            ),
+            'Plan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Plan,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.Told.SerializeToString,
+            ),
+            'GetModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModels,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.GetModelsRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.Models.SerializeToString,
+            ),
+            'GetAvailability': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAvailability,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.GetAvailabilityRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.Told.SerializeToString,
+            ),
+            'GetReceipts': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetReceipts,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.GetReceiptsRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.Told.SerializeToString,
+            ),
+            'Pull': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pull,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_local__pb2.PullRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_local__pb2.PullEvent.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +299,141 @@ class Local(object):
             '/overspill.wire.v1.Local/GetStatus',
             overspill_dot_wire_dot_v1_dot_local__pb2.GetStatusRequest.SerializeToString,
             overspill_dot_wire_dot_v1_dot_local__pb2.Status.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Plan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/overspill.wire.v1.Local/Plan',
+            overspill_dot_wire_dot_v1_dot_chat__pb2.ChatRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_local__pb2.Told.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/overspill.wire.v1.Local/GetModels',
+            overspill_dot_wire_dot_v1_dot_local__pb2.GetModelsRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_local__pb2.Models.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAvailability(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/overspill.wire.v1.Local/GetAvailability',
+            overspill_dot_wire_dot_v1_dot_local__pb2.GetAvailabilityRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_local__pb2.Told.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/overspill.wire.v1.Local/GetReceipts',
+            overspill_dot_wire_dot_v1_dot_local__pb2.GetReceiptsRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_local__pb2.Told.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pull(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/overspill.wire.v1.Local/Pull',
+            overspill_dot_wire_dot_v1_dot_local__pb2.PullRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_local__pb2.PullEvent.FromString,
             options,
             channel_credentials,
             insecure,
