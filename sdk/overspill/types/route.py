@@ -23,6 +23,7 @@ class RouteReason(StrEnum):
     ESCALATE = "escalate"
     SPILL = "spill"
     FALL_BACK = "fall_back"
+    NOT_WORTH_IT = "not_worth_it"
     PRIVACY = "privacy"
     ONLY_ROUTE = "only_route"
     PINNED = "pinned"
@@ -45,11 +46,22 @@ class StageReason:
 
 
 @dataclass(frozen=True, slots=True)
+class Hedge:
+    """Start ``route`` too where the chosen one has given no text ``after_s`` seconds from its
+    start; the first to give text answers, the other is cancelled, and both are charged."""
+
+    route: Route
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RouteDecision:
     """The outcome of ``routing.decide``: pure data, explainable to the last contribution.
 
     ``alternatives`` are routes that were allowed but not chosen, best first: where a failure may
-    fall back to. ``contributions`` are the scorer's exact summands (it is linear).
+    fall back to. ``contributions`` are the scorer's exact summands (it is linear), which add up to
+    the gain in quality; ``tradeoffs`` what stage 4 adds to it for leaving, in the same unit:
+    lateness, waiting, cost, energy. Their sum is held against ``threshold``.
     """
 
     route: Route
@@ -62,6 +74,8 @@ class RouteDecision:
     contributions: Mapping[str, float] = field(default_factory=dict)
     policy_sha256: str = ""
     decision_us: float = 0.0
+    tradeoffs: Mapping[str, float] = field(default_factory=dict)
+    hedge: Hedge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +125,44 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """This device, measured: what latency and capability stages weigh. None is unknown."""
+    """This device, measured: what latency and capability stages weigh. None is unknown.
+
+    A ``slow`` speed is one that 95% of generations exceeded. ``power_w`` is what the battery
+    gives while it is used; ``thermal_headroom_c`` degrees Celsius to where the system throttles.
+    """
 
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     memory_free_bytes: int | None = None
     on_battery: bool | None = None
     battery_percent: float | None = None
+    prefill_slow_tokens_per_s: float | None = None
+    decode_slow_tokens_per_s: float | None = None
+    power_w: float | None = None
+    thermal_headroom_c: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkState:
-    """The way to the cloud: None means never measured."""
+    """The way to the cloud, and how fast its answers were: None means never measured.
+
+    ``rtt_s`` is what an answer's first token takes beyond the node's own queue and prefill: the
+    road and the sealing. ``queue_s`` is the wait that the node told of, ``cloud_queue`` how many
+    were ahead. A ``slow`` value is one that 95% of answers were better than. ``failure_share`` of
+    late tries ended without an answer.
+    """
 
     online: bool = True
     rtt_s: float | None = None
     cloud_queue: int | None = None
+    rtt_slow_s: float | None = None
+    queue_s: float = 0.0
+    queue_slow_s: float = 0.0
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    prefill_slow_tokens_per_s: float | None = None
+    decode_slow_tokens_per_s: float | None = None
+    failure_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
