@@ -2,13 +2,15 @@
 
     python3 scripts/build_engine.py --sdist llama_cpp_python-0.3.36.tar.gz --out build/engine
     python3 scripts/build_engine.py --sdist ... --out build/engine --once    no second build
+    python3 scripts/build_engine.py --sdist ... --against WHEEL    build, and compare with that one
 
 A build for the processor at hand (-march=native) matches nobody's digest. This one has
 ``GGML_NATIVE=OFF``, and the CPU's features as variants that are chosen when the library is loaded
 (``GGML_BACKEND_DL`` and ``GGML_CPU_ALL_VARIANTS``). Nothing of the machine goes into it: paths are
-mapped away, times are fixed, no build id, no compiler cache. Both builds start from the sdist, in
-folders of different names; the wheels' libraries are compared file by file, and the second build
-is thrown away. Needs a C/C++ compiler and the build tools that the sdist names, already installed
+mapped away, times are fixed, no build id, no compiler cache. Both builds start from the sdist; the
+second, and one ``--against`` an earlier wheel, in a deeper folder with another umask, time zone
+and locale. The wheels' libraries are compared file by file, and the second build is thrown away.
+Needs a C/C++ compiler and the build tools that the sdist names, already installed
 (``--build-isolation`` fetches them); standard library only. Exit 1 where the builds differ.
 """
 
@@ -47,32 +49,51 @@ CMAKE = (
 LEFT_OUT = 'set(LLAMA_BUILD_COMMON ON CACHE BOOL "Build llama.cpp common library" FORCE)'
 EPOCH = "1704067200"
 LIBRARIES = {".so", ".dylib", ".dll"}
+# What may differ between two machines: if any of it reached a library, the digests would tell.
+ELSEWHERE = {"TZ": "Pacific/Kiritimati", "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8"}
+UMASK, UMASK_ELSEWHERE = 0o022, 0o077
 
 
 def main() -> int:
     """Build once or twice, compare, and keep the first wheel."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--sdist", type=Path, required=True, help="llama-cpp-python's sdist")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the wheel")
+    parser.add_argument("--out", type=Path, help="folder for the wheel")
     parser.add_argument("--once", action="store_true", help="build once, compare nothing")
+    parser.add_argument("--against", type=Path, help="an earlier clean build's wheel, to compare")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--build-isolation", action="store_true", help="let pip fetch build tools")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    found = []
-    for name in ("first",) if options.once else ("first", "second-clean-build"):
-        with tempfile.TemporaryDirectory(prefix=f"engine-{name}-") as folder:
-            wheel = build(options.sdist, Path(folder), options)
-            found.append(digests(wheel))
-            if name == "first":
-                shutil.copy(wheel, options.out)
-                print(f"built {options.out / wheel.name}")
-    for file, digest in sorted(found[0].items()):
+    if (options.out is None) == (options.against is None):
+        parser.error("name one of --out and --against")
+    if options.against is not None:
+        return report(digests(options.against), once(options, elsewhere=True))
+    first = once(options, elsewhere=False)
+    return report(first, None if options.once else once(options, elsewhere=True))
+
+
+def once(options: argparse.Namespace, *, elsewhere: bool) -> dict[str, str]:
+    """The digests of one clean build; the first one's wheel is kept."""
+    prefix = "engine-second-clean-build-" if elsewhere else "engine-first-"
+    with tempfile.TemporaryDirectory(prefix=prefix) as made:
+        folder = Path(made, "deeper", "still") if elsewhere else Path(made)
+        folder.mkdir(parents=True, exist_ok=True)
+        wheel = build(options.sdist, folder, options, elsewhere=elsewhere)
+        if not elsewhere:
+            options.out.mkdir(parents=True, exist_ok=True)
+            shutil.copy(wheel, options.out)
+            print(f"built {options.out / wheel.name}")
+        return digests(wheel)
+
+
+def report(first: dict[str, str], second: dict[str, str] | None) -> int:
+    """Say the digests, and compare them where there are two builds."""
+    for file, digest in sorted(first.items()):
         print(f"{digest}  {file}")
-    return 0 if options.once else compare(*found)
+    return 0 if second is None else compare(first, second)
 
 
-def build(sdist: Path, folder: Path, options: argparse.Namespace) -> Path:
+def build(sdist: Path, folder: Path, options: argparse.Namespace, *, elsewhere: bool) -> Path:
     """One wheel, from the sdist alone, with nothing of this machine in it."""
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "source", filter="data")
@@ -83,7 +104,9 @@ def build(sdist: Path, folder: Path, options: argparse.Namespace) -> Path:
     # Inside the folder whose path is mapped away; pip's own choice would be elsewhere.
     command += ["--config-settings", f"build-dir={folder / 'cmake'}"]
     command += [] if options.build_isolation else ["--no-build-isolation"]
-    done = subprocess.run(command, env=environment(folder, options.jobs), check=False)
+    around = environment(folder, options.jobs) | (ELSEWHERE if elsewhere else {})
+    umask = UMASK_ELSEWHERE if elsewhere else UMASK
+    done = subprocess.run(command, env=around, umask=umask, check=False)
     if done.returncode:
         sys.exit(f"build_engine: the build failed with {done.returncode}; see the lines above")
     (wheel,) = (folder / "wheel").glob("*.whl")
