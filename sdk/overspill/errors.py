@@ -224,17 +224,28 @@ class ContextOverflow(DoesNotFit):
 
 
 class BusyError(OverspillError):
-    """No room now; try again after ``retry_after_s`` seconds."""
+    """No room now; try again after ``retry_after_s`` seconds.
+
+    ``reason`` says what is full, where that is told: QUEUE_FULL, KV_FULL or QUOTA.
+    """
 
     code = "busy"
     exit_code = 7
     retry_after_s: float | None = None
+    reason: str = ""
 
     def __init__(
-        self, message: str, *, mend: str = "", partial: str = "", retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        mend: str = "",
+        partial: str = "",
+        retry_after_s: float | None = None,
+        reason: str = "",
     ) -> None:
         super().__init__(message, mend=mend, partial=partial)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class DeadlineExceeded(BusyError):

@@ -175,6 +175,11 @@ class FrameOpener(_Direction):
         super().__init__(keys, direction)
         self._broken = False
 
+    @property
+    def next_index(self) -> int:
+        """The index of the frame that is due."""
+        return self._index
+
     def open(self, frame: bytes) -> Frame:
         """The frame's content. Raises ``StreamCorrupt`` for everything but the exact next frame."""
         if self._broken:

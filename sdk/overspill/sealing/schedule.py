@@ -28,6 +28,7 @@ RESPONSE_NONCE_BYTES: Final = 32
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _CANCEL_LABEL: Final = b"overspill/v1/cancel"
+_RESUME_LABEL: Final = b"overspill/v1/resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,19 @@ def check_cancel_mac(keys: KeySchedule, stream: bytes, mac: bytes) -> None:
     """Raises ``StreamCorrupt`` unless ``mac`` was made by the client that began the stream."""
     if not hmac.compare_digest(cancel_mac(keys, stream), mac):
         raise StreamCorrupt("The cancellation does not come from whoever began the stream.")
+
+
+def resume_mac(keys: KeySchedule, stream: bytes, next_frame: int) -> bytes:
+    """HMAC-SHA256 with which the client that began ``stream`` asks for its frames from
+    ``next_frame`` on. Labels keep it apart from a cancellation under the same key."""
+    message = _RESUME_LABEL + stream + next_frame.to_bytes(8, "big")
+    return hmac.digest(keys.cancel_mac_key, message, "sha256")
+
+
+def check_resume_mac(keys: KeySchedule, stream: bytes, next_frame: int, mac: bytes) -> None:
+    """Raises ``StreamCorrupt`` unless ``mac`` was made by the client that began the stream."""
+    if not hmac.compare_digest(resume_mac(keys, stream, next_frame), mac):
+        raise StreamCorrupt("The resumption does not come from whoever began the stream.")
 
 
 def _expand(prk: bytes, label: bytes, length: int) -> bytes:

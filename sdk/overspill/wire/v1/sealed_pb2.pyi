@@ -91,3 +91,13 @@ class CancelRequest(_message.Message):
 class CancelResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ("stream_id", "mac", "next_frame")
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    MAC_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FRAME_FIELD_NUMBER: _ClassVar[int]
+    stream_id: bytes
+    mac: bytes
+    next_frame: int
+    def __init__(self, stream_id: _Optional[bytes] = ..., mac: _Optional[bytes] = ..., next_frame: _Optional[int] = ...) -> None: ...

@@ -49,6 +49,11 @@ class SealedStub(object):
                 request_serializer=overspill_dot_wire_dot_v1_dot_sealed__pb2.CancelRequest.SerializeToString,
                 response_deserializer=overspill_dot_wire_dot_v1_dot_sealed__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.Resume = channel.unary_stream(
+                '/overspill.wire.v1.Sealed/Resume',
+                request_serializer=overspill_dot_wire_dot_v1_dot_sealed__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_sealed__pb2.SealedFrame.FromString,
+                _registered_method=True)
 
 
 class SealedServicer(object):
@@ -72,6 +77,15 @@ class SealedServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Resume(self, request, context):
+        """The frames of a stream whose connection was lost, byte for byte from `next_frame` on, and then
+        those that follow. A stream that is not there (any more), a frame that is no longer kept and a
+        MAC that is not its client's are one public error: BAD_REQUEST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SealedServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -89,6 +103,11 @@ def add_SealedServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=overspill_dot_wire_dot_v1_dot_sealed__pb2.CancelRequest.FromString,
                     response_serializer=overspill_dot_wire_dot_v1_dot_sealed__pb2.CancelResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_stream_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_sealed__pb2.ResumeRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_sealed__pb2.SealedFrame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -172,6 +191,33 @@ class Sealed(object):
             '/overspill.wire.v1.Sealed/Cancel',
             overspill_dot_wire_dot_v1_dot_sealed__pb2.CancelRequest.SerializeToString,
             overspill_dot_wire_dot_v1_dot_sealed__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/overspill.wire.v1.Sealed/Resume',
+            overspill_dot_wire_dot_v1_dot_sealed__pb2.ResumeRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_sealed__pb2.SealedFrame.FromString,
             options,
             channel_credentials,
             insecure,
