@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -46,6 +47,12 @@ class LocalClient:
 
     async def chat(self, request: Request) -> AsyncGenerator[Chunk]:
         """The answer; leaving it cancels the work over there."""
+        async with aclosing(self._events(request)) as batches:
+            async for events in batches:
+                yield merge_chunks(_chunk(event.event) for event in events)
+
+    async def _events(self, request: Request) -> AsyncGenerator[list[local_pb2.StreamEvent]]:
+        """The answer's events, as many as came at a time; raises the one that is an error."""
         message = convert.request_to_proto(request, local=True)
         link = self._linked()
         answer = await link.start(request.id, message)
@@ -53,11 +60,12 @@ class LocalClient:
             ended = False
             while not ended:
                 events = await answer.take()
-                ended = events[-1].HasField("final")
-                if chunks := [_chunk(event) for event in events if not event.HasField("error")]:
-                    yield merge_chunks(chunks)
-                if events[-1].HasField("error"):
-                    raise convert.error_from_proto(events[-1].error)
+                last = events[-1].event
+                ended = last.HasField("final")
+                if told := [e for e in events if not e.event.HasField("error")]:
+                    yield told
+                if last.HasField("error"):
+                    raise convert.error_from_proto(last.error)
         finally:
             link.leave(answer)
 
@@ -182,14 +190,14 @@ class _Answer:
         self.request_id = request_id
         self.begun = False
         self.position: int | None = None
-        self._events: list[chat_pb2.ChatEvent] = []
+        self._events: list[local_pb2.StreamEvent] = []
         self._failure: errors.OverspillError | None = None
         self._ready = asyncio.Event()
 
-    def put(self, event: chat_pb2.ChatEvent) -> None:
+    def put(self, event: local_pb2.StreamEvent) -> None:
         """One more event; a heartbeat only tells the position."""
-        if event.HasField("heartbeat"):
-            self.position = event.heartbeat.queue_position
+        if event.event.HasField("heartbeat"):
+            self.position = event.event.heartbeat.queue_position
             return
         self.begun, self.position = True, None
         self._events.append(event)
@@ -200,7 +208,7 @@ class _Answer:
         self._failure = self._failure or error
         self._ready.set()
 
-    async def take(self) -> list[chat_pb2.ChatEvent]:
+    async def take(self) -> list[local_pb2.StreamEvent]:
         """All events that came, at least one, of which only the last can be the end; raises what
         broke the connection."""
         while not self._events:
@@ -307,7 +315,7 @@ class _Link:
         answer = self._answers.get(event.stream)
         if answer is None:
             return
-        answer.put(event.event)
+        answer.put(event)
         if event.event.WhichOneof("event") in ("final", "error"):
             # It has ended over there: nothing is left to cancel.
             del self._answers[event.stream]

@@ -16,6 +16,7 @@ from overspill._version import __version__
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.transport.base import is_local_address
+from overspill.transport.local.connection import EngineConnection
 from overspill.transport.local.options import (
     ERROR_KEY,
     TOKEN_KEY,
@@ -72,7 +73,7 @@ class _Servicer(local_pb2_grpc.LocalServicer):
     ) -> AsyncGenerator[local_pb2.EventBatch]:
         """Answer everything that one caller asks."""
         await self._authenticate(context)
-        connection = _Connection(await self._engine(context), self._options)
+        connection = EngineConnection(await self._engine(context), self._options)
         async with aclosing(connection.run(orders)) as batches:
             async for batch in batches:
                 yield batch
@@ -87,7 +88,7 @@ class _Servicer(local_pb2_grpc.LocalServicer):
             request = convert.request_from_proto(message, local=True)
             count = await engine.count_prompt_tokens(request)
         except errors.OverspillError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         return local_pb2.CountTokensResponse(prompt_tokens=count)
 
     async def Embed(
@@ -137,7 +138,7 @@ class _Servicer(local_pb2_grpc.LocalServicer):
         if isinstance(self._served, Engine):
             return self._served
         name = self._served.card.name
-        await _refuse(context, errors.UnsupportedOption(f"{name} was opened for embeddings."))
+        await refuse(context, errors.UnsupportedOption(f"{name} was opened for embeddings."))
 
     async def _authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         sent = dict(context.invocation_metadata() or ()).get(TOKEN_KEY, "")
@@ -145,96 +146,10 @@ class _Servicer(local_pb2_grpc.LocalServicer):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
 
 
-async def _refuse(
+async def refuse(
     context: grpc.aio.ServicerContext[Any, Any], error: errors.OverspillError
 ) -> NoReturn:
+    """End a call with a typed error, for :func:`~overspill.transport.local.client.mapped`."""
     detail = convert.error_to_bytes(error)
     await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message, ((ERROR_KEY, detail),))
     raise AssertionError("abort raises")
-
-
-class _Connection:
-    """All answers of one caller.
-
-    Their events gather in one list. The engine hands a step's tokens to all streams in one turn of
-    the event loop, and the writer wakes up in the next: so they leave as one message.
-    """
-
-    def __init__(self, engine: Engine, options: LocalOptions) -> None:
-        self._engine = engine
-        self._options = options
-        self._answers: dict[int, asyncio.Task[None]] = {}
-        self._waiting: dict[int, str] = {}
-        self._events: list[local_pb2.StreamEvent] = []
-        self._beat_due = False
-        self._ready = asyncio.Event()
-
-    async def run(
-        self, orders: AsyncIterator[local_pb2.ConnectRequest]
-    ) -> AsyncGenerator[local_pb2.EventBatch]:
-        """The messages to send; leaving it ends every answer."""
-        helpers = [asyncio.create_task(self._read(orders)), asyncio.create_task(self._beat())]
-        try:
-            while True:
-                await self._ready.wait()
-                self._ready.clear()
-                events, self._events = self._events, []
-                if events or self._beat_due:
-                    self._beat_due = False
-                    yield local_pb2.EventBatch(events=events)
-                if helpers[0].done() and not self._answers and not self._events:
-                    return
-        finally:
-            tasks = {*helpers, *self._answers.values()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-
-    async def _read(self, orders: AsyncIterator[local_pb2.ConnectRequest]) -> None:
-        async for order in orders:
-            if order.WhichOneof("order") == "start":
-                self._answers[order.stream] = asyncio.create_task(
-                    self._answer(order.stream, order.start)
-                )
-            elif (answer := self._answers.get(order.stream)) is not None:
-                answer.cancel()
-        self._ready.set()
-
-    async def _answer(self, stream: int, message: chat_pb2.ChatRequest) -> None:
-        seq = 0
-        try:
-            request = convert.request_from_proto(message, local=True)
-            self._waiting[stream] = request.id
-            async with aclosing(self._engine.generate(request)) as chunks:
-                async for chunk in chunks:
-                    self._waiting.pop(stream, None)
-                    if delta := convert.chunk_to_delta(chunk):
-                        self._put(stream, chat_pb2.ChatEvent(seq=seq, delta=delta))
-                        seq += 1
-                    if chunk.finish is not None:
-                        final = convert.finish_to_final(chunk.finish)
-                        self._put(stream, chat_pb2.ChatEvent(seq=seq, final=final))
-        except errors.OverspillError as error:
-            event = convert.error_to_proto(error)
-            self._put(stream, chat_pb2.ChatEvent(seq=seq, error=event))
-        finally:
-            self._waiting.pop(stream, None)
-            self._answers.pop(stream, None)
-            self._ready.set()
-
-    def _put(self, stream: int, event: chat_pb2.ChatEvent) -> None:
-        self._events.append(local_pb2.StreamEvent(stream=stream, event=event))
-        self._ready.set()
-
-    async def _beat(self) -> None:
-        """Heartbeats, with the queue positions of who waits. A stuck engine gives none."""
-        while True:
-            await asyncio.sleep(self._options.heartbeat_s)
-            if not self._answers or not (await self._engine.health()).ok:
-                continue
-            for stream, request_id in self._waiting.items():
-                position = self._engine.queue_position(request_id) or 0
-                beat = chat_pb2.Heartbeat(queue_position=position)
-                self._put(stream, chat_pb2.ChatEvent(heartbeat=beat))
-            self._beat_due = True
-            self._ready.set()
