@@ -7,6 +7,8 @@
     │   ├── InvalidRequest         a message, option or schema that cannot be honoured
     │   │   └── UnsupportedOption  valid elsewhere; this engine cannot honour it
     │   ├── ConfigurationError     a settings or policy file that cannot be used
+    │   │   ├── VersionMismatch    SDK and daemon do not understand each other
+    │   │   └── DaemonRefused      a daemon runs, and does not accept this app
     │   └── MissingExtra           an optional dependency is not installed
     ├── ModelError                 a model cannot be used                                 exit 3
     │   ├── ModelNotFound          no such model or file
@@ -20,7 +22,8 @@
     ├── BusyError                  try again later                                        exit 7
     │   └── DeadlineExceeded       would be, or was, too late
     ├── EngineError                an engine failed while it worked                       exit 1
-    │   └── EngineDied             its process or thread is gone
+    │   ├── EngineDied             its process or thread is gone
+    │   └── OutputInvalid          an answer that is not what ``output`` asks for
     ├── TrustError                 THE PEER IS WRONG: never retried, never swallowed      exit 6
     │   ├── EvidenceRejected       a numbered verification step refused the evidence
     │   │   └── SplitView          a log showed two histories: kept, until a person decides
@@ -125,6 +128,18 @@ class ConfigurationError(UsageError):
     """A settings or policy file that cannot be used."""
 
     code = "configuration"
+
+
+class VersionMismatch(ConfigurationError):
+    """SDK and daemon do not understand each other; ``mend`` says which one to upgrade."""
+
+    code = "version_mismatch"
+
+
+class DaemonRefused(ConfigurationError):
+    """A daemon runs, and does not accept this app, or does other work than was asked for."""
+
+    code = "daemon_refused"
 
 
 class MissingExtra(UsageError):
@@ -264,6 +279,12 @@ class EngineDied(EngineError):
     """The engine's process or thread is gone."""
 
     code = "engine_died"
+
+
+class OutputInvalid(EngineError):
+    """An answer that is not of the type that ``output`` asks for; ``partial`` holds its text."""
+
+    code = "output_invalid"
 
 
 class TrustError(OverspillError):

@@ -1,0 +1,145 @@
+"""How an app and the daemon of its user meet: over the HTTP socket, before any gRPC.
+
+The kernel says there who connects (uid and program), which gRPC cannot. So the app tells its name
+and version on that socket, and gets the path of the gRPC socket with a ticket for it. Both sides
+compare protocol numbers, and the one that is too old is named.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overspill import errors
+from overspill._version import __version__
+from overspill.wire.told import from_json, to_json
+
+PATH = "/overspill/v1/local"
+SOCKET_NAME = "overspill.sock"
+PROTOCOL = 1
+OLDEST_PROTOCOL = 1
+"""The oldest protocol of the other side that this version still speaks."""
+_MAX_ANSWER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A side's version and the protocols that it speaks, ``oldest`` to ``protocol``."""
+
+    version: str = __version__
+    protocol: int = PROTOCOL
+    oldest: int = OLDEST_PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What an app says first; ``app`` is its own name for itself."""
+
+    app: str
+    side: Side = Side()  # frozen
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the daemon answers: ``socket`` is its gRPC socket, ``ticket`` what opens it.
+
+    ``app`` is who the daemon takes the caller for. ``work`` is the digest of the settings that
+    decide what answers (see :func:`overspill.daemon.work_digest`), ``model`` its device's model.
+    """
+
+    socket: str
+    ticket: str
+    app: str
+    model: str
+    work: str
+    side: Side = Side()  # frozen
+
+
+def check_versions(sdk: Side, daemon: Side) -> None:
+    """Raise ``VersionMismatch``, which names the side to upgrade, unless both understand each
+    other."""
+    for name, old, new in (("SDK", sdk, daemon), ("daemon", daemon, sdk)):
+        if old.protocol < new.oldest:
+            raise errors.VersionMismatch(
+                f"The SDK is version {sdk.version}, the daemon {daemon.version}: "
+                f"the {name} is too old for the other.",
+                mend=_UPGRADE[name],
+            )
+
+
+_UPGRADE = {
+    "SDK": "Upgrade the SDK: pip install --upgrade overspill",
+    "daemon": "Upgrade the daemon and restart it: pip install --upgrade overspill",
+}
+
+
+def greet(path: Path, hello: Hello, *, timeout_s: float) -> Welcome:
+    """Ask the daemon at the HTTP socket ``path``; blocks for ``timeout_s`` at most.
+
+    Raises ``ConnectFailed`` where nobody answers, ``VersionMismatch``, and ``DaemonRefused``
+    where the daemon does not accept this app.
+    """
+    connection = _UnixConnection(path, timeout_s)
+    try:
+        connection.request(
+            "POST", PATH, to_json(hello).encode(), {"Content-Type": "application/json"}
+        )
+        answer = connection.getresponse()
+        status, body = answer.status, answer.read(_MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise errors.ConnectFailed(f"No daemon answers at {path} ({error}).") from error
+    finally:
+        connection.close()
+    if status != 200:
+        raise _refusal(status, body)
+    try:
+        welcome = from_json(Welcome, body.decode("utf-8", "replace"))
+    except errors.InvalidRequest as error:
+        raise errors.DaemonRefused(
+            f"What answers at {path} is no daemon of overspill.", mend="Stop it, or start one."
+        ) from error
+    check_versions(hello.side, welcome.side)
+    return welcome
+
+
+def _refusal(status: int, body: bytes) -> errors.OverspillError:
+    """The daemon's own words; 404 is a daemon from before there was a handshake."""
+    if status == 404:
+        return errors.VersionMismatch(
+            "The daemon is too old for this SDK.", mend=_UPGRADE["daemon"]
+        )
+    said = _error_object(body)
+    message, mend = str(said.get("message", f"status {status}")), str(said.get("mend", ""))
+    kind = (
+        errors.VersionMismatch if said.get("code") == "version_mismatch" else errors.DaemonRefused
+    )
+    return kind(message.removesuffix(mend).strip(), mend=mend)
+
+
+def _error_object(body: bytes) -> Mapping[str, Any]:
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return error if isinstance(error, dict) else {}
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket; the Host is one that the daemon allows."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        if not hasattr(socket, "AF_UNIX"):
+            raise OSError("this system has no Unix sockets")
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self._timeout_s)
+        self.sock.connect(str(self._path))
