@@ -29,7 +29,8 @@ from overspill.errors import UsageError
 from overspill.types.chat import Privacy
 from overspill_edge.access import LOOPBACK_HOSTS, AccessGuard, AccessPolicy
 from overspill_edge.access_log import AccessLog
-from overspill_edge.http import Answerer, Service, routes
+from overspill_edge.endpoint import Answerer, Service
+from overspill_edge.http import routes
 from overspill_edge.listen import (
     SOCKET_NAME,
     Listeners,

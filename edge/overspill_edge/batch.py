@@ -22,11 +22,11 @@ from overspill.types.chat import Privacy
 from overspill.types.reply import ReplyChunk
 from overspill.types.route import Route
 from overspill_edge.batch_files import BatchLine, Journal, read_lines
-from overspill_edge.http import Answerer
+from overspill_edge.endpoint import Answerer
 from overspill_edge.openai_answers import CompletionShape
 from overspill_edge.openai_dialect import parse_chat, to_request
 from overspill_edge.openai_embeddings import embedding_list, parse_embeddings
-from overspill_edge.problems import HttpProblem, log_failure, problem_of
+from overspill_edge.problems import log_failure, problem_of
 
 APP_NAME: Final = "batch"
 LONGEST_WAIT_S: Final = 30.0
@@ -138,11 +138,8 @@ class Batch:
         request = dataclasses.replace(request, lane="batch")
         async with aclosing(self._answerer.run_request(request)) as chunks:
             pieces = [piece async for piece in chunks]
-        finish = pieces[-1].finish
-        if finish is None:
-            raise HttpProblem(500, "engine", "The answer has no end.")
         self._count(pieces[-1])
-        body = CompletionShape(request, finish.model).whole(pieces, finish)
+        body = CompletionShape(request).whole(pieces)
         return request.id, body, _told(pieces[-1])
 
     async def _embed(self, line: BatchLine) -> tuple[str, dict[str, Any], dict[str, Any]]:

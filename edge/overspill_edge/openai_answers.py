@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from overspill._version import __version__
@@ -26,8 +26,10 @@ from overspill.types.chat import (
 from overspill.types.reply import ReplyChunk
 from overspill.types.route import Route
 from overspill.types.usage import Usage
-from overspill_edge.openai_dialect import AUTO_MODEL
+from overspill_edge.dialect import AUTO_MODEL, data_event
+from overspill_edge.problems import HttpProblem
 
+DONE = b"data: [DONE]\n\n"
 _UNDECODABLE = "\ufffd"
 
 
@@ -62,25 +64,54 @@ def overspill_object(request: Request, last: ReplyChunk) -> dict[str, Any]:
 
 
 class CompletionShape:
-    """What all chunks of one answer, or the whole of it, have in common."""
+    """One answer, whole or in chunks.
 
-    def __init__(self, request: Request, model: str, *, with_usage: bool = False) -> None:
+    ``with_usage``: a stream ends with its usage. ``with_route``: a whole answer has an
+    ``overspill`` object.
+    """
+
+    def __init__(
+        self, request: Request, *, with_usage: bool = False, with_route: bool = False
+    ) -> None:
         self._request = request
         self._with_usage = with_usage
+        self._with_route = with_route
         self._streamed: dict[str, int] = {}
-        self._common = {
-            "id": f"chatcmpl-{request.id}",
+        self._reasoning_tokens = 0
+        self._common: dict[str, Any] = {}
+
+    def opening(self, first: ReplyChunk) -> Iterator[bytes]:
+        """The first chunk: who speaks."""
+        self._common = self._head(first.route.model)
+        yield data_event(self._chunk({"role": "assistant", "content": "", "refusal": None}))
+
+    def piece(self, piece: ReplyChunk) -> Iterator[bytes]:
+        """One piece's chunks."""
+        self._reasoning_tokens += reasoning_tokens(piece)
+        return map(data_event, self._piece_chunks(piece))
+
+    def closing(self, last: ReplyChunk) -> Iterator[bytes]:
+        """The last chunk with a choice says why it ended; the usage's has none."""
+        finish = finish_of(last)
+        yield data_event(self._chunk({}, finish_reason=finish_reason(finish.reason)))
+        if self._with_usage:
+            yield data_event(self._usage_chunk(last, finish.usage))
+        yield DONE
+
+    def failing(self, problem: HttpProblem) -> Iterator[bytes]:
+        """An error, and no ``[DONE]``."""
+        yield data_event(problem.body())
+
+    def _head(self, model: str) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{self._request.id}",
             "created": int(time.time()),
             "model": model,
             "service_tier": "default",
             "system_fingerprint": system_fingerprint(model),
         }
 
-    def role_chunk(self) -> dict[str, Any]:
-        """The first chunk: who speaks."""
-        return self._chunk({"role": "assistant", "content": "", "refusal": None})
-
-    def piece_chunks(self, piece: ReplyChunk) -> list[dict[str, Any]]:
+    def _piece_chunks(self, piece: ReplyChunk) -> list[dict[str, Any]]:
         """One piece's reasoning, text, log-probabilities and calls: a chunk for each kind."""
         chunks: list[dict[str, Any]] = []
         if piece.reasoning:
@@ -94,22 +125,24 @@ class CompletionShape:
             chunks.append(self._chunk({"tool_calls": calls}))
         return chunks
 
-    def finish_chunk(self, finish: Finish) -> dict[str, Any]:
-        """The last chunk with a choice: why it ended."""
-        return self._chunk({}, finish_reason=_finish_reason(finish.reason))
-
-    def usage_chunk(self, last: ReplyChunk, usage: Usage) -> dict[str, Any]:
+    def _usage_chunk(self, last: ReplyChunk, usage: Usage) -> dict[str, Any]:
         """The chunk without choices that ends a stream asked for with ``include_usage``."""
         return {
             **self._common,
             "object": "chat.completion.chunk",
             "choices": [],
-            "usage": usage_object(usage, predicted=bool(self._request.draft)),
+            "usage": self._usage(usage),
             "overspill": overspill_object(self._request, last),
         }
 
-    def whole(self, pieces: Sequence[ReplyChunk], finish: Finish) -> dict[str, Any]:
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        predicted = bool(self._request.draft)
+        return usage_object(usage, predicted=predicted, reasoning=self._reasoning_tokens)
+
+    def whole(self, pieces: Sequence[ReplyChunk]) -> dict[str, Any]:
         """The whole answer from all of its pieces."""
+        finish = finish_of(pieces[-1])
+        self._reasoning_tokens = sum(map(reasoning_tokens, pieces))
         text = "".join(piece.text for piece in pieces)
         calls = [call for piece in pieces for call in piece.tool_calls]
         message: dict[str, Any] = {
@@ -126,11 +159,17 @@ class CompletionShape:
             "index": 0,
             "message": message,
             "logprobs": self._logprobs(*pieces),
-            "finish_reason": _finish_reason(finish.reason),
+            "finish_reason": finish_reason(finish.reason),
         }
-        common = {**self._common, "object": "chat.completion", "choices": [choice]}
-        predicted = bool(self._request.draft)
-        return {**common, "usage": usage_object(finish.usage, predicted=predicted)}
+        document = {
+            **self._head(finish.model),
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": self._usage(finish.usage),
+        }
+        if self._with_route:
+            document["overspill"] = overspill_object(self._request, pieces[-1])
+        return document
 
     def _chunk(
         self,
@@ -157,11 +196,11 @@ class CompletionShape:
     def _logprobs(self, *pieces: ReplyChunk) -> dict[str, Any] | None:
         if self._request.top_logprobs is None:
             return None
-        content = [_token(token) for piece in pieces for token in piece.logprobs]
+        content = [token_object(token) for piece in pieces for token in piece.logprobs]
         return {"content": content, "refusal": None}
 
 
-def usage_object(usage: Usage, *, predicted: bool) -> dict[str, Any]:
+def usage_object(usage: Usage, *, predicted: bool = False, reasoning: int = 0) -> dict[str, Any]:
     """Token counts with their details; ``predicted``: the request came with a prediction, whose
     tokens that were checked are counted. What is not worth checking is in neither count."""
     accepted = usage.accepted_tokens if predicted else 0
@@ -174,7 +213,7 @@ def usage_object(usage: Usage, *, predicted: bool) -> dict[str, Any]:
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "audio_tokens": 0,
-            "reasoning_tokens": 0,
+            "reasoning_tokens": reasoning,
             "rejected_prediction_tokens": rejected,
         },
     }
@@ -196,7 +235,20 @@ def model_object(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "overspill"}
 
 
-def _finish_reason(reason: FinishReason) -> str:
+def finish_of(piece: ReplyChunk) -> Finish:
+    """The end that the last piece carries."""
+    if piece.finish is None:
+        raise AssertionError("the last piece has no finish")
+    return piece.finish
+
+
+def reasoning_tokens(piece: ReplyChunk) -> int:
+    """Tokens of a piece that was thought and not said."""
+    return len(piece.token_ids) if piece.reasoning and not piece.text else 0
+
+
+def finish_reason(reason: FinishReason) -> str:
+    """The dialect's word for it, which is ours."""
     if reason is FinishReason.CANCELLED:
         raise EngineError("The answer was cancelled by the engine.")
     return reason.value
@@ -207,7 +259,8 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _token(token: TokenLogprob) -> dict[str, Any]:
+def token_object(token: TokenLogprob) -> dict[str, Any]:
+    """One token with its log-probability and the alternatives to it."""
     top = [_alternative(text, logprob) for _, text, logprob in token.top]
     return {**_alternative(token.token, token.logprob), "top_logprobs": top}
 

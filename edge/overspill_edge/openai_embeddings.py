@@ -11,12 +11,13 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from overspill.errors import OverspillError, UnsupportedOption
 from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
-from overspill_edge.openai_dialect import AUTO_MODEL, first_error, read_document
+from overspill_edge.body import Parameters, Strict, checked
+from overspill_edge.dialect import AUTO_MODEL
 from overspill_edge.problems import HttpProblem, problem_of
 
 MAX_INPUTS = 2048
@@ -32,17 +33,13 @@ def _texts(value: Any) -> Any:
     return value
 
 
-class _Ours(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+class _Ours(Strict):
     pooling: Pooling = "model"
     normalize: bool = True
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Strict):
     """A body that was checked."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     model: Annotated[str, Field(min_length=1)]
     input: Annotated[list[str], BeforeValidator(_texts), Field(min_length=1, max_length=MAX_INPUTS)]
@@ -71,11 +68,7 @@ class EmbeddingsRequest(BaseModel):
 
 def parse_embeddings(body: bytes) -> EmbeddingsRequest:
     """A checked body. Raises ``InvalidRequest`` that names the parameter."""
-    document = read_document(body)
-    try:
-        return EmbeddingsRequest.model_validate(document)
-    except ValidationError as error:
-        raise first_error(error, document) from None
+    return checked(EmbeddingsRequest, body, Parameters())
 
 
 def in_dialect(error: OverspillError) -> HttpProblem:

@@ -1,0 +1,97 @@
+"""What every route shares: the service behind it, who may ask, and the body that is read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import Receive
+from starlette.types import Scope as AsgiScope
+
+from overspill.types.card import ModelCard
+from overspill.types.chat import Privacy, Request
+from overspill.types.embedding import EmbedReply, EmbedRequest
+from overspill.types.reply import ReplyChunk
+from overspill.types.route import Plan
+from overspill_edge.access import Caller, caller_of
+from overspill_edge.dialect import Asked, Dialect, Source
+from overspill_edge.tokens import Scope
+from overspill_edge.work import HttpLimits, WorkRegistry, read_body
+
+PRIVACY_HEADER = "x-overspill-privacy"
+LARGE_BODY_BYTES = 64 * 1024
+
+_T = TypeVar("_T")
+_Asked = TypeVar("_Asked", bound=Asked)
+
+
+class Answerer(Protocol):
+    """The part of :class:`overspill.AsyncOverspill` that the daemon uses."""
+
+    def run_request(self, request: Request) -> AsyncGenerator[ReplyChunk]:
+        """The answer in pieces; closing the generator cancels the work."""
+
+    async def plan_request(self, request: Request) -> Plan:
+        """Where the request would run; nothing is generated."""
+
+    async def run_embedding(self, request: EmbedRequest) -> EmbedReply:
+        """The vectors, computed on this device."""
+
+    async def models(self) -> tuple[ModelCard, ...]:
+        """The models that can answer now."""
+
+
+def nothing_loads() -> float | None:
+    """Of a client that has loaded its model before it serves."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What every route needs. ``started_unix`` is in seconds.
+
+    ``loading`` tells what share of a model is loaded; None when none is being loaded.
+    """
+
+    answerer: Answerer
+    floor: Privacy
+    registry: WorkRegistry
+    limits: HttpLimits
+    started_unix: int
+    loading: Callable[[], float | None] = nothing_loads
+
+
+class Endpoint:
+    """A route as a plain ASGI app: `receive` stays in its hands."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def _read(
+        self, dialect: Dialect[_Asked], scope: AsgiScope, receive: Receive
+    ) -> tuple[_Asked, Request]:
+        """A body, and the request that it means."""
+        caller = caller_of(scope)
+        caller.require(Scope.INFER)
+        asked = await self._parse(dialect.parse, scope, receive)
+        privacy = Headers(scope=scope).get(PRIVACY_HEADER)
+        source = Source(caller.app, self._service.floor, privacy)
+        return asked, dialect.to_request(asked, source)
+
+    async def _parse(self, parse: Callable[[bytes], _T], scope: AsgiScope, receive: Receive) -> _T:
+        """A large body is parsed in a thread: the streams of others go on meanwhile."""
+        body = await read_body(scope, receive, self._service.limits)
+        if len(body) < LARGE_BODY_BYTES:
+            return parse(body)
+        return await anyio.to_thread.run_sync(parse, body)
+
+
+def require_any(scope: AsgiScope, *enough: Scope) -> Caller:
+    """The caller, who has one of these scopes at least; raises 403."""
+    caller = caller_of(scope)
+    if not caller.scopes.intersection(enough):
+        caller.require(enough[0])
+    return caller
