@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from overspill.errors import ContextOverflow, InvalidRequest, UnsupportedOption
-from overspill.types.chat import FinishReason, Sampling, Tool
+from overspill.types.chat import FinishReason, Sampling, Tool, Watch
 
 pytestmark = pytest.mark.anyio
 
@@ -103,6 +103,60 @@ async def test_log_probs_are_natural_logs_of_the_model(engine, kit):
         assert [p for _, _, p in logprob.top] == sorted(
             (p for _, _, p in logprob.top), reverse=True
         )
+
+
+async def test_a_watched_answer_comes_with_signals_of_its_first_tokens(engine, kit):
+    request = kit.ask("How sure?", max_tokens=6, top_logprobs=2)
+    plain = await kit.collect(engine, request)
+    watched = await kit.collect(engine, replace(request, watch=Watch(4, (0, 5, 9))))
+    assert kit.text_of(watched) == kit.text_of(plain)
+    signals = [signal for chunk in watched for signal in chunk.signals]
+    if "remote" in type(engine).__name__.lower():
+        assert not signals  # a watch never leaves the device
+        return
+    logprobs = [logprob for chunk in plain for logprob in chunk.logprobs]
+    assert [signal.token_id for signal in signals] == kit.tokens_of(plain)[:4]
+    for signal, logprob in zip(signals, logprobs, strict=False):
+        assert signal.logprob == pytest.approx(logprob.logprob, abs=1e-4)
+        lead = logprob.top[0][2] - logprob.top[1][2]
+        assert signal.margin == pytest.approx(lead, abs=1e-4)
+        assert 0 <= signal.entropy <= math.log(200_000)
+    assert [len(signal.state) for signal in signals] == [3, 0, 0, 0]
+    (biased,) = [
+        signal
+        for chunk in await kit.collect(
+            engine,
+            replace(
+                request,
+                max_tokens=1,
+                watch=Watch(1, (5, 9)),
+                sampling=Sampling(logit_bias={5: 50.0}),
+            ),
+        )
+        for signal in chunk.signals
+    ]
+    # As the model gave them: no filter and no bias is in it.
+    assert biased.state == pytest.approx(signals[0].state[1:], abs=1e-3)
+
+
+@pytest.mark.parametrize("watch", [Watch(-1), Watch(1, (10**6,)), Watch(1, (0,) * 5000)])
+async def test_a_watch_that_asks_for_what_is_not_there_is_refused(engine, kit, watch):
+    if "remote" in type(engine).__name__.lower():
+        assert await kit.collect(engine, kit.ask("x", max_tokens=1, watch=watch))
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        await kit.collect(engine, kit.ask("x", watch=watch))
+    assert caught.value.param == "watch"
+
+
+async def test_the_end_of_a_watched_answer_has_a_signal_too(engine, kit):
+    request = kit.ask("x", max_tokens=400, watch=Watch(400), stop=())
+    chunks = await kit.collect(engine, request)
+    signals = [signal for chunk in chunks for signal in chunk.signals]
+    if "remote" in type(engine).__name__.lower():
+        return
+    ended = chunks[-1].finish.reason is FinishReason.STOP
+    assert len(signals) == len(kit.tokens_of(chunks)) + ended
 
 
 async def test_log_probs_come_before_the_filters(engine, kit):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from overspill.engines.distributions import (
+    MOST_MARGIN,
+    certainty,
     draw,
     filter_candidates,
     log_softmax,
@@ -27,6 +29,25 @@ temperatures = st.floats(0.05, 5.0)
 
 def _sampler(sampling, size, top_logprobs=None):
     return TokenSampler(sampling, vocabulary_size=size, top_logprobs=top_logprobs)
+
+
+@given(rows)
+def test_certainty_is_that_of_the_whole_distribution(row):
+    found = certainty(row)
+    logs = log_softmax(row)
+    best = np.sort(logs)[::-1]
+    assert found.largest == row.max()
+    assert found.largest + found.normalizer == pytest.approx(
+        float(np.logaddexp.reduce(row.astype(np.float64))), abs=1e-4
+    )
+    lead = best[0] - best[1] if row.size > 1 else MOST_MARGIN
+    assert found.margin == pytest.approx(lead, abs=1e-4)
+    assert found.entropy == pytest.approx(-float((np.exp(logs) * logs).sum()), abs=1e-4)
+
+
+def test_certainty_where_the_model_rules_tokens_out():
+    found = certainty(np.array([-np.inf, 2.0, -np.inf], np.float32))
+    assert (found.margin, found.entropy, found.normalizer) == (MOST_MARGIN, 0.0, 0.0)
 
 
 @given(rows)

@@ -18,9 +18,11 @@ from overspill.types.chat import (
     Request,
     Sampling,
     TokenLogprob,
+    TokenSignal,
     Tool,
     ToolCall,
     ToolCallDelta,
+    Watch,
 )
 from overspill.types.usage import Usage
 from overspill.wire import convert
@@ -29,6 +31,7 @@ from overspill.wire.v1 import chat_pb2
 text = st.text(max_size=40)
 maybe_text = st.none() | text
 unit = st.floats(0, 1, allow_nan=False)
+single = st.floats(-100, 100, width=32)
 int32 = st.integers(0, 2**31 - 1)
 tool_calls = st.lists(st.builds(ToolCall, text, text, text), max_size=2).map(tuple)
 messages = st.builds(
@@ -71,6 +74,7 @@ requests = st.builds(
     cache_scope=maybe_text,
     app=text.filter(bool),
     privacy=st.sampled_from(list(Privacy)),
+    watch=st.none() | st.builds(Watch, int32, st.lists(int32, max_size=3).map(tuple)),
 )
 
 
@@ -87,6 +91,7 @@ def test_a_cloud_request_names_neither_app_nor_floor(request):
     assert message.app == ""
     assert message.privacy == ""
     assert not message.HasField("cache_scope")
+    assert not message.HasField("watch")
 
 
 def test_a_grammar_in_an_unknown_syntax_is_refused():
@@ -115,6 +120,12 @@ def test_a_cloud_reads_no_cache_scope_whatever_a_device_sends():
         tool_calls=tool_calls,
         tool_call_deltas=st.lists(st.builds(ToolCallDelta, int32, text, text, text)).map(tuple),
         reasoning=text,
+        signals=st.lists(
+            st.builds(
+                TokenSignal, int32, single, single, single, st.lists(single, max_size=3).map(tuple)
+            ),
+            max_size=2,
+        ).map(tuple),
     )
 )
 def test_a_chunk_survives_the_wire(chunk):

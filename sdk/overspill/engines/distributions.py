@@ -8,6 +8,7 @@ tokens a few hundred are sorted, and the result is that of sorting them all.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -57,6 +58,39 @@ def uniform(seed: int, position: int, attempt: int = 0) -> float:
 def log_normalizer(logits: Row) -> float:
     """Log of the sum over ``exp(logit - largest)``; exponentials in float32, summed in float64."""
     return math.log(_mass(logits, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Certainty:
+    """What a row of logits says about how sure the model is; natural logs, entropy in nats."""
+
+    largest: float
+    normalizer: float
+    margin: float
+    entropy: float
+
+
+MOST_MARGIN = 100.0
+"""Also of a distribution with one candidate."""
+_LEAST = np.float32(-1e30)
+
+
+def certainty(logits: Row) -> Certainty:
+    """Largest logit, log-normalizer over it, lead of the best token, and entropy.
+
+    Two passes for the exponentials and their mean, two for the largest and the second.
+    """
+    best = int(logits.argmax())
+    largest = float(logits[best])
+    # What stands before and behind it: a tenth of the time that a partition takes.
+    others = [part.max() for part in (logits[:best], logits[best + 1 :]) if part.size]
+    second = float(max(others)) if others else -math.inf
+    shifted = np.maximum(logits - logits[best], _LEAST)  # exp(-inf) * -inf is no number
+    weights = np.exp(shifted)
+    mass = float(weights.sum(dtype=np.float64))
+    normalizer = math.log(mass)
+    entropy = normalizer - float(np.dot(weights, shifted)) / mass
+    return Certainty(largest, normalizer, min(MOST_MARGIN, largest - second), max(0.0, entropy))
 
 
 def log_softmax(logits: Row) -> Weights:

@@ -20,6 +20,7 @@ from overspill.types.chat import (
     Lane,
     Request,
     TokenLogprob,
+    TokenSignal,
     merge_chunks,
 )
 from overspill.types.usage import Usage
@@ -121,12 +122,12 @@ class Generation:
             self.failure, self.ended = choice.failure, True
             return Chunk()
         if choice.token in backend.vocabulary.end_ids:
-            return self._finish(FinishReason.STOP, Chunk(), backend)
+            return self._finish(FinishReason.STOP, Chunk(signals=_signals(choice)), backend)
         self.tokens.append(choice.token)
         self.sampler.observe(choice.token)
         parsed = self.text.feed_token(choice.token, backend.token_bytes(choice.token))
         logprobs = () if choice.logprob is None else (_logprob(choice, backend),)
-        chunk = _chunk(parsed, (choice.token,), logprobs)
+        chunk = _chunk(parsed, (choice.token,), logprobs, signals=_signals(choice))
         if self.text.stopped or self.sampler.is_complete:
             return self._finish(FinishReason.STOP, chunk, backend)
         if len(self.tokens) >= self.max_tokens:
@@ -159,10 +160,22 @@ def _chunk(
     tokens: tuple[int, ...] = (),
     logprobs: tuple[TokenLogprob, ...] = (),
     finish: Finish | None = None,
+    signals: tuple[TokenSignal, ...] = (),
 ) -> Chunk:
     return Chunk(
-        parsed.text, tokens, logprobs, parsed.calls, finish, parsed.deltas, parsed.reasoning
+        parsed.text,
+        tokens,
+        logprobs,
+        parsed.calls,
+        finish,
+        parsed.deltas,
+        parsed.reasoning,
+        signals,
     )
+
+
+def _signals(choice: Choice) -> tuple[TokenSignal, ...]:
+    return () if choice.signal is None else (choice.signal,)
 
 
 def _logprob(choice: Choice, backend: Backend) -> TokenLogprob:

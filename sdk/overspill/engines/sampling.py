@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from overspill.engines.distributions import draw, log_normalizer, top_tokens, uniform
+from overspill.engines.distributions import certainty, draw, log_normalizer, top_tokens, uniform
 from overspill.errors import EngineError, InvalidRequest
-from overspill.types.chat import Sampling
+from overspill.types.chat import Sampling, TokenSignal, Watch
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 
 MAX_TOP_LOGPROBS = 20
 _LEAST = np.float32(-1e30)
+_LEAST_LOGPROB = -100.0
+"""Of a token that the model rules out: a signal is a finite number."""
+_MOST_LOGIT = 1e4
+MAX_STATE_IDS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A chosen token; ``logprob`` and ``top`` (id, log-probability) only where asked for.
+    """A chosen token; ``logprob`` and ``top`` (id, log-probability) only where asked for, and
+    ``signal`` for a watched one.
 
     With ``failure`` there is none: this request's constraint gave up, and the others go on.
     """
@@ -45,6 +50,7 @@ class Choice:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     failure: EngineError | None = None
+    signal: TokenSignal | None = None
 
 
 def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
@@ -72,6 +78,25 @@ def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
             )
 
 
+def check_watch(watch: Watch | None, vocabulary_size: int) -> None:
+    """Raise :class:`InvalidRequest` for signals that there are none of."""
+    if watch is None:
+        return
+    if watch.tokens < 0 or len(watch.state_ids) > MAX_STATE_IDS:
+        raise InvalidRequest(
+            f"watch asks for {watch.tokens} tokens and {len(watch.state_ids)} logits; it goes from "
+            f"0 tokens, and to {MAX_STATE_IDS} logits.",
+            param="watch",
+        )
+    for token in watch.state_ids:
+        if not 0 <= token < vocabulary_size:
+            raise InvalidRequest(
+                f"watch names token {token}; tokens go from 0 to {vocabulary_size - 1}.",
+                param="watch",
+                mend="The policy's monitor was fitted on another model: calibrate again.",
+            )
+
+
 def margin(top: Sequence[tuple[int, float]]) -> float:
     """How far the best token leads the second, in log-probability; infinite with one candidate."""
     return top[0][1] - top[1][1] if len(top) > 1 else math.inf
@@ -87,11 +112,15 @@ class TokenSampler:
         vocabulary_size: int,
         top_logprobs: int | None = None,
         constraint: Constraint | None = None,
+        watch: Watch | None = None,
     ) -> None:
         check_sampling(sampling, vocabulary_size)
+        check_watch(watch, vocabulary_size)
         self._sampling = sampling
         self._top_logprobs = top_logprobs
         self._constraint = constraint
+        self._watch = watch
+        self._taken = 0
         self._seen: Counter[int] = Counter()
         self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.intp)
@@ -111,10 +140,17 @@ class TokenSampler:
             and not self._biases.size
             and self._top_logprobs is None
             and self._constraint is None
+            and not self.is_watched
         )
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the next token is one of those that come with a signal."""
+        return self._watch is not None and self._taken < self._watch.tokens
 
     def observe(self, token: int) -> None:
         """Take a token of the answer: the penalties count it, the constraint moves on."""
+        self._taken += 1
         if self._constraint is not None:
             self._constraint.advance(token)
         if self._penalised:
@@ -135,12 +171,25 @@ class TokenSampler:
                     token = self._draw_allowed(adjusted, position, self._constraint)
             except EngineError as error:
                 return Choice(token, failure=error)
+        signal = self._signal(logits, token) if self.is_watched else None
         if self._top_logprobs is None:
-            return Choice(token)
+            return Choice(token, signal=signal)
         largest, normalizer = float(logits.max()), log_normalizer(logits)
         best = top_tokens(logits, self._top_logprobs) if self._top_logprobs else ()
         top = tuple((int(i), float(logits[i]) - largest - normalizer) for i in best)
-        return Choice(token, float(logits[token]) - largest - normalizer, top)
+        return Choice(token, float(logits[token]) - largest - normalizer, top, signal=signal)
+
+    def _signal(self, logits: Row, token: int) -> TokenSignal:
+        """Of the raw distribution, as the model gave it."""
+        found = certainty(logits)
+        ids = () if self._watch is None or self._taken else self._watch.state_ids
+        return TokenSignal(
+            token,
+            max(_LEAST_LOGPROB, float(logits[token]) - found.largest - found.normalizer),
+            found.margin,
+            found.entropy,
+            tuple(min(_MOST_LOGIT, max(-_MOST_LOGIT, float(logits[i]))) for i in ids),
+        )
 
     def _adjusted(self, logits: Row) -> Row:
         if not self._seen and not self._biases.size:

@@ -156,6 +156,7 @@ class ScheduledEngine(Engine):
                 vocabulary_size=loaded.backend.vocabulary.size,
                 top_logprobs=request.top_logprobs,
                 constraint=_constraint(loaded, request),
+                watch=request.watch,
             ),
             text=AnswerText(request, loaded.form),
             stream=stream,

@@ -155,6 +155,20 @@ def new_request_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """What an engine is to tell about its own certainty, for whoever judges an answer as it grows.
+
+    The first ``tokens`` sampled tokens come with a :class:`TokenSignal` each, the one that ends an
+    answer included. ``state_ids`` are token ids whose raw logits after the prompt go with the
+    first: logits are a linear image of the model's last hidden state, so that a linear probe on
+    them is one on that state, and no runtime has to give it out.
+    """
+
+    tokens: int
+    state_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One generation, complete and frozen: everything that any layer below needs.
 
@@ -170,7 +184,8 @@ class Request:
     ``tool_choice`` ``required`` and ``tool_name`` are enforced, and so is
     ``parallel_tool_calls`` False: at most one call in an answer.
     ``cache_scope`` says with whom computed prompts may be shared: requests of the same ``app`` and
-    the same scope; None shares with nobody.
+    the same scope; None shares with nobody. ``watch`` asks a local engine for signals; it never
+    leaves the device.
     """
 
     messages: tuple[Message, ...]
@@ -196,6 +211,7 @@ class Request:
     cache_scope: str | None = None
     grammar: Grammar | None = None
     parallel_tool_calls: bool = True
+    watch: Watch | None = None
 
     @property
     def has_images(self) -> bool:
@@ -231,6 +247,22 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSignal:
+    """How sure the model was of a token, in natural logs, before sampling filters.
+
+    ``margin`` is by how much the best token led the second (at most 100), ``entropy`` that of the
+    whole distribution, in nats. ``state`` is set on the first token only: the raw logits of the
+    watch's ``state_ids``, in their order.
+    """
+
+    token_id: int
+    logprob: float
+    margin: float
+    entropy: float
+    state: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The end of a stream: always the last thing an engine yields."""
 
@@ -249,7 +281,8 @@ class Chunk:
     ``token_ids`` are the tokens that this piece came from (may be empty when text was held back
     for a possible stop string). ``tool_calls`` are complete calls; ``tool_call_deltas`` are their
     pieces, which come first. ``reasoning`` is what a model thought aloud where its format keeps
-    that apart. ``finish`` is set on the last chunk only.
+    that apart. ``signals`` come with a watched request only. ``finish`` is set on the last chunk
+    only.
     """
 
     text: str = ""
@@ -259,6 +292,7 @@ class Chunk:
     finish: Finish | None = None
     tool_call_deltas: tuple[ToolCallDelta, ...] = ()
     reasoning: str = ""
+    signals: tuple[TokenSignal, ...] = ()
 
     @property
     def has_content(self) -> bool:
@@ -270,6 +304,7 @@ class Chunk:
             or self.tool_calls
             or self.tool_call_deltas
             or self.reasoning
+            or self.signals
         )
 
 
@@ -286,4 +321,5 @@ def merge_chunks(chunks: Iterable[Chunk]) -> Chunk:
         finish=chunks[-1].finish,
         tool_call_deltas=tuple(delta for chunk in chunks for delta in chunk.tool_call_deltas),
         reasoning="".join(chunk.reasoning for chunk in chunks),
+        signals=tuple(signal for chunk in chunks for signal in chunk.signals),
     )

@@ -26,10 +26,12 @@ from overspill.types.chat import (
     Role,
     Sampling,
     TokenLogprob,
+    TokenSignal,
     Tool,
     ToolCall,
     ToolCallDelta,
     ToolChoice,
+    Watch,
 )
 from overspill.types.embedding import Embedding, EmbedReply, EmbedRequest, Pooling
 from overspill.types.evidence import Evidence, EvidenceBundle
@@ -76,6 +78,9 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
         out.privacy = request.privacy.value
         if request.cache_scope is not None:
             out.cache_scope = request.cache_scope
+        if request.watch is not None:
+            watch = chat_pb2.Watch(tokens=request.watch.tokens, state_ids=request.watch.state_ids)
+            out.watch.CopyFrom(watch)
     return out
 
 
@@ -117,7 +122,12 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
         cache_scope=message.cache_scope if local and message.HasField("cache_scope") else None,
         grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
         parallel_tool_calls=not message.single_tool_call,
+        watch=_watch_from_proto(message.watch) if local and message.HasField("watch") else None,
     )
+
+
+def _watch_from_proto(message: chat_pb2.Watch) -> Watch:
+    return Watch(message.tokens, tuple(message.state_ids))
 
 
 def _grammar_to_proto(grammar: Grammar | None) -> chat_pb2.Grammar | None:
@@ -205,6 +215,7 @@ def chunk_to_delta(chunk: Chunk) -> chat_pb2.Delta | None:
             for d in chunk.tool_call_deltas
         ],
         reasoning=chunk.reasoning,
+        signals=[_signal_to_proto(s) for s in chunk.signals],
     )
 
 
@@ -219,6 +230,20 @@ def delta_to_chunk(delta: chat_pb2.Delta) -> Chunk:
             ToolCallDelta(d.index, d.id, d.name, d.arguments) for d in delta.tool_call_deltas
         ),
         reasoning=delta.reasoning,
+        signals=tuple(
+            TokenSignal(s.token_id, s.logprob, s.margin, s.entropy, tuple(s.state))
+            for s in delta.signals
+        ),
+    )
+
+
+def _signal_to_proto(signal: TokenSignal) -> chat_pb2.TokenSignal:
+    return chat_pb2.TokenSignal(
+        token_id=signal.token_id,
+        logprob=signal.logprob,
+        margin=signal.margin,
+        entropy=signal.entropy,
+        state=signal.state,
     )
 
 
