@@ -70,22 +70,12 @@ class Budget:
             return
         for card in cards:
             if card.name == finish.model:
-                self._purse -= cost_of(
-                    card, finish.usage.prompt_tokens, finish.usage.completion_tokens
-                )
+                self._purse -= card.cost(finish.usage.prompt_tokens, finish.usage.completion_tokens)
                 return
 
 
 def _too_late() -> BudgetExhausted:
     return BudgetExhausted("The chain's deadline has passed.", mend="Give the budget more seconds.")
-
-
-def cost_of(card: ModelCard, prompt_tokens: int, completion_tokens: int) -> float:
-    """The price of so many tokens, in the card's currency units."""
-    return (
-        prompt_tokens * card.price_prompt_per_mtok
-        + completion_tokens * card.price_completion_per_mtok
-    ) / 1e6
 
 
 _BUDGET: ContextVar[Budget | None] = ContextVar("overspill_budget", default=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from overspill.budget import cost_of
 from overspill.gathering import Gathered
 from overspill.types.chat import Request
 from overspill.types.route import Plan, Route, RouteDecision
@@ -28,7 +27,7 @@ def forecast(request: Request, decision: RouteDecision, gathered: Gathered) -> P
         would_leave=_would_leave(decision.route, assurance),
         bytes_leaving=leaving,
         estimated_s=_seconds(decision.route, prompt_tokens, answer_tokens, gathered),
-        estimated_cost=cost_of(card, prompt_tokens, answer_tokens) if card else 0.0,
+        estimated_cost=card.cost(prompt_tokens, answer_tokens) if card else 0.0,
         assurance=assurance,
     )
 

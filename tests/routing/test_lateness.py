@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overspill.routing.lateness import expected_s, lateness
+from overspill.routing.lateness import estimates, expected_s
+from overspill.routing.lateness import lateness as lateness_of
 from overspill.routing.policy import RoutingPolicy
 from overspill.routing.situation import Situation
 from overspill.types.chat import Message, Privacy, Request
-from overspill.types.route import DeviceProfile, Route, RouteDecision, RouteReason
+from overspill.types.route import DeviceProfile, Route, RouteDecision, RouteReason, StageReason
 
 BOTH = (Route.DEVICE, Route.CLOUD)
 HELLO = Request((Message("user", "hello"),), privacy=Privacy.ANY, max_tokens=100)
@@ -23,6 +24,12 @@ speeds = st.floats(0.5, 5000)
 def on(prefill: float | None, decode: float | None, tokens: int | None = 40) -> Situation:
     counted = {} if tokens is None else {Route.DEVICE: tokens}
     return Situation(device=DeviceProfile(prefill, decode), prompt_tokens=counted)
+
+
+def lateness(
+    request: Request, situation: Situation, routes: tuple[Route, ...]
+) -> tuple[StageReason, ...]:
+    return lateness_of(request, estimates(request, situation, routes), routes)
 
 
 def test_the_time_is_prefill_and_decode() -> None:

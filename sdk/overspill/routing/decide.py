@@ -5,7 +5,8 @@
  1    ``capability``      takes away what cannot do it
  2    ``privacy``         takes away what may not do it
  3    ``complexity``      of what is left: the device, or is leaving worth it
- 4    ``lateness``        takes away what would miss the deadline, by measured speed
+ 4    ``lateness``        takes away what would miss the deadline, by measured speed, and
+      ``cost``            what the purse cannot pay; weighs time, money and energy of the rest
  5-6  monitor, checks     run on the answer, in ``session``, and move to ``alternatives`` only
  7    calibration         writes the policy file and the scorer that are arguments here
 ====  ==================  =====================================================================
@@ -23,8 +24,11 @@ from dataclasses import dataclass, replace
 from overspill.routing.capability import capability
 from overspill.routing.complexity import STAGE as COMPLEXITY
 from overspill.routing.complexity import Score, Scorer, shipped_scorer
+from overspill.routing.cost import Scales, unaffordable
 from overspill.routing.features import extract
-from overspill.routing.lateness import LATE, lateness
+from overspill.routing.hedge import hedge
+from overspill.routing.lateness import LATE, answer_length, estimates, lateness
+from overspill.routing.lateness import STAGE as WEIGHED
 from overspill.routing.normalise import NormalForm, normalise
 from overspill.routing.policy import RoutingPolicy
 from overspill.routing.privacy import FOUND, privacy, taint
@@ -32,13 +36,14 @@ from overspill.routing.session_memory import SessionMemory, replay, with_memory
 from overspill.routing.situation import Situation
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
-from overspill.types.route import Route, RouteDecision, RouteReason, StageReason
+from overspill.types.route import Hedge, Route, RouteDecision, RouteReason, StageReason
 
 _ORDER = (Route.DEVICE, Route.CLOUD, Route.THIRD_PARTY)
 _REPLAYED_TURNS = 4
 # Of what stage 1 compares, these are about room; the rest is about what a model can do at all.
 _CAPACITY = frozenset({"context", "memory", "unavailable", LATE, "all_late"})
 Routes = tuple[Route, ...]
+_Verdict = tuple[Route, RouteReason, str]
 
 
 def decide(
@@ -63,25 +68,45 @@ def decide(
     reasons += privacy(request, situation, policy, left)
     left = _narrow(left, reasons)
     if not left:
-        return RouteDecision(
-            Route.REFUSED, RouteReason.NO_ROUTE, tuple(reasons), policy_sha256=policy.sha256
-        )
+        return _refused(reasons, policy)
     chosen = scorer or policy.scorer or shipped_scorer()
     case = _Case(request, form, situation, policy, cards, chosen)
-    late = lateness(request, situation, left)
-    left = _narrow(left, [*reasons, *late])
-    preference = _prefer(case, left, [*reasons, *late])
+    answer = answer_length(request, situation)
+    afterwards = list(unaffordable(situation, answer, cards, left))
+    left = _narrow(left, afterwards)
+    if not left:
+        return _refused([*reasons, *afterwards], policy)
+    known = estimates(request, situation, left)
+    afterwards += lateness(request, known, left)
+    left = _narrow(left, afterwards)
+    scales = Scales(request, situation, answer, known, cards, policy.prices)
+    preference = _prefer(case, scales, left, [*reasons, *afterwards])
     return RouteDecision(
         route=preference.route,
         reason=preference.reason,
-        stages=(*reasons, preference.stage, *late),
+        stages=(*reasons, preference.stage, *afterwards, *preference.weighed),
         alternatives=tuple(route for route in left if route is not preference.route),
         p_device_right=preference.stage.numbers["p_device_right"],
         p_cloud_right=preference.stage.numbers["p_cloud_right"],
         threshold=preference.threshold,
         contributions=preference.score.contributions,
         policy_sha256=policy.sha256,
+        tradeoffs=preference.tradeoffs,
+        hedge=_hedge(case, scales, preference.route, left),
     )
+
+
+def _refused(reasons: list[StageReason], policy: RoutingPolicy) -> RouteDecision:
+    return RouteDecision(
+        Route.REFUSED, RouteReason.NO_ROUTE, tuple(reasons), policy_sha256=policy.sha256
+    )
+
+
+def _hedge(case: _Case, scales: Scales, route: Route, left: Routes) -> Hedge | None:
+    cap = case.policy.prices.hedge_share
+    if not cap or len(left) < 2 or case.form.in_tool_chain:
+        return None
+    return hedge(route, left, case.request, case.situation, scales.known, cap)
 
 
 def remember(
@@ -124,13 +149,15 @@ class _Case:
 
 @dataclass(frozen=True, slots=True)
 class _Preference:
-    """Stage 3's outcome."""
+    """Stage 3's outcome, and what stage 4 laid on the scales beside it."""
 
     route: Route
     reason: RouteReason
     stage: StageReason
     score: Score
     threshold: float
+    tradeoffs: Mapping[str, float]
+    weighed: tuple[StageReason, ...]
 
 
 def _narrow(routes: Routes, reasons: list[StageReason]) -> Routes:
@@ -150,22 +177,23 @@ def _pinned(situation: Situation, routes: Routes) -> tuple[StageReason, ...]:
     return (StageReason(0, "pinned", tuple(r for r in routes if r is not pin), {}, pin),)
 
 
-def _prefer(case: _Case, left: Routes, reasons: list[StageReason]) -> _Preference:
-    """The device unless leaving gains more than the threshold; a tool chain stays."""
+def _prefer(case: _Case, scales: Scales, left: Routes, reasons: list[StageReason]) -> _Preference:
+    """The device unless leaving is worth more than the threshold; a tool chain stays."""
     score = _with_session(case, case.score(case.form))
     threshold = _threshold(case)
     remote = next((route for route in left if route is not Route.DEVICE), None)
-    route, reason, code = left[0], _why_only(left[0], reasons, case), "only_route"
     memory = case.situation.memory
+    verdict: _Verdict = (left[0], _why_only(left[0], reasons, case), "only_route")
+    tradeoffs: Mapping[str, float] = {}
     if Route.DEVICE in left and remote is not None:
+        tradeoffs = scales.tradeoffs(remote, score.gain)
         if case.form.in_tool_chain and memory.route in left and memory.reason is not None:
-            route, reason, code = memory.route, memory.reason, "tool_chain_stays"
+            verdict = (memory.route, memory.reason, "tool_chain_stays")
         elif (doubt := _doubt(case, score)) is not None:
-            route, reason, code = remote, RouteReason.ESCALATE, doubt
-        elif score.gain > threshold:
-            route, reason, code = remote, RouteReason.ESCALATE, "gain_over_threshold"
+            verdict = (remote, RouteReason.ESCALATE, doubt)
         else:
-            route, reason, code = Route.DEVICE, RouteReason.EASY_ENOUGH, "gain_within_threshold"
+            verdict = _weigh(case, remote, score.gain, sum(tradeoffs.values()), threshold)
+    route, reason, code = verdict
     numbers = {
         "p_device_right": _measured(case.policy, "device", score.p_device_right),
         "p_cloud_right": _measured(case.policy, "cloud", score.p_cloud_right),
@@ -175,7 +203,24 @@ def _prefer(case: _Case, left: Routes, reasons: list[StageReason]) -> _Preferenc
         "fitted": float(score.fitted),
     }
     stage = StageReason(COMPLEXITY, code, (), numbers, score.domain)
-    return _Preference(route, reason, stage, score, threshold)
+    weighed = (StageReason(WEIGHED, "weighed", (), tradeoffs),) if tradeoffs else ()
+    return _Preference(route, reason, stage, score, threshold, tradeoffs, weighed)
+
+
+def _weigh(case: _Case, remote: Route, gain: float, tradeoffs: float, threshold: float) -> _Verdict:
+    """Quality and everything else against the threshold.
+
+    What else there is may send a request away under any policy. It keeps one on the device against
+    the quality that leaving gains only where no certificate bounds what staying may cost.
+    """
+    worth = gain + tradeoffs
+    if gain > threshold:
+        if worth > threshold or case.policy.certificate:
+            return remote, RouteReason.ESCALATE, "gain_over_threshold"
+        return Route.DEVICE, RouteReason.NOT_WORTH_IT, "gain_not_worth_it"
+    if worth > threshold:
+        return remote, RouteReason.SPILL, "worth_leaving"
+    return Route.DEVICE, RouteReason.EASY_ENOUGH, "gain_within_threshold"
 
 
 def _doubt(case: _Case, score: Score) -> str | None:

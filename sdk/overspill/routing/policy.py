@@ -19,6 +19,9 @@ A policy file is TOML; only ``version`` is required::
     [isotonic]                  # measured P(right) by predicted, for what a decision reports
     device = [[0.2, 0.3], [0.9, 0.8]]
 
+    [prices]                    # what lateness, money and energy weigh against P(right)
+    cost = 2.0                  # see overspill.routing.cost.Prices; the rest keep their defaults
+
     [detectors]                 # kind = the floor that a finding raises to; "off" turns it off
     email = "attested"
     card = "device"
@@ -36,6 +39,7 @@ from typing import Any, Self
 from overspill.errors import ConfigurationError
 from overspill.routing.calibration import IsotonicCurve
 from overspill.routing.complexity import Scorer
+from overspill.routing.cost import Prices
 from overspill.routing.detectors import KINDS
 from overspill.types.chat import Privacy
 
@@ -58,6 +62,7 @@ class RoutingPolicy:
     ``certificate`` is what a calibration wrote down: it decides nothing. ``isotonic`` maps
     ``device`` and ``cloud`` to measured P(right) by predicted.
     ``scorer`` is the one that came with the file; None: the shipped one.
+    ``prices`` are what stage 4 weighs besides quality.
     ``sha256`` goes into every decision: of the file where the policy was read from one, else over
     all other fields.
     """
@@ -74,6 +79,7 @@ class RoutingPolicy:
     expires_unix: int = 0
     certificate: Mapping[str, float | str | bool] = field(default_factory=dict)
     isotonic: Mapping[str, IsotonicCurve] = field(default_factory=dict)
+    prices: Prices = field(default_factory=Prices)
     scorer: Scorer | None = field(default=None, compare=False, repr=False)
     sha256: str = field(init=False, default="")
 
@@ -92,6 +98,7 @@ class RoutingPolicy:
             "expires_unix": self.expires_unix,
             "certificate": dict(self.certificate),
             "isotonic": {name: curve.to_json() for name, curve in self.isotonic.items()},
+            "prices": self.prices.to_table(),
         }
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()
@@ -142,6 +149,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "expires_unix": int,
     "certificate": dict,
     "isotonic": dict,
+    "prices": dict,
 }
 
 
@@ -161,6 +169,8 @@ def _fields(table: dict[str, Any]) -> dict[str, Any]:
         fields["detectors"] = _detectors(fields["detectors"])
     if "isotonic" in fields:
         fields["isotonic"] = _curves(fields["isotonic"])
+    if "prices" in fields:
+        fields["prices"] = Prices.from_table(fields["prices"])
     return fields
 
 

@@ -12,6 +12,27 @@ from overspill.types.route import DeviceProfile, Grant, NetworkState, Route
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerLength:
+    """Tokens that an answer is expected to have, from earlier ones of its kind."""
+
+    tokens: float
+    sd_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a chain's budget has left for this call and those that follow; None is no limit.
+
+    ``calls`` is how many are still expected, with this one. Seconds are the request's deadline.
+    """
+
+    seconds: float | None = None
+    cost: float | None = None
+    tokens: int | None = None
+    calls: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """The device, the way to the cloud, and what is known about both at ``now_unix``.
 
@@ -20,7 +41,9 @@ class Situation:
     ``attestation`` is the verifier's result for the cloud; None: nothing was verified, and
     nothing may be sent. ``unavailable`` says in a stable code why a route cannot be taken now
     (``model_missing``, ``evidence_rejected``, ``busy`` ...). ``pinned`` is the caller's own choice.
-    ``device_loaded``: the device's model is in memory already.
+    ``device_loaded``: the device's model is in memory already. ``answer`` is what answers of this
+    kind were like, ``left`` what a chain of calls has left (None: there is no chain), and
+    ``hedged_share`` how many of late requests were sent to two routes.
     """
 
     device: DeviceProfile = field(default_factory=DeviceProfile)
@@ -34,6 +57,9 @@ class Situation:
     pinned: Route | None = None
     device_loaded: bool = False
     now_unix: int = 0
+    answer: AnswerLength | None = None
+    left: Left | None = None
+    hedged_share: float = 0.0
 
     def tokens_for(self, route: Route) -> int | None:
         """The prompt's tokens on a route; None where nobody could count."""

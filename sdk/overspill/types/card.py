@@ -36,3 +36,10 @@ class ModelCard:
     price_completion_per_mtok: float = 0.0
     memory_bytes: int = 0
     notes: tuple[str, ...] = ()
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """The price of so many tokens, in currency units."""
+        return (
+            prompt_tokens * self.price_prompt_per_mtok
+            + completion_tokens * self.price_completion_per_mtok
+        ) / 1e6
