@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from overspill.types.budget import Left
 from overspill.types.usage import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -183,6 +184,7 @@ class Request:
     ``json_schema`` or ``grammar``, of which one may be set, is what the answer's text is held to.
     ``tool_choice`` ``required`` and ``tool_name`` are enforced, and so is
     ``parallel_tool_calls`` False: at most one call in an answer.
+    ``left`` is what a chain of calls has left; it is weighed on the device and never leaves it.
     ``cache_scope`` says with whom computed prompts may be shared: requests of the same ``app`` and
     the same scope; None shares with nobody. ``watch`` asks a local engine for signals; it never
     leaves the device.
@@ -210,6 +212,7 @@ class Request:
     draft: str = ""
     cache_scope: str | None = None
     grammar: Grammar | None = None
+    left: Left | None = None
     parallel_tool_calls: bool = True
     watch: Watch | None = None
 
