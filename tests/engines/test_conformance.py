@@ -81,7 +81,25 @@ async def test_a_stop_string_ends_the_answer_and_is_not_shown(engine, kit):
     stop = whole[5:8]
     chunks = await kit.collect(engine, kit.ask("count on me", max_tokens=24, stop=(stop,)))
     assert chunks[-1].finish.reason is FinishReason.STOP
+    assert chunks[-1].finish.stop_sequence == stop
     assert kit.text_of(chunks) == whole[: whole.index(stop)]
+
+
+async def test_a_raw_prompt_is_continued_without_a_template(engine, kit):
+    chat = kit.ask("Once upon a time", max_tokens=8)
+    raw = replace(chat, id="raw", raw=True)
+    framed, bare = [await engine.count_prompt_tokens(request) for request in (chat, raw)]
+    assert bare < framed
+    chunks = await kit.collect(engine, raw)
+    assert chunks[-1].finish.usage.prompt_tokens == bare
+    if engine.card.runtime == "echo":
+        assert kit.text_of(chunks) == "\necho: O"
+
+
+async def test_a_raw_prompt_is_one_text_without_tools(engine, kit):
+    request = replace(kit.ask("x"), raw=True, tools=(Tool("f"),))
+    with pytest.raises(InvalidRequest):
+        await kit.collect(engine, request)
 
 
 async def test_a_stop_string_that_never_comes_loses_nothing(engine, kit):

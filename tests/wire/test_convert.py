@@ -175,3 +175,12 @@ def test_unknown_words_and_broken_json_are_refused_by_name():
         with pytest.raises(errors.InvalidRequest) as caught:
             convert.request_from_proto(chat_pb2.ChatRequest(**change))
         assert caught.value.param == next(iter(change))
+
+
+def test_a_raw_prompt_is_no_message_to_a_peer_that_does_not_know_it():
+    request = Request((Message("user", "Once upon a time"),), raw=True)
+    sent = convert.request_to_proto(request)
+    assert not sent.messages
+    back = convert.request_from_proto(sent)
+    assert back.raw
+    assert back.messages == request.messages

@@ -61,6 +61,11 @@ class AnswerText:
         return self._stops.stopped
 
     @property
+    def stop_sequence(self) -> str | None:
+        """The stop string that is complete."""
+        return self._stops.found
+
+    @property
     def called_tools(self) -> bool:
         """Whether a tool call was found."""
         return self._calls is not None and self._calls.calls_seen > 0
@@ -96,6 +101,8 @@ class AnswerText:
 
 def _parsers(request: Request, form: AnswerForm) -> list[CallParser]:
     parsers: list[CallParser] = []
+    if request.raw:
+        return parsers
     if form.thinks:
         # Text that goes on from a prefix is past its beginning.
         is_open = form.thinking_is_open and not request.prefix

@@ -3,7 +3,8 @@
 It is a language model over bytes whose most likely answer is ``echo: `` and the last user
 message, spelled byte by byte. It says what it is in every answer. With tools offered, the
 message ``call NAME {"argument": ...}`` is answered by that tool call. An adapter of whatever
-name makes it answer ``echo[NAME]: ``.
+name makes it answer ``echo[NAME]: ``. A raw prompt, without turns, goes on with a line break and
+the same answer to all of it.
 """
 
 from __future__ import annotations
@@ -82,10 +83,12 @@ class _Sequence:
     def next_token(self, adapter: str | None) -> int:
         if self.answer is None or adapter != self.adapter:
             turn = _last_turn(self.tokens)
+            self.adapter = adapter
             if turn is None:
-                return _answer(self.tokens, adapter)[0]
-            prompt, self.begin = turn
-            self.answer, self.adapter = _answer(prompt, adapter), adapter
+                self.begin, self.answer = _continuation(self.tokens, adapter)
+            else:
+                prompt, self.begin = turn
+                self.answer = _answer(prompt, adapter)
         said = len(self.tokens) - self.begin
         if said < 0:
             # A draft may end within the turn's head.
@@ -243,13 +246,29 @@ def _last_turn(tokens: list[int]) -> tuple[list[int], int] | None:
     return None
 
 
+def _continuation(tokens: list[int], adapter: str | None) -> tuple[int, bytes]:
+    """Where a raw prompt ends, and what follows it: at the first line break behind which there is
+    nothing but what would be said there, else at the end."""
+    text = bytes(token for token in tokens if token < START)
+    at = text.find(b"\n", 1)
+    while at > 0:
+        answer = b"\n" + _name(adapter) + text[:at]
+        if answer.startswith(text[at:]):
+            return at, answer
+        at = text.find(b"\n", at + 1)
+    return len(text), b"\n" + _name(adapter) + text
+
+
+def _name(adapter: str | None) -> bytes:
+    return f"echo[{adapter}]: ".encode() if adapter else b"echo: "
+
+
 def _answer(prompt: list[int], adapter: str | None) -> bytes:
     """``echo: `` and the last user or tool turn; or the tool call that it asks for."""
     turns = bytes(token if token < START else 0 for token in prompt).split(b"\0")
     spoken = [turn for turn in turns if turn.startswith((b"user\n", b"tool\n"))]
     last = spoken[-1].partition(b"\n")[2] if spoken else b""
-    name = f"echo[{adapter}]: " if adapter else "echo: "
-    return _tool_call(turns, last) or name.encode() + last
+    return _tool_call(turns, last) or _name(adapter) + last
 
 
 def _tool_call(turns: list[bytes], message: bytes) -> bytes | None:

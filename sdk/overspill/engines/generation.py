@@ -139,7 +139,13 @@ class Generation:
         if self.text.called_tools and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
         self.ended = True
-        finish = Finish(reason, self._usage(), backend.card.name, self.adapter)
+        finish = Finish(
+            reason,
+            self._usage(),
+            backend.card.name,
+            self.adapter,
+            stop_sequence=self.text.stop_sequence,
+        )
         return merge_chunks((last, _chunk(rest, finish=finish)))
 
     def _usage(self) -> Usage:

@@ -241,7 +241,7 @@ class ScheduledEngine(Engine):
 
 def _prompt(loaded: _Loaded, request: Request) -> tuple[list[int], PicturePrompt | None]:
     """The prompt's tokens, and the pictures among them."""
-    if not request.has_images:
+    if request.raw or not request.has_images:
         return _prompt_tokens(loaded, request), None
     vision = loaded.backend.abilities.vision
     if vision is None:
@@ -262,21 +262,31 @@ def _prompt(loaded: _Loaded, request: Request) -> tuple[list[int], PicturePrompt
 
 
 def _prompt_tokens(loaded: _Loaded, request: Request) -> list[int]:
-    offered = () if request.tool_choice == "none" else request.tools
-    guard = loaded.guard
-    text = loaded.template.render(guard.mark_messages(request.messages), offered)
-    text += guard.mark(request.prefix)
-    tokens = [
-        token
-        for piece, special in guard.split(text)
-        for token in loaded.backend.tokenize(piece, special=special)
-    ]
+    tokens = _raw_tokens(loaded, request) if request.raw else _chat_tokens(loaded, request)
     bos_id = loaded.backend.vocabulary.bos_id
     if bos_id is not None and tokens[:1] != [bos_id]:
         tokens.insert(0, bos_id)
     if not tokens:
         raise InvalidRequest("The prompt is empty.", param="messages", mend="Send some text.")
     return tokens
+
+
+def _raw_tokens(loaded: _Loaded, request: Request) -> list[int]:
+    if len(request.messages) != 1 or request.tools or request.has_images:
+        raise InvalidRequest("A raw prompt is one text without tools.", param="messages")
+    return loaded.backend.tokenize(request.messages[0].content + request.prefix)
+
+
+def _chat_tokens(loaded: _Loaded, request: Request) -> list[int]:
+    offered = () if request.tool_choice == "none" else request.tools
+    guard = loaded.guard
+    text = loaded.template.render(guard.mark_messages(request.messages), offered)
+    text += guard.mark(request.prefix)
+    return [
+        token
+        for piece, special in guard.split(text)
+        for token in loaded.backend.tokenize(piece, special=special)
+    ]
 
 
 def _check_options(request: Request, vocabulary_size: int) -> None:

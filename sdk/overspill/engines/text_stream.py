@@ -35,6 +35,7 @@ class Utf8Stream:
 class StopStrings:
     """Holds text back while it may still become a stop string.
 
+    ``found`` is the one that was complete.
     The stop that is complete first wins, and of two that end together the longer; so the result
     doesn't depend on how the text was split.
     """
@@ -42,10 +43,15 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self.found is not None
 
     def feed(self, text: str) -> str:
-        """Text that can be released; sets ``stopped`` when a stop string is complete."""
+        """Text that can be released."""
         if not self._stops:
             return text
         if self.stopped:
@@ -53,8 +59,9 @@ class StopStrings:
         pending = self._held + text
         cut = self._first_stop(pending)
         if cut is not None:
-            self.stopped, self._held = True, ""
-            return pending[:cut]
+            at, self.found = cut
+            self._held = ""
+            return pending[:at]
         keep = len(pending) - longest_held_suffix(pending, self._stops)
         self._held = pending[keep:]
         return pending[:keep]
@@ -64,6 +71,7 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _first_stop(self, text: str) -> int | None:
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        return min(found)[1] if found else None
+    def _first_stop(self, text: str) -> tuple[int, str] | None:
+        """Where it begins, and which it is."""
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        return min(found)[1:] if found else None

@@ -187,7 +187,8 @@ class Request:
     ``left`` is what a chain of calls has left; it is weighed on the device and never leaves it.
     ``cache_scope`` says with whom computed prompts may be shared: requests of the same ``app`` and
     the same scope; None shares with nobody. ``watch`` asks a local engine for signals; it never
-    leaves the device.
+    leaves the device. With ``raw`` there is one message, whose content is the prompt itself: no
+    template is laid around it, and control tokens that it spells count as such.
     """
 
     messages: tuple[Message, ...]
@@ -211,10 +212,11 @@ class Request:
     adapter: str | None = None
     draft: str = ""
     cache_scope: str | None = None
-    grammar: Grammar | None = None
     left: Left | None = None
+    grammar: Grammar | None = None
     parallel_tool_calls: bool = True
     watch: Watch | None = None
+    raw: bool = False
 
     @property
     def has_images(self) -> bool:
@@ -275,6 +277,8 @@ class Finish:
     adapter: str | None = None
     receipt: bytes | None = None
     """The node's signed receipt; set by a remote engine once FINAL was verified."""
+    stop_sequence: str | None = None
+    """The stop string that ended it, if one did."""
 
 
 @dataclass(frozen=True, slots=True)

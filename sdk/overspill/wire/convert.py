@@ -46,7 +46,9 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
     out = chat_pb2.ChatRequest(
         id=request.id,
         model=request.model,
-        messages=[_message_to_proto(m) for m in request.messages],
+        # A peer that does not know raw prompts finds no message, and refuses.
+        messages=[] if request.raw else [_message_to_proto(m) for m in request.messages],
+        raw_prompt=request.messages[0].content if request.raw else None,
         max_tokens=request.max_tokens,
         sampling=_sampling_to_proto(request.sampling),
         stop=request.stop,
@@ -93,7 +95,8 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
         id=message.id,
         model=message.model if message.HasField("model") else None,
         app=message.app or "default",
-        messages=tuple(_message_from_proto(m) for m in message.messages),
+        messages=_messages_from_proto(message),
+        raw=message.HasField("raw_prompt"),
         max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
         sampling=_sampling_from_proto(message),
         stop=tuple(message.stop),
@@ -128,6 +131,12 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
 
 def _watch_from_proto(message: chat_pb2.Watch) -> Watch:
     return Watch(message.tokens, tuple(message.state_ids))
+
+
+def _messages_from_proto(message: chat_pb2.ChatRequest) -> tuple[Message, ...]:
+    if message.HasField("raw_prompt"):
+        return (Message("user", message.raw_prompt),)
+    return tuple(_message_from_proto(m) for m in message.messages)
 
 
 def _grammar_to_proto(grammar: Grammar | None) -> chat_pb2.Grammar | None:
@@ -254,6 +263,7 @@ def finish_to_final(finish: Finish) -> chat_pb2.Final:
         finish_reason=finish.reason.value,
         model=finish.model,
         adapter=finish.adapter,
+        stop_sequence=finish.stop_sequence,
         usage=chat_pb2.Usage(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -275,6 +285,7 @@ def final_to_finish(final: chat_pb2.Final) -> Finish:
         model=final.model,
         adapter=final.adapter if final.HasField("adapter") else None,
         receipt=final.receipt or None,
+        stop_sequence=final.stop_sequence if final.HasField("stop_sequence") else None,
         usage=Usage(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
