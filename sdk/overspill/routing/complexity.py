@@ -66,6 +66,10 @@ class Scorer:
     vocabulary: bytes = b""
     familiar: float = 1.0
     sha256: str = field(default="", compare=False)
+    _tables: _Tables = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_tables", _Tables.of(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -90,11 +94,13 @@ class Scorer:
         confidence = self.familiarity(features) * (1.0 if fitted else _UNFITTED_CONFIDENCE)
         prior_device, prior_cloud = self.prior if fitted else self._measured_prior(features, cards)
         device, cloud = prior_device, prior_cloud
-        contributions = {"prior": prior_cloud - prior_device}
-        for name, (to_device, to_cloud) in self._summands(features).items():
-            device += confidence * to_device
-            cloud += confidence * to_cloud
-            contributions[name] = confidence * (to_cloud - to_device)
+        contributions = {"prior": cloud - device}
+        for name, (to_device, to_cloud) in self._summands(features):
+            to_device *= confidence
+            to_cloud *= confidence
+            device += to_device
+            cloud += to_cloud
+            contributions[name] = to_cloud - to_device
         return Score(
             p_device_right=_clip(device),
             p_cloud_right=_clip(cloud),
@@ -105,34 +111,28 @@ class Scorer:
             domain=features.domain,
         )
 
-    def _summands(self, features: Features) -> dict[str, Pair]:
+    def _summands(self, features: Features) -> list[tuple[str, Pair]]:
         """Weight times value; all n-grams in one sum, since a bucket's number could be undone."""
-        summands = {}
-        for name, value in features.structure.items():
-            if name in self.structure:
-                device, cloud = self.structure[name]
-                summands[name] = (device * value, cloud * value)
-        known = [
-            (self.ngrams[b], value) for b, value in features.ngrams.items() if b in self.ngrams
+        weights_of = self.structure
+        summands = [
+            (name, (weights[0] * value, weights[1] * value))
+            for name, value in features.structure.items()
+            if (weights := weights_of.get(name))
         ]
-        summands["ngrams"] = (
-            sum(weights[0] * value for weights, value in known),
-            sum(weights[1] * value for weights, value in known),
-        )
+        summands.append(("ngrams", self._tables.ngrams(features.ngrams)))
         if self.domains is not None and features.ngrams:
-            summands["domain_posterior"] = self.domains.deviation(features.ngrams)
+            summands.append(("domain_posterior", self.domains.deviation(features.ngrams)))
         return summands
 
     def familiarity(self, features: Features) -> float:
         """How far the prompt's words, or else its n-grams, are among those that the fit has met."""
-        bits, hashes = (
-            (self.vocabulary, features.words) if self.vocabulary else (self.seen, features.ngrams)
-        )
+        hashes = features.words if self.vocabulary else features.ngrams
+        met = self._tables.met
         if not hashes:
             return 0.0
-        size = 8 * len(bits)
-        met = sum(bits[(one % size) >> 3] >> (one % size & 7) & 1 for one in hashes)
-        return min(1.0, met / len(hashes) / self.familiar)
+        size = len(met)
+        count = sum([met[one % size] for one in hashes])
+        return min(1.0, count / len(hashes) / self.familiar)
 
     def _is_fitted_for(self, cards: Mapping[Route, ModelCard]) -> bool:
         names = tuple(
@@ -148,6 +148,31 @@ class Scorer:
             return accuracy.get(features.domain, accuracy.get("all", otherwise))
 
         return measured(Route.DEVICE, self.prior[0]), measured(Route.CLOUD, self.prior[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The weights and the bits of a scorer, one entry each: quicker to add up than to look up."""
+
+    device: list[float]
+    cloud: list[float]
+    met: bytes
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> Self:
+        device, cloud = [0.0] * scorer.buckets, [0.0] * scorer.buckets
+        for bucket, (to_device, to_cloud) in scorer.ngrams.items():
+            device[bucket], cloud[bucket] = to_device, to_cloud
+        bits = scorer.vocabulary or scorer.seen
+        return cls(device, cloud, bytes(byte >> i & 1 for byte in bits for i in range(8)))
+
+    def ngrams(self, found: Mapping[int, float]) -> Pair:
+        """What the n-grams of a prompt add up to; they have one common weight."""
+        weight = next(iter(found.values()), 0.0)
+        return (
+            weight * sum(map(self.device.__getitem__, found)),
+            weight * sum(map(self.cloud.__getitem__, found)),
+        )
 
 
 def _clip(probability: float) -> float:

@@ -268,7 +268,7 @@ def _replayed(case: _Case) -> float:
     """What the conversation's earlier turns would have left behind, had we been asked."""
     turns = case.form.user_turns
     earlier = range(max(1, len(turns) - _REPLAYED_TURNS), len(turns))
-    gains = [case.score(replace(case.form, user_turns=turns[:n])).gain for n in earlier]
+    gains = [case.score(case.form.until(n)).gain for n in earlier]
     return replay(gains, case.policy.release)
 
 

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import mul
 from typing import Any, Self
 
 Pair = tuple[float, float]
@@ -73,10 +74,8 @@ class DomainPosterior:
     def deviation(self, ngrams: Mapping[int, float]) -> Pair:
         """What the domains that a prompt may belong to add to the prior, for both models."""
         shares = self.posterior(ngrams)
-        return (
-            math.fsum(p * d[0] for p, d in zip(shares, self.deviations, strict=True)),
-            math.fsum(p * d[1] for p, d in zip(shares, self.deviations, strict=True)),
-        )
+        device, cloud = zip(*self.deviations, strict=True)
+        return math.fsum(map(mul, shares, device)), math.fsum(map(mul, shares, cloud))
 
 
 def pack(weights: bytes, domains: int) -> tuple[int, ...]:
@@ -101,4 +100,4 @@ def _softmax(scores: list[float]) -> tuple[float, ...]:
     highest = max(scores)
     powers = [math.exp(score - highest) for score in scores]
     total = sum(powers)
-    return tuple(power / total for power in powers)
+    return tuple([power / total for power in powers])

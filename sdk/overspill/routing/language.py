@@ -6,9 +6,11 @@ knowing takes away none.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
+
+from overspill.routing.lexis import Lexis, lexis_of
 
 UNKNOWN = "unknown"
 _SAMPLE_CHARS = 2_000
@@ -40,33 +42,38 @@ _VOTES: dict[str, tuple[str, ...]] = {
     word: tuple(lang for lang, words in _WORDS.items() if word in words.split())
     for word in {w for words in _WORDS.values() for w in words.split()}
 }
-_WORD = re.compile(r"[^\W\d_]+")
 
 
 def guess_language(text: str) -> str:
     """ISO 639-1 code of the text's language, or ``unknown`` when in doubt."""
-    sample = text[:_SAMPLE_CHARS]
-    return (not sample.isascii() and _by_script(sample)) or _by_words(sample)
+    return language_of(lexis_of(text[:_SAMPLE_CHARS]))
+
+
+def language_of(lexis: Lexis) -> str:
+    """As :func:`guess_language`, for a text whose words are found already."""
+    return (not lexis.text.isascii() and _by_script(lexis.text)) or _by_words(lexis.words)
 
 
 def _by_script(text: str) -> str | None:
-    letters = [ch for ch in text if ch.isalpha()]
-    others = [ch for ch in letters if not ch.isascii()]
-    found = Counter(
-        _SCRIPTS.get(unicodedata.name(ch, "?").split()[0].split("-")[0], "latin") for ch in others
-    )
-    found["latin"] += len(letters) - len(others)
+    found: Counter[str] = Counter()
+    for character, count in Counter(text[:_SAMPLE_CHARS]).items():
+        if character.isalpha():
+            found["latin" if character.isascii() else _script_of(character)] += count
+    letters = found.total()
     # Kana settle it: Japanese writes most of its nouns with Han characters.
-    if found["ja"] and found["ja"] + found["zh"] > len(letters) / 2:
+    if found["ja"] and found["ja"] + found["zh"] > letters / 2:
         return "ja"
     language, count = found.most_common(1)[0] if found else ("latin", 0)
-    return language if language != "latin" and count > len(letters) / 2 else None
+    return language if language != "latin" and count > letters / 2 else None
 
 
-def _by_words(text: str) -> str:
+def _script_of(letter: str) -> str:
+    return _SCRIPTS.get(unicodedata.name(letter, "?").split()[0].split("-")[0], "latin")
+
+
+def _by_words(words: Sequence[str]) -> str:
     """The language with most hits, if it leads by more than a share of them."""
-    words = _WORD.findall(text.lower())
-    votes = Counter(lang for word in words if word in _VOTES for lang in _VOTES[word])
+    votes = Counter([v for word in words if word in _VOTES for v in _VOTES[word]])
     if not votes:
         return UNKNOWN
     (best, hits), *others = votes.most_common(2)

@@ -5,39 +5,45 @@ What reaches the model is never changed here: the form is what the later stages 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from overspill.errors import InvalidRequest
-from overspill.routing.language import guess_language
+from overspill.routing.language import language_of
+from overspill.routing.lexis import Lexis, lexis_of
 from overspill.types.chat import Message, Request
 from overspill.types.shown import check_shown
 
 _ROLES = ("system", "user", "assistant", "tool")
 _MAX_TOP_LOGPROBS = 20
-_SPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, slots=True)
 class NormalForm:
     """What the stages look at: the user's turns in one spacing, and the conversation's shape.
 
-    ``language`` is an ISO 639-1 code or ``unknown``. ``in_tool_chain`` is true while the model
-    is owed an answer to a tool's result. ``history_chars`` counts all turns but the last.
+    ``in_tool_chain`` is true while the model is owed an answer to a tool's result.
+    ``history_chars`` counts all turns but the last. ``lexis`` and ``language`` (an ISO 639-1 code
+    or ``unknown``) are the last user turn's.
     """
 
     user_turns: tuple[str, ...]
-    language: str
     in_tool_chain: bool
     has_system: bool
     history_chars: int
+    language: str
+    lexis: Lexis = field(repr=False)
 
     @property
     def last_user(self) -> str:
         """The user's latest turn."""
         return self.user_turns[-1]
+
+    def until(self, turns: int) -> NormalForm:
+        """The form with only the first so many of the user's turns."""
+        kept = self.user_turns[:turns]
+        return replace(self, user_turns=kept, lexis=lexis_of(kept[-1]))
 
 
 def normalise(request: Request) -> NormalForm:
@@ -49,14 +55,20 @@ def normalise(request: Request) -> NormalForm:
     _check_tool_turns(request.messages)
     _check_tools(request)
     _check_options(request)
-    turns = tuple(_SPACE.sub(" ", m.content).strip() for m in request.messages if m.role == "user")
+    turns = tuple([_spaced(m.content) for m in request.messages if m.role == "user"])
+    lexis = lexis_of(turns[-1])
     return NormalForm(
         user_turns=turns,
-        language=guess_language(turns[-1]),
         in_tool_chain=request.messages[-1].role == "tool",
         has_system=request.messages[0].role == "system",
-        history_chars=sum(len(m.content) for m in request.messages[:-1]),
+        history_chars=sum([len(m.content) for m in request.messages[:-1]]),
+        language=language_of(lexis),
+        lexis=lexis,
     )
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
 
 
 def outgoing_text(request: Request) -> Iterator[str]:
