@@ -135,10 +135,10 @@ def check_query(query: bytes) -> None:
 def identify(peer: Peer, headers: Headers, tokens: TokenStore) -> Caller:
     """(4) The caller by token; on the Unix socket, without one, by the kernel's word.
 
-    OpenAI's clients always send some key. On the Unix socket one that is not ours is no
+    Clients of both dialects always send some key. On the Unix socket one that is not ours is no
     credential and is passed over; one that looks like ours must be valid there too.
     """
-    token = _bearer(headers)
+    token = _credential(headers)
     if peer.transport == "unix" and (token is None or not token.startswith(TOKEN_PREFIX)):
         return Caller(peer.program, frozenset(Scope))
     record = None if token is None else tokens.verify(token)
@@ -153,12 +153,24 @@ def identify(peer: Peer, headers: Headers, tokens: TokenStore) -> Caller:
     return Caller(record.app, frozenset(record.scopes), record.id)
 
 
+def _credential(headers: Headers) -> str | None:
+    """OpenAI's header or Anthropic's; of two, the one that looks like ours."""
+    found = [token for token in (_bearer(headers), _api_key(headers)) if token is not None]
+    ours = [token for token in found if token.startswith(TOKEN_PREFIX)]
+    return next(iter((*ours, *found)), None)
+
+
 def _bearer(headers: Headers) -> str | None:
     values = headers.getlist("authorization")
     if len(values) != 1:
         return None
     scheme, _, token = values[0].partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _api_key(headers: Headers) -> str | None:
+    values = headers.getlist("x-api-key")
+    return values[0].strip() or None if len(values) == 1 else None
 
 
 def _is_preflight(scope: AsgiScope, headers: Headers) -> bool:
@@ -170,7 +182,8 @@ def _preflight_answer() -> Response:
         status_code=204,
         headers={
             "Access-Control-Allow-Methods": "GET, POST",
-            "Access-Control-Allow-Headers": "authorization, content-type, x-overspill-privacy",
+            "Access-Control-Allow-Headers": "anthropic-beta, anthropic-version, authorization, "
+            "content-type, prefer, x-api-key, x-overspill-privacy",
             "Access-Control-Max-Age": str(_PREFLIGHT_MAX_AGE_S),
         },
     )
@@ -184,7 +197,8 @@ def _with_cors(send: Send, origin: str) -> Send:
             headers = MutableHeaders(scope=message)
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Expose-Headers"] = (
-                "X-Overspill-Route, X-Overspill-Reason, X-Overspill-Receipt, Retry-After"
+                "X-Overspill-Route, X-Overspill-Reason, X-Overspill-Receipt, X-Overspill-Code, "
+                "Request-Id, X-Request-Id, Retry-After"
             )
             headers.add_vary_header("Origin")
         await send(message)

@@ -1,8 +1,8 @@
-"""What goes wrong, as HTTP says it: one JSON shape, a status, and nothing of the inside.
+"""What goes wrong, as HTTP says it: the dialect's shape, a status, and nothing of the inside.
 
-The shape is OpenAI's (``error.message``, ``type``, ``param``, ``code``) with our ``mend`` beside
-it. Our typed errors are written for users and are passed on; the text of an engine's or of an
-unforeseen failure may hold a path or a prompt and is not.
+The shape is OpenAI's (``error.message``, ``type``, ``param``, ``code``), or Anthropic's where the
+request is in that dialect. Our typed errors are written for users and are passed on; the text of
+an engine's or of an unforeseen failure may hold a path or a prompt and is not.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overspill import errors
+from overspill.types.chat import new_request_id
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_RETRY_AFTER_S = 1.0
+
+CODE_HEADER = "X-Overspill-Code"
+"""The error's stable code, also where a dialect's body has no place for it."""
 
 _TYPES = {
     400: "invalid_request_error",
@@ -33,6 +37,15 @@ _TYPES = {
     413: "invalid_request_error",
     415: "invalid_request_error",
 }
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Its other client errors are ``invalid_request_error``, the others ``api_error``: the words that
+Anthropic's own types know."""
 
 
 @dataclass(eq=False)
@@ -47,24 +60,50 @@ class HttpProblem(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """What is wrong and how to mend it."""
+        return f"{self.message} {self.mend}".strip()
+
     def body(self) -> dict[str, Any]:
-        """The document: ``{"error": {...}}``."""
+        """OpenAI's document: ``{"error": {...}}``."""
         return {
             "error": {
-                "message": f"{self.message} {self.mend}".strip(),
+                "message": self.text,
                 "type": _TYPES.get(self.status, "server_error"),
                 "param": self.param,
                 "code": self.code,
-                "mend": self.mend,
                 **self.extra,
             }
         }
 
-    def response(self) -> JSONResponse:
-        """The same as a response. ``x-should-retry`` keeps OpenAI's clients from repeating what
-        would fail again, a trust error above all; only a busy answer invites them."""
+    def anthropic_body(self, request_id: str | None = None) -> dict[str, Any]:
+        """Anthropic's document: ``{"type": "error", "error": {"type", "message"}}``."""
+        client = "invalid_request_error" if self.status < 500 else "api_error"
+        kind = _ANTHROPIC_TYPES.get(self.status, client)
+        error = {"type": kind, "message": self.text}
+        return {"type": "error", "error": error, "request_id": request_id}
+
+    def response(self, *, anthropic: bool = False) -> JSONResponse:
+        """The same as a response. ``x-should-retry`` keeps OpenAI's and Anthropic's clients from
+        repeating what would fail again, a trust error above all; only a busy answer invites
+        them."""
         retry = {"x-should-retry": "true" if self.status == 503 else "false"}
-        return JSONResponse(self.body(), self.status, headers={**retry, **self.headers})
+        headers = {CODE_HEADER: self.code, **retry, **self.headers}
+        if not anthropic:
+            return JSONResponse(self.body(), self.status, headers=headers)
+        request_id = f"req_{new_request_id()}"
+        headers["Request-Id"] = request_id
+        return JSONResponse(self.anthropic_body(request_id), self.status, headers=headers)
+
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """Whether a request is in Anthropic's dialect: by its path, or where both have that path by
+    the header that Anthropic's clients always send."""
+    path = str(scope.get("path", ""))
+    if path.startswith("/v1/models"):
+        return any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 _STATUS: tuple[tuple[type[errors.OverspillError], int], ...] = (
@@ -182,4 +221,5 @@ class ErrorBoundary:
             if started:
                 # Nothing can be added to a whole answer; without its end the server cuts it off.
                 return
-            await problem.response()(scope, receive, send)
+            response = problem.response(anthropic=speaks_anthropic(scope))
+            await response(scope, receive, send)
