@@ -22,6 +22,8 @@ A policy file is TOML; only ``version`` is required::
     [prices]                    # what lateness, money and energy weigh against P(right)
     cost = 2.0                  # see overspill.routing.cost.Prices; the rest keep their defaults
 
+    [monitor]                   # what judges the device's answers: routing.monitor_policy
+
     [detectors]                 # kind = the floor that a finding raises to; "off" turns it off
     email = "attested"
     card = "device"
@@ -41,6 +43,7 @@ from overspill.routing.calibration import IsotonicCurve
 from overspill.routing.complexity import Scorer
 from overspill.routing.cost import Prices
 from overspill.routing.detectors import KINDS
+from overspill.routing.monitor_policy import MonitorPolicy
 from overspill.types.chat import Privacy
 
 DEFAULT_DETECTORS: Mapping[str, Privacy] = {
@@ -62,7 +65,8 @@ class RoutingPolicy:
     ``certificate`` is what a calibration wrote down: it decides nothing. ``isotonic`` maps
     ``device`` and ``cloud`` to measured P(right) by predicted.
     ``scorer`` is the one that came with the file; None: the shipped one.
-    ``prices`` are what stage 4 weighs besides quality.
+    ``prices`` are what stage 4 weighs besides quality. ``monitor`` is what stage 5 may trust; None
+    leaves it to plain faults.
     ``sha256`` goes into every decision: of the file where the policy was read from one, else over
     all other fields.
     """
@@ -80,6 +84,7 @@ class RoutingPolicy:
     certificate: Mapping[str, float | str | bool] = field(default_factory=dict)
     isotonic: Mapping[str, IsotonicCurve] = field(default_factory=dict)
     prices: Prices = field(default_factory=Prices)
+    monitor: MonitorPolicy | None = None
     scorer: Scorer | None = field(default=None, compare=False, repr=False)
     sha256: str = field(init=False, default="")
 
@@ -99,6 +104,7 @@ class RoutingPolicy:
             "certificate": dict(self.certificate),
             "isotonic": {name: curve.to_json() for name, curve in self.isotonic.items()},
             "prices": self.prices.to_table(),
+            "monitor": None if self.monitor is None else self.monitor.to_table(),
         }
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()
@@ -150,6 +156,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "certificate": dict,
     "isotonic": dict,
     "prices": dict,
+    "monitor": dict,
 }
 
 
@@ -171,6 +178,8 @@ def _fields(table: dict[str, Any]) -> dict[str, Any]:
         fields["isotonic"] = _curves(fields["isotonic"])
     if "prices" in fields:
         fields["prices"] = Prices.from_table(fields["prices"])
+    if "monitor" in fields:
+        fields["monitor"] = MonitorPolicy.from_table(fields["monitor"])
     return fields
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from overspill.types.usage import Usage
+
 
 class Route(StrEnum):
     """The places a request can end up."""
@@ -78,12 +80,44 @@ class RouteDecision:
     hedge: Hedge | None = None
 
 
+class Verdict(StrEnum):
+    """What the monitor says to do with a device's answer."""
+
+    SHOW = "show"
+    GO_ON = "go_on"
+    ESCALATE = "escalate"
+    DOUBT = "doubt"
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorCheck:
+    """One look at a device's answer while it grew. Never any of its text.
+
+    ``check`` is the number of tokens it was due after, or ``end``; ``tokens`` how many there were;
+    ``code`` stable. ``contributions`` are exact: they add up to ``gain``, the P(right) that leaving
+    would gain. ``gain`` is None where no certified signal spoke.
+    """
+
+    check: str
+    tokens: int
+    verdict: Verdict
+    code: str
+    p_device_right: float | None = None
+    p_cloud_right: float | None = None
+    gain: float | None = None
+    threshold: float | None = None
+    contributions: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class RouteTaken:
     """What really happened, for the answer and the log: the decision plus how it ended.
 
     ``bytes_sent`` counts everything that left the device for this request (0 when it stayed).
-    ``changes`` lists each escalation, spill or fall-back after the decision.
+    ``changes`` lists each escalation, spill or fall-back after the decision. ``monitor`` is what
+    the device's answer was judged by, and ``low_confidence`` the outcome: it is there, and likely
+    wrong. ``thrown`` are the tokens of an answer that nobody saw, because another took its place;
+    the answer's own usage does not hold them.
     """
 
     route: Route
@@ -94,6 +128,9 @@ class RouteTaken:
     assurance: str = "NONE"
     node: str = ""
     changes: tuple[str, ...] = ()
+    monitor: tuple[MonitorCheck, ...] = ()
+    low_confidence: bool = False
+    thrown: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True)
