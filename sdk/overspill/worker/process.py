@@ -171,9 +171,10 @@ class WorkerProcess:
 _WORKER_ENVIRONMENT = {
     # Without it ggml starts a debugger to print a trace when it aborts.
     "GGML_NO_BACKTRACE": "1",
-    # OpenMP's threads spin while they wait. On cores that have other work, that made a small
-    # model eight to a hundred times slower; sleeping instead costs it nothing measurable.
-    "OMP_WAIT_POLICY": "passive",
+    # OpenMP's threads spin while they wait for each other at every layer. Without a bound, threads
+    # whose cores have other work were eight to a hundred times slower; sleeping at once made the
+    # short steps of a small model twice as slow. So many rounds are some tenths of a millisecond.
+    "GOMP_SPINCOUNT": "20000",
 }
 
 
