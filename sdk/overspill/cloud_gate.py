@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import anyio
 
 from overspill.errors import ConnectFailed, OverspillError
+from overspill.pace import CloudMeter
 from overspill.remote import RemoteEngine
 from overspill.types.card import ModelCard
 from overspill.types.evidence import AttestationResult
@@ -37,6 +38,8 @@ class CloudGate:
         self.engine = engine
         self.known_cards: tuple[ModelCard, ...] = ()
         """The cards that were verified last; asking for them contacts nobody."""
+        self.meter = CloudMeter()
+        """What its answers took."""
         self._problem: OverspillError | None = None
         self._problem_until = 0.0
         self._problems_in_a_row = 0
@@ -72,5 +75,6 @@ class CloudGate:
         """Keep the cloud out for a moment because of ``problem``."""
         memory_s = min(PROBLEM_MEMORY_S * 2**self._problems_in_a_row, MAX_PROBLEM_MEMORY_S)
         self._problems_in_a_row += 1
+        self.meter.observe_failure(time.monotonic())
         self._problem = problem
         self._problem_until = time.monotonic() + memory_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from overspill.cloud_gate import CloudGate, CloudState
 from overspill.conversations import Conversations
@@ -16,14 +16,17 @@ from overspill.errors import (
     OverspillError,
     PolicyRefusal,
 )
+from overspill.hedging import HedgeShare
+from overspill.lengths import AnswerLengths
+from overspill.pace import Timing
 from overspill.profile import DeviceMeter
 from overspill.routing.policy import RoutingPolicy
 from overspill.routing.privacy import floor_of
 from overspill.routing.situation import Situation
 from overspill.state.receipts import ReceiptStore
 from overspill.types.card import ModelCard
-from overspill.types.chat import Privacy, Request
-from overspill.types.route import Route
+from overspill.types.chat import Finish, Privacy, Request
+from overspill.types.route import DeviceProfile, NetworkState, Route
 
 PATIENCE_S = 2.0
 
@@ -39,6 +42,8 @@ class Routes:
     receipts: ReceiptStore
     conversations: Conversations
     meter: DeviceMeter
+    lengths: AnswerLengths = field(default_factory=AnswerLengths)
+    hedges: HedgeShare = field(default_factory=HedgeShare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,8 @@ async def gather(routes: Routes, request: Request) -> Gathered:
     if device_problem is not None and Route.CLOUD not in cards:
         raise device_problem
     situation = Situation(
-        device=routes.meter.profile(tokens or 0),
+        device=_device_profile(routes, tokens or 0),
+        network=_network(routes, cards, tokens or 0),
         prompt_tokens={} if tokens is None else {Route.DEVICE: tokens},
         attestation=cloud.result,
         session_floor=routes.floor,
@@ -73,8 +79,32 @@ async def gather(routes: Routes, request: Request) -> Gathered:
         pinned=_pinned(request.model, cards, routes, cloud, stays=stays),
         device_loaded=routes.device is not None,
         now_unix=int(time.time()),
+        answer=routes.lengths.expected(request),
+        hedged_share=routes.hedges.share,
     )
     return Gathered(situation, cards, cloud)
+
+
+def _device_profile(routes: Routes, context_tokens: int) -> DeviceProfile:
+    if routes.device is not None:
+        routes.meter.use(routes.device.card)
+    return routes.meter.profile(context_tokens)
+
+
+def _network(routes: Routes, cards: Mapping[Route, ModelCard], context_tokens: int) -> NetworkState:
+    if Route.CLOUD not in cards:
+        return NetworkState()
+    name = cards[Route.CLOUD].name
+    return routes.cloud.meter.network(name, context_tokens, time.monotonic())
+
+
+def observe(routes: Routes, request: Request, route: Route, finish: Finish, timing: Timing) -> None:
+    """Learn from an answer that ended: how fast its route was, and how long such answers are."""
+    routes.lengths.observe(request, finish.usage)
+    if route is Route.DEVICE:
+        routes.meter.observe(finish.usage)
+    elif route is Route.CLOUD:
+        routes.cloud.meter.observe(finish, timing, time.monotonic())
 
 
 def _patience_s(routes: Routes, request: Request) -> float | None:

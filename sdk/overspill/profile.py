@@ -1,83 +1,140 @@
-"""This device, measured: tokens per second by context, free memory, battery.
+"""This device, measured: tokens per second by context, free memory, battery, heat.
 
-Speeds are what generations on this device really reached, as moving averages by the size of
-their context: a slower device, or a hot one, shows by itself. Memory and power are asked of the
-operating system when a profile is taken.
+Speeds are what generations on this device really reached (:mod:`overspill.pace`): a slower device,
+or a hot one, shows by itself. They are kept per model from one start to the next. Memory, power
+and temperature are asked of the operating system, at most every few seconds.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import os
+import platform
 import sys
-from dataclasses import dataclass
+import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from overspill.pace import Clock, Pace
+from overspill.types.card import ModelCard
 from overspill.types.route import DeviceProfile
 from overspill.types.usage import Usage
 
-_WEIGHT = 0.2
-"""Of the newest measurement; the rest is what was known before."""
-_MIN_PREFILL_TOKENS = 16
-_MIN_DECODE_TOKENS = 8
+SYSTEM_S = 5.0
+"""What the operating system said counts for so long."""
+KEPT_S = 30 * 86_400
+"""A model's speeds that were not confirmed for a month are forgotten."""
+SAVE_EVERY = 32
 _POWER = Path("/sys/class/power_supply")
+_THERMAL = Path("/sys/class/thermal")
 _MEMINFO = Path("/proc/meminfo")
 
 
-@dataclass(slots=True)
-class _Speeds:
-    """Moving averages within one band of context sizes, in tokens per second."""
-
-    prefill: float | None = None
-    decode: float | None = None
-
-
 class DeviceMeter:
-    """Learns this device's speeds from finished generations.
+    """Learns this device's speeds from finished generations, for one model at a time.
 
-    Context sizes fall into bands that double (up to 512 tokens, to 1,024, ...), since both
-    phases slow down with the context. Belongs to one event loop.
+    ``path`` is the file that keeps them between starts; None keeps nothing. A file that cannot be
+    read or written costs what it held, and nothing else. Belongs to one event loop.
     """
 
-    def __init__(self) -> None:
-        self._bands: dict[int, _Speeds] = {}
+    def __init__(self, path: Path | None = None, *, clock: Clock = time.monotonic) -> None:
+        self._path, self._clock = path, clock
+        self._kept: dict[str, Any] = _read_kept(path)
+        self._model = ""
+        self._pace = Pace()
+        self._unsaved = 0
+        self._system: tuple[float, DeviceProfile] | None = None
+
+    def use(self, card: ModelCard) -> None:
+        """Measure this model from now on, beginning with what is kept of it."""
+        name = _name(card)
+        if name == self._model:
+            return
+        self.save()
+        self._model = name
+        kept = self._kept.get(name)
+        try:
+            self._pace = Pace.from_json(kept["pace"]) if kept else Pace()
+        except (AttributeError, KeyError, TypeError, ValueError):  # measured again, then
+            self._pace = Pace()
 
     def observe(self, usage: Usage) -> None:
-        """Learn from a generation's usage; phases too short to measure are left out."""
-        speeds = self._bands.setdefault(_band(usage.total_tokens), _Speeds())
-        computed = usage.prompt_tokens - usage.cached_tokens
-        if computed >= _MIN_PREFILL_TOKENS and usage.prefill_s > 0:
-            speeds.prefill = _moved(speeds.prefill, computed / usage.prefill_s)
-        rate = usage.decode_tokens_per_s
-        if usage.completion_tokens >= _MIN_DECODE_TOKENS and rate is not None:
-            speeds.decode = _moved(speeds.decode, rate)
+        """Learn from a generation's usage."""
+        self._pace.observe(usage, self._clock())
+        self._unsaved += 1
+        if self._unsaved >= SAVE_EVERY:
+            self.save()
 
     def profile(self, context_tokens: int = 0) -> DeviceProfile:
         """The device as it is now, with the speeds of the band nearest to ``context_tokens``."""
-        percent, on_battery = battery()
-        return DeviceProfile(
-            prefill_tokens_per_s=self._nearest("prefill", context_tokens),
-            decode_tokens_per_s=self._nearest("decode", context_tokens),
-            memory_free_bytes=free_memory_bytes(),
-            on_battery=on_battery,
-            battery_percent=percent,
+        speeds = self._pace.speeds(context_tokens, self._clock())
+        return replace(
+            self._asked(),
+            prefill_tokens_per_s=speeds.prefill,
+            decode_tokens_per_s=speeds.decode,
+            prefill_slow_tokens_per_s=speeds.prefill_slow,
+            decode_slow_tokens_per_s=speeds.decode_slow,
         )
 
-    def _nearest(self, phase: str, context_tokens: int) -> float | None:
-        wanted = _band(context_tokens)
-        known = {
-            band: speed
-            for band, speeds in self._bands.items()
-            if (speed := getattr(speeds, phase)) is not None
-        }
-        return known[min(known, key=lambda band: abs(band - wanted))] if known else None
+    def save(self) -> None:
+        """Keep what was learnt, if there is a file for it."""
+        if not self._unsaved or self._pace.is_empty:
+            return
+        self._unsaved = 0
+        self._kept[self._model] = {"unix_s": int(time.time()), "pace": self._pace.to_json()}
+        if self._path is not None:
+            with suppress(OSError):  # it is measured anew
+                _write(self._path, json.dumps({"machine": _machine(), "models": self._kept}))
+
+    def _asked(self) -> DeviceProfile:
+        now_s = self._clock()
+        if self._system is None or now_s - self._system[0] >= SYSTEM_S:
+            self._system = (now_s, _ask_system())
+        return self._system[1]
 
 
-def _band(tokens: int) -> int:
-    return max(0, math.ceil(math.log2(max(tokens, 1) / 512)))
+def _ask_system() -> DeviceProfile:
+    percent, on_battery = battery()
+    return DeviceProfile(
+        memory_free_bytes=free_memory_bytes(),
+        on_battery=on_battery,
+        battery_percent=percent,
+        power_w=discharge_w() if on_battery else None,
+        thermal_headroom_c=thermal_headroom_c(),
+    )
 
 
-def _moved(before: float | None, now: float) -> float:
-    return now if before is None else before + _WEIGHT * (now - before)
+def _name(card: ModelCard) -> str:
+    """A quantization is a model of its own, and so is a file that was replaced."""
+    parts = (card.name, card.quantization, card.runtime, str(card.size_bytes), card.sha256[:16])
+    return "|".join(parts)
+
+
+def _machine() -> str:
+    """A folder may move to another computer; its speeds must not."""
+    return f"{platform.node()}|{platform.machine()}|{os.cpu_count()}"
+
+
+def _read_kept(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["machine"] != _machine():
+            return {}
+        oldest = time.time() - KEPT_S
+        return {name: one for name, one in data["models"].items() if one["unix_s"] >= oldest}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):  # then it is measured anew
+        return {}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    whole = path.with_suffix(f".{os.getpid()}.new")
+    whole.write_text(text, encoding="utf-8")
+    whole.replace(path)
 
 
 def free_memory_bytes() -> int | None:
@@ -113,6 +170,37 @@ def _linux_battery(folder: Path = _POWER) -> tuple[float | None, bool | None]:
             discharging = _read(supply / "status") == "Discharging"
             return (float(percent) if percent.isdigit() else None), discharging
     return None, None
+
+
+def discharge_w(folder: Path = _POWER) -> float | None:
+    """Watts that the battery gives, by its own meter; None where there is none."""
+    for supply in sorted(folder.glob("*")) if folder.is_dir() else ():
+        if _read(supply / "type") != "Battery" or _read(supply / "scope") == "Device":
+            continue
+        micro_w = _number(supply / "power_now")
+        if micro_w is not None:
+            return abs(micro_w) / 1e6
+        micro_a, micro_v = _number(supply / "current_now"), _number(supply / "voltage_now")
+        if micro_a is not None and micro_v is not None:
+            return abs(micro_a) * micro_v / 1e12
+    return None
+
+
+def thermal_headroom_c(folder: Path = _THERMAL) -> float | None:
+    """Degrees to the nearest trip point at which the kernel begins to throttle; None: no zones."""
+    found = []
+    for zone in folder.glob("thermal_zone*") if folder.is_dir() else ():
+        now = _number(zone / "temp")
+        for kind in zone.glob("trip_point_*_type"):
+            limit = _number(zone / kind.name.replace("_type", "_temp"))
+            if _read(kind) == "passive" and now is not None and limit is not None and limit > 0:
+                found.append((limit - now) / 1000)
+    return min(found, default=None)
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path)
+    return int(text) if text.removeprefix("-").isdigit() else None
 
 
 def _read(path: Path) -> str:

@@ -25,8 +25,11 @@ from overspill.errors import (
     TrustError,
 )
 from overspill.forecast import forecast
-from overspill.gathering import Gathered, Routes, gather
+from overspill.gathering import Gathered, Routes, gather, observe
+from overspill.hedging import race
+from overspill.pace import Stopwatch
 from overspill.refusals import refusal
+from overspill.routing.cost import answer_limit
 from overspill.routing.decide import decide, remember
 from overspill.types.chat import Chunk, Finish, Request
 from overspill.types.reply import ReplyChunk
@@ -59,7 +62,7 @@ class Session:
         for following in (*decision.alternatives, None):
             started = False
             try:
-                async with aclosing(self._on(taken)) as chunks:
+                async with aclosing(self._start(taken, gathered)) as chunks:
                     async for chunk in chunks:
                         started = True
                         yield chunk
@@ -109,13 +112,41 @@ class Session:
             assurance=result.assurance.name if result else "NONE",
         )
 
-    async def _on(self, taken: RouteTaken) -> AsyncGenerator[ReplyChunk]:
+    def _start(self, taken: RouteTaken, gathered: Gathered) -> AsyncGenerator[ReplyChunk]:
+        """The route's stream; with the decision's hedge, if it has one and is what was decided."""
+        hedge = taken.decision.hedge
+        if hedge is None or taken.changes:
+            self._routes.hedges.note(hedged=False)
+            return self._on(taken, gathered)
+        change = f"{taken.route.value} -> {hedge.route.value}: hedge"
+        other = replace(
+            taken, route=hedge.route, reason=RouteReason.SPILL, changes=(*taken.changes, change)
+        )
+
+        def second() -> AsyncGenerator[ReplyChunk]:
+            self._routes.hedges.note(hedged=True)
+            return self._on(self._told(other, gathered), gathered)
+
+        def lost(error: OverspillError) -> None:
+            if isinstance(error, TrustError | TransportError):
+                self._routes.cloud.remember(error)
+
+        return race(self._on(taken, gathered), second, hedge.after_s, lost)
+
+    async def _on(self, taken: RouteTaken, gathered: Gathered) -> AsyncGenerator[ReplyChunk]:
         """Run the route's engine; an error that leaves here carries the text that came before."""
         text: list[str] = []
+        watch = Stopwatch()
+        card = gathered.cards[taken.route]
+        limit = answer_limit(self._request, card, gathered.situation.tokens_for(taken.route) or 0)
+        request = replace(self._request, max_tokens=limit)
         try:
-            async with aclosing(self._engine(taken.route).generate(self._request)) as chunks:
+            async with aclosing(self._engine(taken.route).generate(request)) as chunks:
                 async for chunk in chunks:
+                    watch.lap()
                     text.append(chunk.text)
+                    if chunk.finish is not None:
+                        observe(self._routes, request, taken.route, chunk.finish, watch.timing)
                     yield self._reply_chunk(chunk, taken)
         except OverspillError as error:
             error.partial = error.partial or "".join(text)
@@ -143,8 +174,6 @@ class Session:
     def _settle(self, piece: ReplyChunk, finish: Finish) -> ReplyChunk:
         """The end: remember where and how fast it ran, keep the receipt, tell what left."""
         taken = replace(piece.route, model=finish.model)
-        if taken.route is Route.DEVICE:
-            self._routes.meter.observe(finish.usage)
         if taken.changes:
             memory = self._routes.conversations.recall(self._request)
             memory = replace(memory, route=taken.route, reason=taken.reason)

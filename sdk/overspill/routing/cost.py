@@ -15,12 +15,14 @@ from typing import Any, Self
 from overspill.errors import ConfigurationError
 from overspill.routing.energy import is_hot, joules, scarcity
 from overspill.routing.lateness import P95_SIGMAS, STAGE, Estimate, Estimates
-from overspill.routing.situation import AnswerLength, Left, Situation
+from overspill.routing.situation import AnswerLength, Situation
+from overspill.types.budget import Left
 from overspill.types.card import ModelCard
 from overspill.types.chat import Request
 from overspill.types.route import Route, StageReason
 
 PURSE = "purse"
+TOKENS = "tokens"
 _MOST_OVERRUN = 4.0
 """A call that takes five times its share of a chain is as bad as one that takes ten times."""
 
@@ -72,22 +74,44 @@ class Prices:
 
 
 def unaffordable(
+    request: Request,
     situation: Situation,
     answer: AnswerLength,
     cards: Mapping[Route, ModelCard],
     routes: tuple[Route, ...],
 ) -> tuple[StageReason, ...]:
-    """Routes that may cost more than the chain's purse has left are taken away."""
-    left = situation.left
-    if left is None or left.cost is None:
+    """Routes that may take more than a chain has left are taken away: of money, of tokens."""
+    left = request.left
+    if left is None:
         return ()
-    costs = {
-        route: _cost(route, situation, answer.tokens + P95_SIGMAS * answer.sd_tokens, cards)
-        for route in routes
-    }
-    away = tuple(route for route, cost in costs.items() if cost > left.cost)
-    numbers = {f"{route}_cost": cost for route, cost in costs.items()}
-    return (StageReason(STAGE, PURSE, away, {**numbers, "cost_left": left.cost}),)
+    most = answer.tokens + P95_SIGMAS * answer.sd_tokens
+    reasons = []
+    if left.cost is not None:
+        costs = {route: _cost(route, situation, most, cards) for route in routes}
+        away = tuple(route for route, cost in costs.items() if cost > left.cost)
+        numbers = {f"{route}_cost": cost for route, cost in costs.items()}
+        reasons.append(StageReason(STAGE, PURSE, away, {**numbers, "cost_left": left.cost}))
+    if left.tokens is not None:
+        prompts = {route: situation.tokens_for(route) or 0 for route in routes}
+        away = tuple(route for route, prompt in prompts.items() if prompt >= left.tokens)
+        numbers = {f"{route}_prompt_tokens": float(n) for route, n in prompts.items()}
+        reasons.append(StageReason(STAGE, TOKENS, away, {**numbers, "tokens_left": left.tokens}))
+    return tuple(reasons)
+
+
+def answer_limit(request: Request, card: ModelCard, prompt_tokens: int) -> int | None:
+    """The longest answer by ``card``'s model that a chain can pay for, None without a limit.
+
+    At least 1, and never more than the request's own ``max_tokens``.
+    """
+    left, limits = request.left, [request.max_tokens]
+    if left is not None and left.tokens is not None:
+        limits.append(left.tokens - prompt_tokens)
+    if left is not None and left.cost is not None and card.price_completion_per_mtok > 0:
+        rest = left.cost - card.cost(prompt_tokens, 0)
+        limits.append(int(1e6 * rest / card.price_completion_per_mtok))
+    known = [limit for limit in limits if limit is not None]
+    return max(1, min(known)) if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +144,7 @@ class Scales:
         if deadline_s is not None:
             late = [e.p_over(deadline_s) if e else 0.0 for e in (device, cloud)]
             summands["late"] = prices.late * (late[0] - late[1])
-        left = self.situation.left
+        left = self.request.left
         if left is not None and left.seconds is not None and left.calls > 1:
             share_s = left.seconds / left.calls
             over = [_overrun(e, share_s) if e else 0.0 for e in (device, cloud)]
@@ -134,7 +158,7 @@ class Scales:
             return
         cost = _cost(remote, self.situation, self.answer.tokens, self.cards)
         summands["cost"] = -self.prices.cost * cost
-        left = self.situation.left
+        left = self.request.left
         if left is not None and left.cost:
             summands["purse"] = -self.prices.purse * _over_share(cost, left)
 

@@ -72,7 +72,7 @@ def decide(
     chosen = scorer or policy.scorer or shipped_scorer()
     case = _Case(request, form, situation, policy, cards, chosen)
     answer = answer_length(request, situation)
-    afterwards = list(unaffordable(situation, answer, cards, left))
+    afterwards = list(unaffordable(request, situation, answer, cards, left))
     left = _narrow(left, afterwards)
     if not left:
         return _refused([*reasons, *afterwards], policy)

@@ -20,19 +20,6 @@ class AnswerLength:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """What a chain's budget has left for this call and those that follow; None is no limit.
-
-    ``calls`` is how many are still expected, with this one. Seconds are the request's deadline.
-    """
-
-    seconds: float | None = None
-    cost: float | None = None
-    tokens: int | None = None
-    calls: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class Situation:
     """The device, the way to the cloud, and what is known about both at ``now_unix``.
 
@@ -42,8 +29,7 @@ class Situation:
     nothing may be sent. ``unavailable`` says in a stable code why a route cannot be taken now
     (``model_missing``, ``evidence_rejected``, ``busy`` ...). ``pinned`` is the caller's own choice.
     ``device_loaded``: the device's model is in memory already. ``answer`` is what answers of this
-    kind were like, ``left`` what a chain of calls has left (None: there is no chain), and
-    ``hedged_share`` how many of late requests were sent to two routes.
+    kind were like, and ``hedged_share`` how many of the latest requests went to two routes.
     """
 
     device: DeviceProfile = field(default_factory=DeviceProfile)
@@ -58,7 +44,6 @@ class Situation:
     device_loaded: bool = False
     now_unix: int = 0
     answer: AnswerLength | None = None
-    left: Left | None = None
     hedged_share: float = 0.0
 
     def tokens_for(self, route: Route) -> int | None:
