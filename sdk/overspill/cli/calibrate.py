@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from overspill.cli.common import Json, print_json
-from overspill.cli.evals import (
+from overspill.cli.eval_options import (
     ConfidenceColumn,
     DataFile,
     GroupColumn,

@@ -32,7 +32,7 @@ from overspill.errors import (
     PolicyRefusal,
     ReceiptInvalid,
 )
-from overspill.evals.grade import grade
+from overspill.evals.grade import gradable, grade
 from overspill.receipts import verify_receipt
 from overspill.trust.template import ReleaseDemand, dev_policy, tpm_dev_policy
 from overspill.types.chat import Privacy, Request
@@ -141,7 +141,7 @@ async def play(
     settings: Settings, node: NodeProcess, prompts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Send every prompt by policy, then to each side alone; return the demo's JSON."""
-    async with AsyncOverspill(app="demo", settings=settings) as ai:
+    async with AsyncOverspill(app="demo", settings=settings, daemon="never") as ai:
         await ai.enroll(enrolment_code(node.state))
         state = await ai.cloud_state()
         if state.problem is not None:
@@ -182,7 +182,7 @@ async def _row(
         reply = await ai.collect(request)
     except (PolicyRefusal, DoesNotFit) as error:
         return row | _refused(error)
-    answer = _answer(reply)
+    answer = gradable(reply.text, reply.tool_calls)
     return row | {
         "route": reply.route.route,
         "reason": reply.route.reason,
@@ -204,15 +204,6 @@ def _request(ai: AsyncOverspill, prompt: dict[str, Any], model: str | None) -> R
         max_tokens=prompt["max_tokens"],
         privacy=prompt.get("privacy", Privacy.ANY),
     )
-
-
-def _answer(reply: Reply) -> str:
-    """The text, or the calls that the model wants made, as one text that can be graded."""
-    calls = [
-        f'<tool_call>{{"name": "{call.name}", "arguments": {call.arguments}}}</tool_call>'
-        for call in reply.tool_calls
-    ]
-    return "\n".join([reply.text, *calls]).strip()
 
 
 def _receipt_verified(reply: Reply) -> bool | None:

@@ -9,24 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from overspill.errors import MissingExtra, UsageError
+from overspill.cli import eval_run
+from overspill.cli.eval_options import (
+    ConfidenceColumn,
+    DataFile,
+    GroupColumn,
+    LargeColumn,
+    PromptColumn,
+    SmallColumn,
+    TrainFile,
+    require_eval,
+    write_bytes,
+)
 
 STDOUT = Path("-")
 _SHOWN = ("apgr", "cpt50", "cpt80", "cpt95", "pgr20")
-
-DataFile = Annotated[Path, typer.Option("--data", help="Results of two models: CSV or JSONL, .gz.")]
-TrainFile = Annotated[
-    Path | None, typer.Option("--train", help="Fit on this file instead of cross-fitting.")
-]
-PromptColumn = Annotated[str, typer.Option("--prompt", help="Column of the prompt.")]
-SmallColumn = Annotated[str, typer.Option("--small", help="Small model: right, or 0 to 1.")]
-LargeColumn = Annotated[str, typer.Option("--large", help="Large model: right, or 0 to 1.")]
-GroupColumn = Annotated[
-    str | None, typer.Option("--group", help="Column of the benchmark. Default: subject, or task.")
-]
-ConfidenceColumn = Annotated[
-    str | None, typer.Option("--confidence", help="Column of the small model's own confidence.")
-]
 
 app = typer.Typer(help="Judge routing on results of two models.", no_args_is_help=True)
 
@@ -36,9 +33,7 @@ def register(parent: typer.Typer) -> None:
     parent.add_typer(app, name="eval")
 
 
-@app.callback()
-def _group() -> None:
-    """A group, though it has one command so far."""
+eval_run.register(app)
 
 
 @app.command("routing")
@@ -75,23 +70,6 @@ def routing(
         write_bytes(json_file, _json(report).encode())
     _print_table(report)
     return 0
-
-
-def require_eval() -> None:
-    """Raises :class:`MissingExtra` where numpy is not installed."""
-    try:
-        import numpy as _  # noqa: F401  # asked for its presence only
-    except ImportError:
-        raise MissingExtra("Evaluation", "eval") from None
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file and the folders above it. Raises ``UsageError`` where that can't be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _json(report: dict[str, Any]) -> str:

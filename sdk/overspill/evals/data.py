@@ -72,7 +72,7 @@ def load(path: Path, columns: Columns) -> Results:
     Raises :class:`~overspill.errors.UsageError`, naming file, row and column, for what is not
     there, not readable or not a label from 0 to 1.
     """
-    records = list(_records(path))
+    records = list(read_records(path))
     if not records:
         raise UsageError(f"{path} holds no rows.", mend="One row is one prompt.")
     cells = _Cells(path, records)
@@ -91,7 +91,7 @@ def load(path: Path, columns: Columns) -> Results:
 
 def load_prompts(path: Path, column: str) -> tuple[str, ...]:
     """The prompts of a file alone. Raises as :func:`load`."""
-    records = list(_records(path))
+    records = list(read_records(path))
     if not records:
         raise UsageError(f"{path} holds no rows.", mend="One row is one prompt.")
     return tuple(_Cells(path, records).read(column, _prompt))
@@ -164,7 +164,8 @@ def _number(value: Any) -> float:
     return number
 
 
-def _records(path: Path) -> Iterator[Record]:
+def read_records(path: Path) -> Iterator[Record]:
+    """The rows of a file, CSV or JSONL by its ending. Raises ``UsageError`` by file and line."""
     text = _text(path)
     kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
     if kind == ".csv":

@@ -6,6 +6,8 @@
    posterior of a prompt in this step comes from a fit without that prompt (the closed form of
    leave-one-out), or the heads would learn to trust a posterior that knows the answer.
 Both are solved in the dual form: prompts are fewer than features.
+For groups that the fit will not have met, what was learned of the others is mostly about the
+others: there a line in the prompt's length comes first, the rest as far as it carried over.
 """
 
 from __future__ import annotations
@@ -145,16 +147,20 @@ def fit(
 ) -> tuple[Scorer, ...]:
     """The scorer of some prompts; with a slope, a second one for what counts times the slope.
 
-    ``unseen_groups`` is for prompts of groups that the fit will not have met: what is learned then
-    counts as far as it carried over to each group here when that was left out, which may be not at
-    all. More than ``options.max_labels`` prompts are sampled down to that many.
+    ``unseen_groups`` is for prompts of groups that the fit will not have met: then the prompt's
+    length counts first, as :func:`_length_line` says, and the rest of what is learned as far as it
+    carried over to each group here when that was left out: both may count nothing. More than
+    ``options.max_labels`` prompts are sampled down to that many.
     """
     task = task.sampled(options.max_labels, seed)
     basis, prior = task.basis, task.targets.mean(axis=0)
     ngrams = task.design.dense(options.buckets)
     gram = ngrams @ ngrams.T
-    domains = _domains(gram, task, basis, task.targets - prior, options)
-    rest = task.targets - prior - domains.explained
+    unseen_groups = unseen_groups and task.groups is not None
+    line = _length_line(task, task.targets - prior) if unseen_groups else _NO_LINE
+    excess = task.targets - prior - line(task.design)
+    domains = _domains(gram, task, basis, excess, options)
+    rest = excess - domains.explained
     standard, mean, spread = _standardised(task.design.structure, options)
     kernel = (gram + (standard @ standard.T).astype(np.float32)) * (basis @ basis.T)
     dual = _inverse(kernel, options.ridge)
@@ -162,20 +168,23 @@ def fit(
     carried = 1.0
     if unseen_groups and task.groups is not None:
         heads = _without_own_group(dual, rest, alpha, task.groups)
-        carried = _carried_over(domains.unseen + heads, task.targets - prior, task)
+        carried = _carried_over(domains.unseen + heads, excess, task)
         alpha = carried * alpha
     vocabulary, familiar = _vocabulary(task.design, options)
     scorers = []
     for column in range(basis.shape[1]):
         weighted = alpha * basis[:, [column]]
         structure = (standard.T @ weighted) / spread[:, None]
+        bias = -mean @ structure
+        if column == 0:
+            structure, bias = line.added_to(structure, bias, task.design.names)
         named = {n: _pair(weight) for n, weight in zip(task.design.names, structure, strict=True)}
         table = ngrams.T @ weighted
         scorers.append(
             Scorer(
                 fitted_for=pair,
                 prior=_pair(prior) if column == 0 else (0.0, 0.0),
-                structure={**named, "bias": _pair(-mean @ structure)},
+                structure={**named, "bias": _pair(bias)},
                 ngrams={int(b): _pair(table[b]) for b in np.flatnonzero(np.any(table, axis=1))},
                 buckets=options.buckets,
                 seen=b"",
@@ -271,31 +280,101 @@ def _without_own_group(
     return predicted
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Both models' quality by the length of a prompt: ``slope`` of shape (2,), times how much
+    longer than ``mean`` the prompt is."""
+
+    mean: float
+    slope: Floats
+
+    def __call__(self, design: Design) -> Floats:
+        """What the line says of each prompt, shape (n, 2)."""
+        if not self.slope.any():
+            return np.zeros((len(design.structure), 2))
+        return np.outer(_lengths(design) - self.mean, self.slope)
+
+    def added_to(
+        self, structure: Floats, bias: Floats, names: Sequence[str]
+    ) -> tuple[Floats, Floats]:
+        """The weights of the structure (n, 2) and the bias (2,), with the line's."""
+        if not self.slope.any():
+            return structure, bias
+        summed = structure.copy()
+        summed[names.index(_LENGTH)] += self.slope
+        return summed, bias - self.mean * self.slope
+
+
+_LENGTH = "shape.words"
+_NO_LINE = _Line(0.0, np.zeros(2))
+
+
+def _lengths(design: Design) -> Floats:
+    return np.asarray(design.structure[:, design.names.index(_LENGTH)])
+
+
+def _length_line(task: Task, excess: Floats) -> _Line:
+    """The one direction that is taken from groups that were met to groups that were not.
+
+    Words and subjects are a group's own; how long a prompt is has a meaning in all of them. Its
+    slope is learned across groups and shrunk by how certain that many groups make it (James and
+    Stein's factor, 0 where the slope is within its error). Beside a signal that orders already
+    the length has to hold within groups too.
+    """
+    if _LENGTH not in task.design.names:
+        return _NO_LINE
+    lengths = _lengths(task.design)
+    mean = float(lengths.mean())
+    centred = lengths - mean
+    power = float(centred @ centred)
+    if power <= 0:
+        return _NO_LINE
+    slope = centred @ excess / power
+    certain = min(
+        one.value / one.error if one.error else np.inf
+        for one in _gain_slopes(np.outer(centred, slope), excess, task)
+    )
+    return _Line(mean, (1 - certain**-2 if certain > 1 else 0.0) * slope)
+
+
 def _carried_over(predicted: Floats, target: Floats, task: Task) -> float:
     """How far predictions of unseen groups are to be believed, 0 to 1: the slope of the gain on
-    the predicted gain. With a signal beside the prompt it is the slope within groups, or less:
-    there the signal orders already, and what differs between groups does not help."""
-    slopes = [_gain_slope(predicted, target)]
+    the predicted gain, less its standard error: what is not certain does not count."""
+    slopes = [one.value - one.error for one in _gain_slopes(predicted, target, task)]
+    return float(np.clip(min(slopes), 0.0, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Slope:
+    value: float
+    error: float
+
+
+def _gain_slopes(predicted: Floats, target: Floats, task: Task) -> list[_Slope]:
+    """The gain's slope on the predicted gain. With a signal beside the prompt also the slope
+    within groups: there the signal orders already, and what differs between groups is no help."""
+    names = np.array(task.groups)
+    slopes = [_gain_slope(predicted, target, names)]
     if task.slope is not None:
-        names = np.array(task.groups)
         centred = [predicted.copy(), target.copy()]
         for name in set(task.groups or ()):
             for values in centred:
                 values[names == name] -= values[names == name].mean(axis=0)
-        slopes.append(_gain_slope(*centred))
-    return float(np.clip(min(slopes), 0.0, 1.0))
+        slopes.append(_gain_slope(centred[0], centred[1], names))
+    return slopes
 
 
-def _gain_slope(predicted: Floats, target: Floats) -> float:
-    """The slope of the gain on the predicted gain, less its standard error: what is not certain
-    does not count. Both of shape (n, 2)."""
+def _gain_slope(predicted: Floats, target: Floats, names: NDArray[np.str_]) -> _Slope:
+    """Of values of shape (n, 2). The error is that of whole groups (Liang and Zeger 1986): prompts
+    of one group err together."""
     x, y = predicted[:, 1] - predicted[:, 0], target[:, 1] - target[:, 0]
     power = float(x @ x)
     if power <= 0:
-        return 0.0
+        return _Slope(0.0, 0.0)
     slope = float(x @ y) / power
-    error = float(np.sqrt(((y - slope * x) ** 2).mean() / power))
-    return slope - error
+    moments = x * (y - slope * x)
+    of_groups = [float(moments[names == name].sum()) for name in np.unique(names)]
+    return _Slope(slope, float(np.sqrt(np.square(of_groups).sum())) / power)
 
 
 def _posterior(

@@ -1,4 +1,4 @@
-"""Mechanical grading of answers: no model, no network, standard library only.
+"""Mechanical grading of answers: no model, no network.
 
 Every kind compares a model's answer with an ``expected`` string:
 
@@ -14,13 +14,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any
+
+from overspill.types.chat import ToolCall
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|\")")
+
+
+def gradable(text: str, tool_calls: Iterable[ToolCall]) -> str:
+    """An answer's text, and the calls that it wants made, as one text that can be graded."""
+    calls = [
+        f'<tool_call>{{"name": "{call.name}", "arguments": {call.arguments}}}</tool_call>'
+        for call in tool_calls
+    ]
+    return "\n".join([text, *calls]).strip()
 
 
 def final_part(answer: str) -> str:
