@@ -11,6 +11,7 @@ a stricter privacy floor; it can never name a trust policy or lower what must be
     privacy = "attested"            # floor: device, attested or any
     routing_policy = "routing.toml" # optional; relative to this file
     draft_model = "small.gguf"      # optional; of the same tokenizer, its guesses are checked
+    speculation = "auto"            # check guesses where that pays; "off" never guesses
 
     [adapters]
     legal = "legal-lora.gguf"       # LoRA adapters by name; relative to this file
@@ -28,13 +29,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from overspill.errors import ConfigurationError
 from overspill.types.chat import Privacy
 
 ENVIRONMENT = ("OVERSPILL_HOME", "OVERSPILL_MODEL", "OVERSPILL_CLOUD", "OVERSPILL_PRIVACY")
 """Every variable that is read. `OVERSPILL_HOME` puts all places under one folder."""
+Speculation: TypeAlias = Literal["auto", "always", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class Settings:
 
     ``embedding_model`` None means ``model``. ``isolate`` runs the device's engine in a worker
     process. ``adapters`` are LoRA adapters of ``model`` by name; ``draft_model`` is a smaller model
-    of its tokenizer, whose guesses it checks; ``mmproj`` is the projector file by which it reads
+    of its tokenizer, whose guesses it checks; ``speculation`` is ``auto``, ``always`` or ``off``,
+    which never changes an answer, only its speed; ``mmproj`` is the projector file by which it reads
     images. ``device_key`` says where this device's key is kept:
     ``keychain``, ``file`` (0600, in the state folder), or ``auto``: the keychain where there is
     one. With ``shrink_context`` a model whose context does not fit the memory gets a smaller one,
@@ -81,6 +84,7 @@ class Settings:
     shrink_context: bool = False
     adapters: Mapping[str, Path] = field(default_factory=dict)
     draft_model: str | None = None
+    speculation: Speculation = "auto"
     mmproj: Path | None = None
     device_slots: int = 4
     private_terms: tuple[str, ...] = field(default=())
@@ -167,6 +171,7 @@ _KEYS: dict[str, type] = {
     "shrink_context": bool,
     "adapters": dict,
     "draft_model": str,
+    "speculation": str,
     "mmproj": str,
     "device_slots": int,
     "private_terms": list,
@@ -200,6 +205,11 @@ def _from_file(file: Path, places: Places) -> Settings:
         raw["privacy_is_set"] = True
     if "routing_policy" in raw:
         raw["routing_policy"] = _beside(file, raw["routing_policy"])
+    if raw.get("speculation", "auto") not in get_args(Speculation):
+        raise ConfigurationError(
+            f"{file}: 'speculation' is {raw['speculation']!r}.",
+            mend=f"Use {', '.join(get_args(Speculation))}.",
+        )
     if "mmproj" in raw:
         raw["mmproj"] = _beside(file, raw["mmproj"])
     if "adapters" in raw:

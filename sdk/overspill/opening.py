@@ -31,7 +31,8 @@ def open_device(settings: Settings) -> Engine:
     Raises ``ModelNotFound``, ``ModelInvalid``, ``MissingExtra``, or ``UnsupportedOption`` for a
     projector of a model whose runtime reads no images.
     """
-    from overspill.engines.registry import EngineOptions, open_engine
+    from overspill.engines.options import EngineOptions, SchedulerOptions
+    from overspill.engines.registry import open_engine
 
     options = EngineOptions(
         context_tokens=settings.max_context_tokens,
@@ -40,6 +41,7 @@ def open_device(settings: Settings) -> Engine:
         adapters={name: str(path) for name, path in settings.adapters.items()},
         draft_model=settings.draft_model,
         mmproj=None if settings.mmproj is None else str(settings.mmproj),
+        scheduler=SchedulerOptions(speculation=settings.speculation),
     )
     name, spec = resolve(settings, settings.model)
     if not settings.isolate:

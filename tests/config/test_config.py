@@ -4,6 +4,7 @@ import pytest
 
 from overspill.config import ENVIRONMENT, load_settings
 from overspill.errors import ConfigurationError
+from overspill.opening import open_device
 from overspill.types.chat import Privacy
 
 DEVICE = {"OVERSPILL_PRIVACY": "device"}
@@ -44,6 +45,7 @@ def test_a_full_file_is_read_and_paths_lie_beside_it(tmp_path):
         ('[cloud]\naddress = "a"\ntrust = 1', "cloud.trust"),
         ("model = ", "config.toml"),
         ("draft_model = 1", "draft_model"),
+        ('speculation = "on"', "speculation"),
         ("adapters = 1", "adapters"),
         ("[adapters]\npoet = 1", "adapters.poet"),
     ],
@@ -53,6 +55,13 @@ def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path, text, named):
         load(tmp_path, text)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_speculation_can_be_switched_off(tmp_path):
+    assert load(tmp_path, "").speculation == "auto"
+    settings = load(tmp_path, 'model = "brook"\nspeculation = "off"\nisolate = false')
+    assert settings.speculation == "off"
+    assert open_device(settings)._options.scheduler.speculation == "off"
 
 
 def test_the_environment_may_only_tighten_the_floor(tmp_path):
