@@ -74,12 +74,16 @@ class Endpoint:
         self, dialect: Dialect[_Asked], scope: AsgiScope, receive: Receive
     ) -> tuple[_Asked, Request]:
         """A body, and the request that it means."""
+        source = self._source(scope)
+        asked = await self._parse(dialect.parse, scope, receive)
+        return asked, dialect.to_request(asked, source)
+
+    def _source(self, scope: AsgiScope) -> Source:
+        """Who asks to infer; raises 403 for whoever may not."""
         caller = caller_of(scope)
         caller.require(Scope.INFER)
-        asked = await self._parse(dialect.parse, scope, receive)
         privacy = Headers(scope=scope).get(PRIVACY_HEADER)
-        source = Source(caller.app, self._service.floor, privacy)
-        return asked, dialect.to_request(asked, source)
+        return Source(caller.app, self._service.floor, privacy)
 
     async def _parse(self, parse: Callable[[bytes], _T], scope: AsgiScope, receive: Receive) -> _T:
         """A large body is parsed in a thread: the streams of others go on meanwhile."""

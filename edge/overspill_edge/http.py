@@ -20,11 +20,20 @@ from overspill._version import __version__
 from overspill.errors import ContextOverflow, InvalidRequest, ModelNotFound
 from overspill.types.chat import Request
 from overspill.types.route import Plan
+from overspill_edge import anthropic_answers, anthropic_dialect, openai_answers
 from overspill_edge.access import caller_of
+from overspill_edge.anthropic_answers import MessageShape
+from overspill_edge.anthropic_dialect import (
+    MessagesRequest,
+    messages_request,
+    parse_count_tokens,
+    parse_messages,
+    prompt_request,
+)
 from overspill_edge.dialect import AUTO_MODEL, Dialect, Source
 from overspill_edge.endpoint import Endpoint, Service, require_any
 from overspill_edge.generate import Generation
-from overspill_edge.openai_answers import CompletionShape, model_list, model_object
+from overspill_edge.openai_answers import CompletionShape
 from overspill_edge.openai_dialect import (
     DIALECT_NAMES,
     ChatCompletionRequest,
@@ -32,6 +41,7 @@ from overspill_edge.openai_dialect import (
     to_request,
 )
 from overspill_edge.openai_embeddings import embedding_list, in_dialect, parse_embeddings
+from overspill_edge.problems import speaks_anthropic
 from overspill_edge.tokens import Scope
 from overspill_edge.work import unless_left
 
@@ -41,6 +51,8 @@ def routes(service: Service) -> Router:
     return Router(
         [
             HttpRoute("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            HttpRoute("/v1/messages", Messages(service), methods=["POST"]),
+            HttpRoute("/v1/messages/count_tokens", CountTokens(service), methods=["POST"]),
             HttpRoute("/v1/embeddings", Embeddings(service), methods=["POST"]),
             HttpRoute("/v1/models", Models(service), methods=["GET"]),
             HttpRoute("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
@@ -71,6 +83,34 @@ class ChatCompletions(Generation):
     dialect = CHAT
 
 
+def _message_shape(asked: MessagesRequest, request: Request) -> MessageShape:
+    with_route = asked.overspill is not None
+    return MessageShape(request, tells_thoughts=asked.tells_thoughts, with_route=with_route)
+
+
+class Messages(Generation):
+    """``POST /v1/messages``."""
+
+    dialect = Dialect(
+        parse_messages,
+        messages_request,
+        _message_shape,
+        names=anthropic_dialect.NAMES,
+        fills_window=True,
+    )
+
+
+class CountTokens(Endpoint):
+    """``POST /v1/messages/count_tokens``: by the tokenizer of the model that would answer."""
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Count; nothing is generated."""
+        asked = await self._parse(parse_count_tokens, scope, receive)
+        request = prompt_request(asked, self._source(scope))
+        plan = await self._service.answerer.plan_request(request)
+        await JSONResponse({"input_tokens": plan.prompt_tokens})(scope, receive, send)
+
+
 class Embeddings(Endpoint):
     """``POST /v1/embeddings``."""
 
@@ -96,7 +136,8 @@ class Models(Endpoint):
         """List them."""
         require_any(scope, Scope.INFER, Scope.MODELS)
         cards = await self._service.answerer.models()
-        body = model_list(cards, self._service.started_unix)
+        shape = anthropic_answers if speaks_anthropic(scope) else openai_answers
+        body = shape.model_list(cards, self._service.started_unix)
         await JSONResponse(body)(scope, receive, send)
 
 
@@ -107,10 +148,14 @@ class OneModel(Endpoint):
         """Describe one."""
         require_any(scope, Scope.INFER, Scope.MODELS)
         name = scope["path_params"]["name"]
-        names = [card.name for card in await self._service.answerer.models()]
-        if name not in (AUTO_MODEL, *names):
-            raise ModelNotFound.among(name, (AUTO_MODEL, *names))
-        body = model_object(name, self._service.started_unix)
+        cards = {card.name: card for card in await self._service.answerer.models()}
+        if name != AUTO_MODEL and name not in cards:
+            raise ModelNotFound.among(name, (AUTO_MODEL, *cards))
+        created = self._service.started_unix
+        if speaks_anthropic(scope):
+            body = anthropic_answers.model_object(name, cards.get(name), created)
+        else:
+            body = openai_answers.model_object(name, created)
         await JSONResponse(body)(scope, receive, send)
 
 
