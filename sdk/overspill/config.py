@@ -66,8 +66,8 @@ class Settings:
     ``embedding_model`` None means ``model``. ``isolate`` runs the device's engine in a worker
     process. ``adapters`` are LoRA adapters of ``model`` by name; ``draft_model`` is a smaller model
     of its tokenizer, whose guesses it checks; ``speculation`` is ``auto``, ``always`` or ``off``,
-    which never changes an answer, only its speed; ``mmproj`` is the projector file by which it reads
-    images. ``device_key`` says where this device's key is kept:
+    which changes an answer's speed and never its words; ``mmproj`` is the projector file by which
+    it reads images. ``device_key`` says where this device's key is kept:
     ``keychain``, ``file`` (0600, in the state folder), or ``auto``: the keychain where there is
     one. With ``shrink_context`` a model whose context does not fit the memory gets a smaller one,
     and its card says so; without it, it is refused.
