@@ -6,15 +6,15 @@ A refusal raises; an admitted request holds a slot until its :class:`Admitted` i
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from overspill.errors import BusyError, DeviceRejected
+from overspill.errors import DeviceRejected
 from overspill.sealing.signing import RequestSignature, check_clock, check_request
 from overspill_cloud.limits import AdmissionLimits
+from overspill_cloud.room import Demand, Room
 from overspill_cloud.store import Device, Store
 
 _T = TypeVar("_T")
@@ -58,19 +58,29 @@ class Admission:
         self._database = database
         self._clock = clock
         self._limits = limits
-        self._streams: Counter[bytes] = Counter()
+        self._room = Room(limits)
 
     @property
     def active(self) -> int:
         """Streams that hold a slot."""
-        return self._streams.total()
+        return self._room.streams
 
-    async def admit(self, signature: RequestSignature, *, th: bytes, body: bytes) -> Admitted:
-        """Admit a request. Raises ``DeviceRejected`` (with a ``reason``) or ``BusyError``."""
+    async def admit(
+        self,
+        signature: RequestSignature,
+        *,
+        th: bytes,
+        body: bytes,
+        demand: Callable[[], Demand] = lambda: Demand(""),
+    ) -> Admitted:
+        """Admit a request. ``demand`` is asked once it is known to be the device's own.
+
+        Raises ``DeviceRejected`` or ``BusyError``, each with a ``reason``.
+        """
         device = await self.enrolled(signature.device_thumbprint)  # 1, 2
         check_request(signature, device.public_der, th=th, body=body)  # 3. its own signature
         check_clock(signature, int(self._clock() * 1000))  # 4. a fresh one
-        release = self._take_slot(device.thumbprint)  # 5. room
+        release = self._room.take(device.thumbprint, demand())  # 5. room
         try:
             await self._check_unseen(signature)  # 6. never before
         except BaseException:
@@ -97,30 +107,6 @@ class Admission:
                 "This device's key has expired.", reason="expired", mend="Enrol it again."
             )
         return device
-
-    def _take_slot(self, thumbprint: bytes) -> Callable[[], None]:
-        limits = self._limits
-        if self.active >= limits.max_streams:
-            raise self._busy("QUEUE_FULL", f"All {limits.max_streams} streams are taken.")
-        if self._streams[thumbprint] >= limits.max_streams_per_device:
-            raise self._busy(
-                "QUOTA", f"This device has {limits.max_streams_per_device} streams already."
-            )
-        self._streams[thumbprint] += 1
-        held = [thumbprint]
-
-        def release() -> None:
-            if held:
-                self._streams.subtract(held)
-                self._streams = +self._streams  # forget devices without streams
-                held.clear()
-
-        return release
-
-    def _busy(self, why: str, message: str) -> BusyError:
-        return BusyError(
-            f"{message} ({why})", mend="Try again later.", retry_after_s=self._limits.retry_after_s
-        )
 
     async def _check_unseen(self, signature: RequestSignature) -> None:
         store, now = self._database.store, int(self._clock())

@@ -26,6 +26,7 @@ from overspill_cloud.admission import Admission, Database
 from overspill_cloud.attester import choose_attester, open_attester
 from overspill_cloud.attester.base import Attester
 from overspill_cloud.attester.dev import UnsafeDevAttester
+from overspill_cloud.certificates import TlsFiles
 from overspill_cloud.closed import close_or_refuse
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.limits import AdmissionLimits
@@ -35,7 +36,7 @@ from overspill_cloud.measure import measure_node, node_settings
 from overspill_cloud.models import ServedModel, measure
 from overspill_cloud.node import Node, NodeParts
 from overspill_cloud.release import ReleaseFile
-from overspill_cloud.server import Tls, start_server
+from overspill_cloud.server import start_server
 from overspill_cloud.store import Store
 from overspill_cloud.streams import StreamLimits
 
@@ -146,7 +147,7 @@ def with_projectors(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[
     return tuple(found[model.name] for model in models)
 
 
-def check_options(options: NodeOptions) -> Tls | None:
+def check_options(options: NodeOptions) -> TlsFiles | None:
     """What can be refused without starting anything. Raises ``UsageError`` or
     ``ConfigurationError`` or ``BusyError``; returns certificate and key, if there are any."""
     names = [model.name for model in options.models]
@@ -203,6 +204,8 @@ async def serve(
                 limits=options.streams,
             )
         )
+        if tls is not None:
+            tls.replaced = lambda ok: log.write(events.CertificateReplaced(ok))
         server, listen = await start_server(node, log, options.listen, tls)
         stack.push_async_callback(server.stop, 1.0)
         renewing = asyncio.create_task(keys.renew_forever())
@@ -230,7 +233,8 @@ async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) 
     engine = _open(spec, settings)
     stack.push_async_callback(engine.aclose)
     await engine.start()
-    model = ServedModel(spec.name, engine, file, adapters)
+    kv_tokens = engine.card.context * options.max_sequences or None
+    model = ServedModel(spec.name, engine, file, adapters, kv_tokens)
     await model.check_unchanged()
     return model
 
@@ -269,18 +273,13 @@ def _dev_root(attester: Attester) -> str | None:
     return attester.root.hex() if isinstance(attester, UnsafeDevAttester) else None
 
 
-def _tls(options: NodeOptions) -> Tls | None:
+def _tls(options: NodeOptions) -> TlsFiles | None:
     certificate, key = options.tls_certificate, options.tls_key
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         raise UsageError("A certificate needs its key.", mend="Give --tls-cert and --tls-key.")
-    try:
-        return Tls(certificate.read_bytes(), key.read_bytes())
-    except OSError as error:
-        raise ConfigurationError(
-            f"{error.filename} cannot be read: {error.strerror}.", mend="Check the path."
-        ) from error
+    return TlsFiles(certificate, key)
 
 
 def _log_start(

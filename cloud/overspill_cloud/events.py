@@ -66,6 +66,19 @@ class DeviceEnrolled:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamResumed:
+    """A lost connection was replaced by another one, and the stream went on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateReplaced:
+    """New TLS handshakes get another certificate; ``ok`` is false for files that cannot be used,
+    and then the old one stays."""
+
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NodeDraining:
     """No new streams from now on."""
 
@@ -82,6 +95,8 @@ LogEvent = (
     | RequestRefused
     | InternalError
     | DeviceEnrolled
+    | StreamResumed
+    | CertificateReplaced
     | NodeDraining
     | NodeStopped
 )

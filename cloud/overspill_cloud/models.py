@@ -77,13 +77,15 @@ class ServedModel:
     """A running engine under its public name, and the files that it was loaded from.
 
     ``measurement`` None is the ``echo`` engine, which has no file; its digest is that of nothing.
-    ``adapters`` are its LoRA adapters by name.
+    ``adapters`` are its LoRA adapters by name. ``kv_tokens`` is what its cache holds, all sequences
+    together; None where nobody said.
     """
 
     name: str
     engine: Engine
     measurement: Measurement | None
     adapters: Mapping[str, Measurement] = field(default_factory=dict)
+    kv_tokens: int | None = None
     _checked: dict[Path, _Stamp] = field(default_factory=dict, init=False)
 
     @property

@@ -7,9 +7,8 @@ them. After it everything is sealed into the stream.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from overspill.errors import (
@@ -24,20 +23,23 @@ from overspill.errors import (
     StreamCorrupt,
     StreamTruncated,
 )
-from overspill.sealing.receipt import ReceiptClaims, commitment, response_content
+from overspill.sealing.schedule import stream_id
 from overspill.transport.base import SealedHead
-from overspill.types.chat import Chunk, Finish, FinishReason, Request, ToolCall, merge_chunks
 from overspill.types.evidence import EvidenceBundle
-from overspill.types.usage import Usage
 from overspill.wire import plaintext
 from overspill_cloud import events
-from overspill_cloud.admission import Admission, Admitted, Database
+from overspill_cloud.admission import Admission, Database
+from overspill_cloud.answer import Asked, Displaced, LiveAnswer
+from overspill_cloud.arrivals import Arrivals, Place
 from overspill_cloud.enrolment import Enrolment
 from overspill_cloud.keys import KeyRing
+from overspill_cloud.live import LiveAnswers
 from overspill_cloud.models import ServedModel, pick
+from overspill_cloud.ring import FrameGone
+from overspill_cloud.room import Demand, kv_demand
 from overspill_cloud.sealed_stream import SealedRequest, SealedStream
 from overspill_cloud.store import UsageEntry
-from overspill_cloud.streams import Run, Running, Stop, StreamLimits
+from overspill_cloud.streams import StreamLimits
 
 _TELLABLE = (
     BusyError,
@@ -65,41 +67,30 @@ class NodeParts:
     limits: StreamLimits = field(default_factory=StreamLimits)
 
 
-@dataclass(slots=True)
-class _Answer:
-    """One admitted request and what has been answered so far."""
-
-    stream: SealedStream
-    request: Request
-    sealed: SealedRequest
-    model: ServedModel
-    admitted: Admitted
-    text: list[str]
-    calls: list[ToolCall] = field(default_factory=list)
-    tokens: int = 0
-    finish: Finish | None = None
-
-    def add(self, chunk: Chunk) -> None:
-        self.text.append(chunk.text)
-        self.calls += chunk.tool_calls
-        self.tokens += len(chunk.token_ids)
-        if chunk.finish is not None:
-            self.finish = replace(chunk.finish, model=self.model.name)
-
-    def cancelled(self) -> Finish:
-        usage = Usage(completion_tokens=self.tokens)
-        return Finish(FinishReason.CANCELLED, usage, self.model.name)
-
-
 class Node:
     """The sealed service over its parts; :mod:`overspill_cloud.server` puts it on a wire."""
 
     def __init__(self, parts: NodeParts) -> None:
         self._parts = parts
         self._enrolment = Enrolment(parts.database, parts.admission, parts.clock)
-        self._running = Running(parts.limits)
+        self._arrivals = Arrivals(parts.limits)
+        self._live = LiveAnswers(parts.limits, self._settle)
         self._draining = False
-        self._arriving = 0
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new streams are refused from now on."""
+        return self._draining
+
+    @property
+    def active(self) -> int:
+        """Answers whose engine works, or whose reader has not taken all yet."""
+        return len(self._live)
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """What is served, by name."""
+        return self._parts.models
 
     # Trust ------------------------------------------------------------------------------------
 
@@ -119,38 +110,43 @@ class Node:
     # Sealed -----------------------------------------------------------------------------------
 
     async def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """Answer one sealed request: the response nonce, then sealed frames."""
-        with self._opening():
-            stream = self._open(head)
-            yield stream.response_nonce
-            try:
-                answer = await self._admit(stream, frames)
-            except Exception as error:
-                yield stream.error(self._refused(error, "admission"))
-                return
-        run = Run(answer.model.engine.generate(answer.request), self._parts.limits)
-        self._running.add(stream.id, stream.keys, run)
+        """Answer one sealed request: the response nonce, then sealed frames. The same start again
+        is answered by the same frames."""
+        known = await self._live.known(stream_id(head.sealed_key))
+        if known is not None:
+            opening = self._again(known, head, frames)
+        else:
+            opening = self._anew(head, frames)
+        async with aclosing(opening) as parts:
+            async for part in parts:
+                yield part
+
+    async def resume(self, stream: bytes, mac: bytes, next_frame: int) -> AsyncGenerator[bytes]:
+        """The frames of a running or kept stream from ``next_frame`` on.
+
+        Raises ``InvalidRequest`` when that cannot be had, by whoever asks: why is not told.
+        """
         try:
-            async with aclosing(self._frames(answer, run)) as sealed:
-                async for frame in sealed:
-                    yield frame
-        except Exception as error:
-            yield stream.error(self._refused(error, "answer"))
-        finally:
-            # Without its end the reader is gone: the run goes on for the grace, and no longer.
-            self._running.leave(
-                stream.id,
-                complete=answer.finish is not None,
-                then=lambda: self._settle(answer, run),
-            )
+            answer = self._live.find(stream, mac, next_frame)
+            if answer is None:
+                raise FrameGone("There is no such stream.")
+            await self._parts.admission.enrolled(answer.asked.admitted.device.thumbprint)
+            answer.ring.read(next_frame)
+        except (FrameGone, StreamCorrupt, DeviceRejected) as error:
+            self._parts.log.write(events.RequestRefused("resume", type(error).__name__))
+            raise InvalidRequest("This stream cannot be resumed.") from None
+        self._parts.log.write(events.StreamResumed())
+        async with aclosing(answer.frames(next_frame)) as kept:
+            async for frame in kept:
+                yield frame
 
     async def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Enrol a device: its key signs the enrolment, its code pays for it, or its old key."""
-        with self._opening():
+        with self._arrivals.place() as place:
             stream = self._open(head)
             yield stream.response_nonce
             try:
-                sealed = await self._read(stream, frames)
+                sealed = await _read(stream, frames, place)
                 enrolled = await self._enrolment.enrol(sealed, th=stream.keys.th)
             except Exception as error:
                 yield stream.error(self._refused(error, "enrolment"))
@@ -158,10 +154,10 @@ class Node:
         self._parts.log.write(events.DeviceEnrolled())
         yield stream.enrolled(enrolled)
 
-    async def cancel(self, stream_id: bytes, mac: bytes) -> None:
+    async def cancel(self, stream: bytes, mac: bytes) -> None:
         """Stop a stream; whether it existed or the MAC was right is not told."""
         try:
-            self._running.cancel(stream_id, mac)
+            await self._live.cancel(stream, mac)
         except StreamCorrupt as error:
             self._refused(error, "cancel")
 
@@ -169,123 +165,103 @@ class Node:
         """Take no new streams; let those that run end, and move the rest after ``timeout_s``."""
         self._draining = True
         self._parts.log.write(events.NodeDraining())
-        await self._running.drain(timeout_s)
+        await self._live.drain(timeout_s)
 
     # In calling order -------------------------------------------------------------------------
 
-    @contextmanager
-    def _opening(self) -> Iterator[None]:
-        """A place among the requests that are still arriving: nobody is known yet, and each may
-        hold 16 MiB."""
-        if self._arriving >= self._parts.limits.max_arriving:
-            raise BusyError("Too many requests are arriving.", mend="Try again later.")
-        self._arriving += 1
+    async def _anew(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        with self._arrivals.place() as place:
+            stream = self._open(head)
+            yield stream.response_nonce
+            try:
+                sealed = await _read(stream, frames, place)
+                if await self._live.known(stream.id) is not None:
+                    raise Displaced("It began over another connection meanwhile.")
+                answer = await self._live.begin(stream.id, self._admit(stream, sealed))
+            except Displaced:
+                raise
+            except Exception as error:
+                yield stream.error(self._refused(error, "admission"))
+                return
+        async with aclosing(answer.frames(0)) as sealed_frames:
+            async for frame in sealed_frames:
+                yield frame
+
+    async def _again(
+        self, answer: LiveAnswer, head: SealedHead, frames: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes]:
+        """The same start gets the same answer; one with anything changed is a replay."""
+        stream = SealedStream(head, answer.asked.stream.epoch)
         try:
-            yield
-        finally:
-            self._arriving -= 1
+            with self._arrivals.place() as place:
+                is_same = answer.is_same_start(await _read(stream, frames, place))
+                answer.ring.read(0)
+        except (StreamCorrupt, StreamTruncated, InvalidRequest, FrameGone):
+            is_same = False
+        if not is_same:
+            yield stream.response_nonce
+            replay = DeviceRejected("This stream was already started.", reason="replay")
+            yield stream.error(self._refused(replay, "admission"))
+            return
+        yield answer.asked.stream.response_nonce
+        async with aclosing(answer.frames(0)) as kept:
+            async for frame in kept:
+                yield frame
 
     def _open(self, head: SealedHead) -> SealedStream:
         if self._draining:
-            raise BusyError("The node is shutting down.", mend="Use another one.")
+            raise BusyError(
+                "The node is shutting down.", mend="Use another one.", reason="DRAINING"
+            )
         epoch = self._parts.keys.lookup(head.nkc_sha256)
         if epoch is None:
             raise KeyUnknown("The node does not hold this key.", mend="Fetch its evidence again.")
         return SealedStream(head, epoch)
 
-    async def _read(self, stream: SealedStream, frames: AsyncIterator[bytes]) -> SealedRequest:
-        try:
-            async with asyncio.timeout(self._parts.limits.request_timeout_s):
-                return await stream.read(frames)
-        except TimeoutError:
-            raise InvalidRequest("The request did not arrive in time.") from None
-
-    async def _admit(self, stream: SealedStream, frames: AsyncIterator[bytes]) -> _Answer:
-        sealed = await self._read(stream, frames)
+    async def _admit(self, stream: SealedStream, sealed: SealedRequest) -> LiveAnswer:
+        signature, th, body = sealed.signature, stream.keys.th, sealed.body
         admitted = await self._parts.admission.admit(
-            sealed.signature, th=stream.keys.th, body=sealed.body
+            signature, th=th, body=body, demand=lambda: _demand(self._parts.models, body)
         )
         try:
-            request = plaintext.request_from_bytes(sealed.body)
+            request = plaintext.request_from_bytes(body)
             model = pick(self._parts.models, request.model)
             await model.check_unchanged()
-            if stream.id in self._running:
-                raise DeviceRejected("This stream was already started.", reason="replay")
+            # A name of its own for each request: sessions of a node share no prefix cache, no id.
+            own = sealed.signature.request_id.hex()
+            request = replace(request, id=own, app=own, cache_scope=None)
+            return LiveAnswer(
+                Asked(stream, sealed, request, model, admitted),
+                self._parts.limits,
+                clock=self._parts.clock,
+                refused=lambda error: self._refused(error, "answer"),
+                left=self._live.left,
+                settled=self._live.settled,
+            )
         except BaseException:
             admitted.release()
             raise
-        # A name of its own for each request: sessions of a node share no prefix cache, and no id.
-        own = sealed.signature.request_id.hex()
-        request = replace(request, id=own, app=own)
-        return _Answer(stream, request, sealed, model, admitted, [])
 
-    async def _frames(self, answer: _Answer, run: Run) -> AsyncGenerator[bytes]:
-        stream = answer.stream
-        yield stream.event(plaintext.Accepted(answer.model.name))
-        while answer.finish is None:
-            chunks = await run.batch(self._parts.limits.heartbeat_s)
-            if chunks:
-                # What is ready together goes as one: fewer frames, and less said by their lengths.
-                chunk = merge_chunks(chunks)
-                answer.add(chunk)
-                if chunk.has_content:
-                    yield stream.event(chunk)
-            elif run.ended:
-                break
-            else:
-                yield stream.event(plaintext.Heartbeat())
-        if answer.finish is None and run.ending is Stop.CANCELLED:
-            answer.finish = answer.cancelled()
-        if answer.finish is not None:
-            # A worker that died meanwhile has loaded the file anew.
-            await answer.model.check_unchanged()
-            yield stream.final(answer.finish, self._receipt(answer, answer.finish))
-        elif run.ending is Stop.DRAINED:
-            yield stream.event(plaintext.Migrate("drain"))
-        else:
-            yield stream.error(self._refused(_failure(run), "engine"))
-
-    def _receipt(self, answer: _Answer, finish: Finish) -> bytes:
-        epoch, keys = answer.stream.epoch, answer.stream.keys
-        content = response_content("".join(answer.text), answer.calls)
-        claims = ReceiptClaims(
-            nkc_sha256=epoch.nkc_sha256,
-            th=keys.th,
-            request_id=answer.sealed.signature.request_id,
-            request_commitment=commitment(keys.commitment_salt, answer.sealed.body),
-            response_commitment=commitment(keys.commitment_salt, content),
-            model=finish.model,
-            model_sha256=answer.model.sha256,
-            adapter=finish.adapter or "",
-            adapter_sha256=answer.model.adapter_sha256(finish.adapter),
-            prompt_tokens=finish.usage.prompt_tokens,
-            completion_tokens=finish.usage.completion_tokens,
-            unix_s=int(self._parts.clock()),
-            finish_reason=finish.reason.value,
-        )
-        return epoch.receipt_key.sign(claims)
-
-    def _settle(self, answer: _Answer, run: Run) -> None:
-        answer.admitted.release()
-        outcome = _outcome(answer, run)
-        usage = answer.finish.usage if answer.finish else Usage(completion_tokens=answer.tokens)
+    def _settle(self, answer: LiveAnswer) -> None:
+        asked, usage = answer.asked, answer.usage
+        asked.admitted.release()
         self._parts.log.write(
             events.StreamEnded(
-                outcome=outcome,
-                model=answer.model.name,
+                outcome=answer.outcome,
+                model=asked.model.name,
                 prompt_tokens_le=events.bucket(usage.prompt_tokens),
                 completion_tokens_le=events.bucket(usage.completion_tokens),
             )
         )
         entry = UsageEntry(
-            request_id=answer.sealed.signature.request_id,
-            attempt=answer.request.attempt,
-            thumbprint=answer.admitted.device.thumbprint,
+            request_id=asked.sealed.signature.request_id,
+            attempt=asked.request.attempt,
+            thumbprint=asked.admitted.device.thumbprint,
             unix_s=int(self._parts.clock()),
-            model=answer.model.name,
+            model=asked.model.name,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
-            outcome=outcome,
+            outcome=answer.outcome,
         )
         self._parts.database.submit(lambda: self._parts.database.store.append_usage(entry))
 
@@ -299,19 +275,12 @@ class Node:
         return EngineError("The node failed while it worked on this request.", mend="Try again.")
 
 
-def _failure(run: Run) -> OverspillError:
-    if isinstance(run.ending, ModelError):
-        # A worker that started anew names the file as this machine knows it.
-        return EngineError("The node's model cannot be loaded any more.")
-    if isinstance(run.ending, OverspillError):
-        return run.ending
-    return EngineError("The engine stopped without an end.")
+def _demand(models: Mapping[str, ServedModel], body: bytes) -> Demand:
+    request = plaintext.request_from_bytes(body)
+    model = pick(models, request.model)
+    return Demand(model.name, request.lane, kv_demand(request), model.kv_tokens)
 
 
-def _outcome(answer: _Answer, run: Run) -> str:
-    if answer.finish is not None:
-        return answer.finish.reason.value
-    if isinstance(run.ending, OverspillError):
-        return run.ending.code
-    # The engine may have come to its end while nobody read it any more.
-    return run.ending or Stop.DETACHED
+async def _read(stream: SealedStream, frames: AsyncIterator[bytes], place: Place) -> SealedRequest:
+    async with place.reading():
+        return await stream.read(frames)

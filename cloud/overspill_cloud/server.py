@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from overspill.errors import (
     BusyError,
@@ -25,20 +21,22 @@ from overspill.transport.base import SealedHead
 from overspill.wire import convert
 from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, trust_pb2, trust_pb2_grpc
 from overspill_cloud import events
+from overspill_cloud.answer import Displaced
+from overspill_cloud.certificates import TlsFiles, server_credentials
+from overspill_cloud.health import Health, health_handler
 from overspill_cloud.node import Node
+from overspill_cloud.status import busy_details
 
 HALF_CLOSE_TIMEOUT_S = 2.0
+HEAD_TIMEOUT_S = 10.0
+"""A call whose first message has not come by then never sends."""
+HANDSHAKE_TIMEOUT_MS = 10_000
+IDLE_CONNECTION_MS = 300_000
+MAX_CALLS = 4096
+"""Of all kinds, at once: what comes beyond is refused before anything is allocated for it."""
 MAX_MESSAGE_BYTES = (1 << 20) + (1 << 16)
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Open = Callable[[SealedHead, AsyncIterator[bytes]], AsyncGenerator[bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """The server's certificate chain and private key, PEM."""
-
-    certificate: bytes
-    key: bytes
 
 
 class TrustServicer(trust_pb2_grpc.TrustServicer):
@@ -91,27 +89,49 @@ class SealedServicer(sealed_pb2_grpc.SealedServicer):
         await self._node.cancel(request.stream_id, request.mac)
         return sealed_pb2.CancelResponse()
 
+    async def Resume(  # noqa: D102
+        self, request: sealed_pb2.ResumeRequest, context: _Context
+    ) -> None:
+        frames = self._node.resume(request.stream_id, request.mac, request.next_frame)
+        async with self._guarded(context, None), aclosing(frames):
+            await _write_frames(frames, context)
+
     async def _stream(
         self, serve: _Open, requests: AsyncIterator[sealed_pb2.SealedFrame], context: _Context
     ) -> None:
-        try:
+        async with self._guarded(context, requests):
             head = await _head(requests)
             async with aclosing(serve(head, _frames(requests))) as parts:
                 nonce = await anext(parts)
                 await context.write(sealed_pb2.SealedFrame(response_nonce=nonce))
-                async for frame in parts:
-                    await context.write(sealed_pb2.SealedFrame(frame=frame))
-        except (KeyUnknown, BusyError, InvalidRequest) as error:
+                await _write_frames(parts, context)
+            await _until_half_closed(requests)
+
+    @asynccontextmanager
+    async def _guarded(
+        self, context: _Context, requests: AsyncIterator[sealed_pb2.SealedFrame] | None
+    ) -> AsyncIterator[None]:
+        """Make of every error what may be seen from outside."""
+        try:
+            yield
+        except (KeyUnknown, InvalidRequest) as error:
             await context.write(sealed_pb2.SealedFrame(error=_public(error)))
+            if requests is not None:
+                await _until_half_closed(requests)
+        except BusyError as error:
+            if requests is not None:
+                await _until_half_closed(requests)
+            await _abort(context, error)
+        except Displaced:
+            await context.abort(grpc.StatusCode.ABORTED, "read over another connection")
         except Exception as error:
             # grpcio would log the traceback, and with it whatever the exception quotes.
             self._log.write(events.InternalError(type(error).__name__, "stream"))
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
-        await _until_half_closed(requests)
 
 
 async def start_server(
-    node: Node, log: events.EventLog, listen: str, tls: Tls | None
+    node: Node, log: events.EventLog, listen: str, tls: TlsFiles | None
 ) -> tuple[grpc.aio.Server, str]:
     """A started server and the address that it got (port 0 takes a free one).
 
@@ -129,8 +149,12 @@ async def start_server(
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 3_000),
             ("grpc.http2.ping_timeout_ms", 3_000),
-        ]
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MS),
+        ],
+        maximum_concurrent_rpcs=MAX_CALLS,
     )
+    server.add_generic_rpc_handlers((health_handler(Health(node)),))
     trust_pb2_grpc.add_TrustServicer_to_server(TrustServicer(node), server)  # type: ignore[no-untyped-call]  # generated
     sealed_pb2_grpc.add_SealedServicer_to_server(SealedServicer(node, log), server)  # type: ignore[no-untyped-call]  # generated
     address = _bind(server, listen, tls)
@@ -138,14 +162,12 @@ async def start_server(
     return server, address
 
 
-def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
+def _bind(server: grpc.aio.Server, listen: str, tls: TlsFiles | None) -> str:
     try:
         if tls is None:
             port = server.add_insecure_port(listen)
         else:
-            _check_pair(tls)
-            pair = [(tls.key, tls.certificate)]
-            port = server.add_secure_port(listen, grpc.ssl_server_credentials(pair))
+            port = server.add_secure_port(listen, server_credentials(tls))
     except RuntimeError as error:
         raise ConfigurationError(
             f"Cannot listen on {listen}: it is in use or not an address of this machine.",
@@ -154,28 +176,20 @@ def _bind(server: grpc.aio.Server, listen: str, tls: Tls | None) -> str:
     return listen if listen.startswith("unix:") else f"{listen.rsplit(':', 1)[0]}:{port}"
 
 
-def _check_pair(tls: Tls) -> None:
-    """gRPC calls a bad pair a bad address: read it first. Raises ``ConfigurationError``."""
-    try:
-        certificate = x509.load_pem_x509_certificate(tls.certificate)
-        key = load_pem_private_key(tls.key, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(
-            "--tls-cert or --tls-key is not readable PEM without a password.",
-            mend="Give a certificate chain and its private key.",
-        ) from error
-    if certificate.public_key() != key.public_key():
-        raise ConfigurationError(
-            "--tls-key does not belong to --tls-cert.", mend="Give the certificate's own key."
-        )
-
-
 async def _head(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> SealedHead:
-    async for message in requests:
-        if message.WhichOneof("part") == "head":
-            return SealedHead(message.head.nkc_sha256, message.head.sealed_key)
-        break
-    raise InvalidRequest("A sealed request begins with its head.")
+    try:
+        async with asyncio.timeout(HEAD_TIMEOUT_S):
+            message = await anext(aiter(requests), None)
+    except TimeoutError:
+        message = None
+    if message is None or message.WhichOneof("part") != "head":
+        raise InvalidRequest("A sealed request begins with its head.")
+    return SealedHead(message.head.nkc_sha256, message.head.sealed_key)
+
+
+async def _write_frames(frames: AsyncIterator[bytes], context: _Context) -> None:
+    async for frame in frames:
+        await context.write(sealed_pb2.SealedFrame(frame=frame))
 
 
 async def _frames(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> AsyncGenerator[bytes]:
@@ -194,15 +208,17 @@ async def _until_half_closed(requests: AsyncIterator[sealed_pb2.SealedFrame]) ->
 
 
 def _public(error: OverspillError) -> sealed_pb2.PublicError:
-    """The three codes that may be seen from outside, without a word more."""
+    """Two of the three codes that may be seen from outside, without a word more; the third, BUSY,
+    is a status of gRPC's."""
     codes = sealed_pb2.PublicError
-    if isinstance(error, KeyUnknown):
-        return codes(code=codes.UNKNOWN_KEY)
-    return codes(code=codes.BUSY if isinstance(error, BusyError) else codes.BAD_REQUEST)
+    unknown = isinstance(error, KeyUnknown)
+    return codes(code=codes.UNKNOWN_KEY if unknown else codes.BAD_REQUEST)
 
 
 async def _abort(context: _Context, error: OverspillError) -> NoReturn:
-    busy = isinstance(error, BusyError)
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED if busy else grpc.StatusCode.INVALID_ARGUMENT
-    await context.abort(code, error.message)
+    if isinstance(error, BusyError):
+        code, trailing = grpc.StatusCode.RESOURCE_EXHAUSTED, busy_details(error)
+    else:
+        code, trailing = grpc.StatusCode.INVALID_ARGUMENT, ()
+    await context.abort(code, error.message, trailing)
     raise AssertionError("abort always raises")

@@ -1,35 +1,46 @@
 """Running generations: an engine's chunks through a bounded queue, and ways to stop them.
 
 The engine is pumped by a task of its own, so a slow or lost reader never stops the engine's
-thread: when the queue is full the pump waits, and when the reader is gone the run is cancelled
-after a grace.
+thread: when the queue is full the pump waits, and what the engine says meanwhile comes as one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 
 from overspill.errors import EngineError, OverspillError
-from overspill.sealing.schedule import KeySchedule, check_cancel_mac
-from overspill.types.chat import Chunk
+from overspill.types.chat import Chunk, Finish
+
+_CHUNK_BYTES = 64
+_TOKEN_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """``detach_grace_s``: how long a stream whose connection was lost goes on."""
+    """Bounds of each stream, in bytes and seconds, and of all that are kept."""
 
     max_arriving: int = 64
-    """Requests that are not admitted yet."""
-    max_queued_chunks: int = 64
-    heartbeat_s: float = 2.0
-    detach_grace_s: float = 2.0
+    """Requests that are not admitted yet; beyond it the longest gives way, once it had
+    ``arriving_grace_s``."""
+    arriving_grace_s: float = 2.0
     request_timeout_s: float = 30.0
     """From the head to the last frame of the request."""
+    max_queued_bytes: int = 256 << 10
+    """What an engine may be ahead of the reader of its answer."""
+    stall_timeout_s: float = 30.0
+    """A reader that leaves the queue full for so long counts as gone."""
+    heartbeat_s: float = 2.0
+    detach_grace_s: float = 5.0
+    """How long a stream whose connection was lost goes on."""
+    ring_bytes: int = 4 << 20
+    ring_s: float = 120.0
+    """For how long, and up to which size, what was sent can be had again."""
+    max_kept_bytes: int = 64 << 20
+    """All rings of streams that ended, together."""
 
 
 class Stop(StrEnum):
@@ -45,34 +56,54 @@ Ending = Stop | OverspillError | None
 
 
 class Run:
-    """One generation. Whoever made it hands it to :meth:`Running.leave` at the end."""
+    """One generation. ``then`` is called once, when the engine has let go."""
 
-    def __init__(self, chunks: AsyncGenerator[Chunk], limits: StreamLimits) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[Chunk], limits: StreamLimits, then: Callable[[], None]
+    ) -> None:
         self.ended = False
         self.ending: Ending = None
+        self.tokens = 0
+        """Tokens that the engine has given so far, read or not."""
+        self.finish: Finish | None = None
+        """The engine's end, as soon as it is queued."""
+        self._limits = limits
+        self._then = then
         self._stop: Stop | None = None
-        self._queued: deque[Chunk] = deque()
-        self._room = asyncio.Semaphore(limits.max_queued_chunks)
+        self._queued: list[Chunk] = []
+        self._queued_bytes = 0
+        self._room = asyncio.Event()
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._pump(chunks))
         # Not in the pump: a task that is cancelled before its first step runs none of it.
         self._task.add_done_callback(self._on_done)
 
-    async def batch(self, wait_s: float) -> list[Chunk]:
-        """What is queued, after at most ``wait_s`` seconds; empty when nothing came, or at the
-        end (``ended``)."""
-        if not self._queued and not self.ended:
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                return []
-        chunks = list(self._queued)
-        self._queued.clear()
-        for _ in chunks:
-            self._room.release()
+    @property
+    def queued_bytes(self) -> int:
+        """What waits for the reader, roughly."""
+        return self._queued_bytes
+
+    async def ready(self, wait_s: float) -> None:
+        """Wait, at most ``wait_s`` seconds, until something is queued or the run has ended."""
+        if self._queued or self.ended:
+            return
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def take(self) -> list[Chunk]:
+        """What is queued now."""
+        chunks, self._queued = self._queued, []
+        self._queued_bytes = 0
+        self._room.set()
         return chunks
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        self._wake.set()
 
     def stop(self, why: Stop) -> None:
         """Stop the engine's work; the first reason counts. Queued chunks can still be read."""
@@ -88,77 +119,42 @@ class Run:
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    await self._room.acquire()
-                    self._queued.append(chunk)
-                    self._wake.set()
+                    self._note(chunk)
+                    if self._queued_bytes >= self._limits.max_queued_bytes:
+                        await self._until_read()
         except OverspillError as error:
             self.ending = error
         except Exception as error:
             # Only the kind: a foreign exception's text may quote the prompt.
             self.ending = EngineError(f"The engine failed ({type(error).__name__}).")
 
+    def _note(self, chunk: Chunk) -> None:
+        self._queued.append(chunk)
+        self._queued_bytes += _size(chunk)
+        self.tokens += len(chunk.token_ids)
+        self.finish = chunk.finish
+        self._wake.set()
+
+    async def _until_read(self) -> None:
+        self._room.clear()
+        try:
+            async with asyncio.timeout(self._limits.stall_timeout_s):
+                await self._room.wait()
+        except TimeoutError:
+            self.stop(Stop.DETACHED)
+            await asyncio.sleep(0)  # where the cancellation arrives
+
     def _on_done(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             self.ending = self._stop or Stop.CANCELLED
         self.ended = True
         self._wake.set()
+        self._then()
 
 
-class Running:
-    """All runs of a node by stream id: for explicit cancels, lost connections and the drain."""
-
-    def __init__(self, limits: StreamLimits) -> None:
-        self._limits = limits
-        self._runs: dict[bytes, tuple[KeySchedule, Run]] = {}
-        self._endings: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def __contains__(self, stream: bytes) -> bool:
-        return stream in self._runs
-
-    def add(self, stream: bytes, keys: KeySchedule, run: Run) -> None:
-        """Make a run known under its stream id."""
-        self._runs[stream] = (keys, run)
-        self._idle.clear()
-
-    def cancel(self, stream: bytes, mac: bytes) -> None:
-        """Stop a stream for who began it. An unknown stream is already what was asked for.
-
-        Raises ``StreamCorrupt`` for a MAC that is not its client's.
-        """
-        found = self._runs.get(stream)
-        if found is not None:
-            keys, run = found
-            check_cancel_mac(keys, stream, mac)
-            run.stop(Stop.CANCELLED)
-
-    def leave(self, stream: bytes, *, complete: bool, then: Callable[[], None]) -> None:
-        """The reader is gone: stop the run, after the grace unless it is ``complete``, forget it,
-        and call ``then``."""
-        _, run = self._runs[stream]
-        grace_s = 0.0 if complete else self._limits.detach_grace_s
-        task = asyncio.create_task(self._end(stream, run, grace_s, then))
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
-
-    async def _end(self, stream: bytes, run: Run, grace_s: float, then: Callable[[], None]) -> None:
-        try:
-            await run.wait(grace_s)
-            run.stop(Stop.DETACHED)
-            await run.wait()
-        finally:
-            del self._runs[stream]
-            then()
-            if not self._runs:
-                self._idle.set()
-
-    async def drain(self, timeout_s: float) -> None:
-        """Wait until all runs ended; after ``timeout_s`` tell the rest to go on elsewhere."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            for _, run in tuple(self._runs.values()):
-                run.stop(Stop.DRAINED)
-            await self._idle.wait()
+def _size(chunk: Chunk) -> int:
+    alternatives = sum(1 + len(one.top) for one in chunk.logprobs)
+    said = len(chunk.text) + len(chunk.reasoning)
+    said += sum(len(call.arguments) for call in chunk.tool_calls)
+    said += sum(len(piece.arguments) for piece in chunk.tool_call_deltas)
+    return _CHUNK_BYTES * (1 + alternatives) + _TOKEN_BYTES * len(chunk.token_ids) + said

@@ -33,7 +33,7 @@ from overspill_cloud.streams import StreamLimits
 pytestmark = pytest.mark.anyio
 
 WORDS = "one two three four five"
-ONE_BY_ONE = StreamLimits(max_queued_chunks=1)
+ONE_BY_ONE = StreamLimits(max_queued_bytes=1)
 """Each chunk is a frame of its own, so that every run has the same frames."""
 
 

@@ -163,7 +163,19 @@ async def test_a_request_is_answered_once(cloud, tmp_path):
         await here.enrolled(key=key)
         outgoing = await _sealed(here, key, cloud.ask())
         assert await _send_as_is(here, key, outgoing) == "stop"
-        assert await _send_as_is(here, key, outgoing) == "replay"
+        # The same bytes again get the same bytes again; nothing is computed or counted twice.
+        assert await _send_as_is(here, key, outgoing) == "stop"
+        ended = [event for event in here.events() if event["event"] == "StreamEnded"]
+        assert len(ended) == 1
+
+
+async def test_what_is_no_longer_kept_is_a_replay(cloud, tmp_path):
+    streams = StreamLimits(max_kept_bytes=0)
+    async with cloud.world(tmp_path, streams=streams) as here:
+        key = cloud.device_key()
+        await here.enrolled(key=key)
+        outgoing = await _sealed(here, key, cloud.ask())
+        assert await _send_as_is(here, key, outgoing) == "stop"
         assert await _send_as_is(here, key, outgoing) == "replay"
 
 
@@ -347,7 +359,7 @@ async def test_nobody_else_can_cancel_a_stream(cloud, tmp_path):
         engine = await here.enrolled()
         stream = engine.generate(cloud.ask("still here"))
         text = (await anext(stream)).text
-        for running in list(here.node._running._runs):
+        for running in list(here.node._live._answers):
             await here.node.cancel(running, b"m" * 32)
         async for chunk in stream:
             text += chunk.text

@@ -1,0 +1,217 @@
+"""One admitted request and its answer: sealed once, into a ring, for whoever reads it.
+
+The reader drives: what the engine said since is sealed when he comes for it. Who reads may change
+(a lost connection, a repeated start); what was sealed never does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+
+from overspill.errors import EngineError, ModelError, OverspillError
+from overspill.sealing.receipt import ReceiptClaims, commitment, response_content
+from overspill.types.chat import Chunk, Finish, FinishReason, Request, ToolCall, merge_chunks
+from overspill.types.usage import Usage
+from overspill.wire import plaintext
+from overspill_cloud.admission import Admitted
+from overspill_cloud.models import ServedModel
+from overspill_cloud.ring import FrameRing
+from overspill_cloud.sealed_stream import SealedRequest, SealedStream
+from overspill_cloud.streams import Run, Stop, StreamLimits
+
+
+class Displaced(Exception):
+    """Somebody else reads this stream now: the same client, over a newer connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked, by whom, over which keys, of which model."""
+
+    stream: SealedStream
+    sealed: SealedRequest
+    request: Request
+    model: ServedModel
+    admitted: Admitted
+
+
+class LiveAnswer:
+    """An answer under way, or one that ended and can still be had again.
+
+    ``refused`` makes of any error what may be told; ``left`` is called whenever a reader goes
+    and nobody took over; ``settled`` once, when the engine has let go. ``clock`` gives Unix
+    seconds.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        limits: StreamLimits,
+        *,
+        clock: Callable[[], float],
+        refused: Callable[[Exception], OverspillError],
+        left: Callable[[LiveAnswer], None],
+        settled: Callable[[LiveAnswer], None],
+    ) -> None:
+        self.asked = asked
+        self.ring = FrameRing(limits.ring_bytes, limits.ring_s, time.monotonic)
+        self.is_forgotten = False
+        self._limits = limits
+        self._clock = clock
+        self._refused = refused
+        self._left = left
+        self._body_sha256 = hashlib.sha256(asked.sealed.body).digest()
+        self._text: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._finish: Finish | None = None
+        self._reader: object | None = None
+        self.ring.append(asked.stream.event(plaintext.Accepted(asked.model.name)))
+        chunks = asked.model.engine.generate(asked.request)
+        self.run = Run(chunks, limits, lambda: settled(self))
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody reads it now."""
+        return self._reader is not None
+
+    def is_same_start(self, sealed: SealedRequest) -> bool:
+        """Whether a repeated start is the one that began this answer, byte for byte."""
+        mine = self.asked.sealed.signature
+        return (
+            sealed.signature == mine and hashlib.sha256(sealed.body).digest() == self._body_sha256
+        )
+
+    async def frames(self, start: int) -> AsyncGenerator[bytes]:
+        """Frames from ``start`` to the end, kept ones first; whoever read before is displaced.
+
+        Raises ``Displaced`` when another reader comes, and ``FrameGone`` for a frame that is not
+        kept.
+        """
+        mine = self._reader = object()
+        self.run.wake()
+        index = start
+        try:
+            while True:
+                frame = self.ring.read(index)
+                if frame is not None:
+                    yield frame
+                    index += 1
+                elif self.ring.is_closed:
+                    return
+                else:
+                    await self._seal_more(mine)
+        finally:
+            if self._reader is mine:
+                self._reader = None
+                self._left(self)
+
+    def forget(self) -> None:
+        """End whoever still reads; nothing can be had from here on."""
+        self.is_forgotten = True
+        self._reader = None
+        self.run.wake()
+
+    @property
+    def usage(self) -> Usage:
+        """What the ledger counts: the engine's own numbers, or the tokens that it gave."""
+        if self.run.finish is not None:
+            return self.run.finish.usage
+        return Usage(completion_tokens=self.run.tokens)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in one word."""
+        if self.run.finish is not None:
+            return self.run.finish.reason.value
+        ending = self.run.ending
+        if isinstance(ending, OverspillError):
+            return ending.code
+        return ending or Stop.DETACHED
+
+    # In calling order -------------------------------------------------------------------------
+
+    async def _seal_more(self, mine: object) -> None:
+        """Seal what came since, or the end, or a heartbeat where nothing came for a while."""
+        await self.run.ready(self._limits.heartbeat_s)
+        self._check_reader(mine)
+        chunks = self.run.take()
+        if chunks:
+            # What is ready together goes as one: fewer frames, and less said by their lengths.
+            chunk = merge_chunks(chunks)
+            self._add(chunk)
+            if chunk.has_content:
+                self.ring.append(self.asked.stream.event(chunk))
+        if self._finish is not None or (not chunks and self.run.ended):
+            await self._seal_end(mine)
+        elif not chunks:
+            self.ring.append(self.asked.stream.event(self._heartbeat()))
+
+    def _check_reader(self, mine: object) -> None:
+        if self._reader is not mine:
+            raise Displaced("This stream is read over another connection now.")
+
+    def _add(self, chunk: Chunk) -> None:
+        self._text.append(chunk.text)
+        self._calls += chunk.tool_calls
+        if chunk.finish is not None:
+            self._finish = replace(chunk.finish, model=self.asked.model.name)
+
+    def _heartbeat(self) -> plaintext.Heartbeat:
+        position = self.asked.model.engine.queue_position(self.asked.request.id)
+        return plaintext.Heartbeat(position or 0)
+
+    async def _seal_end(self, mine: object) -> None:
+        stream, ending = self.asked.stream, self.run.ending
+        if self._finish is None and ending is Stop.CANCELLED:
+            self._finish = self._cancelled()
+        try:
+            if self._finish is not None:
+                # A worker that died meanwhile has loaded the file anew.
+                await self.asked.model.check_unchanged()
+                self._check_reader(mine)
+                end = stream.final(self._finish, self._receipt(self._finish))
+            elif isinstance(ending, Stop):
+                end = stream.event(plaintext.Migrate(ending.value))
+            else:
+                end = stream.error(self._refused(_failure(self.run)))
+        except Displaced:
+            raise
+        except Exception as error:
+            end = stream.error(self._refused(error))
+        self.ring.append(end, closes=True)
+
+    def _cancelled(self) -> Finish:
+        return Finish(FinishReason.CANCELLED, self.usage, self.asked.model.name)
+
+    def _receipt(self, finish: Finish) -> bytes:
+        asked = self.asked
+        epoch, keys = asked.stream.epoch, asked.stream.keys
+        content = response_content("".join(self._text), self._calls)
+        claims = ReceiptClaims(
+            nkc_sha256=epoch.nkc_sha256,
+            th=keys.th,
+            request_id=asked.sealed.signature.request_id,
+            request_commitment=commitment(keys.commitment_salt, asked.sealed.body),
+            response_commitment=commitment(keys.commitment_salt, content),
+            model=finish.model,
+            model_sha256=asked.model.sha256,
+            adapter=finish.adapter or "",
+            adapter_sha256=asked.model.adapter_sha256(finish.adapter),
+            prompt_tokens=finish.usage.prompt_tokens,
+            completion_tokens=finish.usage.completion_tokens,
+            unix_s=int(self._clock()),
+            finish_reason=finish.reason.value,
+        )
+        return epoch.receipt_key.sign(claims)
+
+
+def _failure(run: Run) -> OverspillError:
+    if isinstance(run.ending, ModelError):
+        # A worker that started anew names the file as this machine knows it.
+        return EngineError("The node's model cannot be loaded any more.")
+    if isinstance(run.ending, OverspillError):
+        return run.ending
+    return EngineError("The engine stopped without an end.")

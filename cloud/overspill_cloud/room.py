@@ -1,0 +1,110 @@
+"""Whether there is room for one more stream, and for whom: pure counting, no clock, no I/O.
+
+Three things run out. The queue: a stream that is admitted is run or waits in the engine's own
+queue, and a queue that is too long serves nobody. The KV cache: what is admitted reserves prompt
+and answer. A device's share. The batch lane gives up the last quarter of the queue and of the
+cache to the interactive one, so that a flood of batch work never shuts people out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from overspill.errors import BusyError
+from overspill.types.chat import Lane, Request
+from overspill_cloud.limits import AdmissionLimits
+
+BYTES_PER_TOKEN: Final = 3
+"""Text is counted, not tokenized, before it is admitted: a little more than it will be."""
+ASSUMED_ANSWER_TOKENS: Final = 512
+"""For a request that names no ``max_tokens``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks of a model: its lane, its KV tokens, and how many the model has."""
+
+    model: str
+    lane: Lane = "interactive"
+    kv_tokens: int = 0
+    kv_capacity: int | None = None
+
+
+def kv_demand(request: Request) -> int:
+    """KV tokens that a request may come to take, estimated from its length."""
+    said = sum(len(message.content.encode()) for message in request.messages)
+    prompt = (said + len(request.prefix.encode())) // BYTES_PER_TOKEN
+    return prompt + (request.max_tokens or ASSUMED_ANSWER_TOKENS)
+
+
+class Room:
+    """Counts what is taken."""
+
+    def __init__(self, limits: AdmissionLimits) -> None:
+        self._limits = limits
+        self._by_device: Counter[bytes] = Counter()
+        self._by_lane: Counter[str] = Counter()
+        self._kv: Counter[str] = Counter()
+
+    @property
+    def streams(self) -> int:
+        """Streams that hold a place."""
+        return self._by_device.total()
+
+    def take(self, device: bytes, demand: Demand) -> Callable[[], None]:
+        """Take a place; returns what gives it back, once.
+
+        Raises ``BusyError`` with the reason QUEUE_FULL, KV_FULL or QUOTA.
+        """
+        self._check_queue(demand)
+        self._check_kv(demand)
+        if self._by_device[device] >= self._limits.max_streams_per_device:
+            raise self._busy(
+                "QUOTA", f"This device has {self._limits.max_streams_per_device} streams already."
+            )
+        self._by_device[device] += 1
+        self._by_lane[demand.lane] += 1
+        self._kv[demand.model] += demand.kv_tokens
+        held = [device]
+
+        def release() -> None:
+            if held:
+                held.clear()
+                self._by_lane[demand.lane] -= 1
+                self._kv[demand.model] -= demand.kv_tokens
+                self._by_device[device] -= 1
+                if not self._by_device[device]:
+                    del self._by_device[device]  # devices without streams are not remembered
+
+        return release
+
+    def _check_queue(self, demand: Demand) -> None:
+        limits = self._limits
+        if self.streams >= limits.max_streams:
+            raise self._busy("QUEUE_FULL", f"All {limits.max_streams} streams are taken.")
+        if demand.lane == "batch":
+            share = max(1, int(limits.max_streams * limits.batch_share))
+            if self._by_lane["batch"] >= share:
+                raise self._busy("QUEUE_FULL", f"All {share} streams of the batch lane are taken.")
+
+    def _check_kv(self, demand: Demand) -> None:
+        if demand.kv_capacity is None:
+            return
+        most = demand.kv_capacity * self._limits.kv_queue_factor
+        if demand.lane == "batch":
+            most *= self._limits.batch_share
+        taken = self._kv[demand.model]
+        # One that is alone is the engine's to judge: it knows the exact numbers.
+        if taken and taken + demand.kv_tokens > most:
+            raise self._busy("KV_FULL", f"The cache of {demand.model} is taken for some time.")
+
+    def _busy(self, reason: str, message: str) -> BusyError:
+        return BusyError(
+            f"{message} ({reason})",
+            mend="Try again later.",
+            retry_after_s=self._limits.retry_after_s,
+            reason=reason,
+        )
