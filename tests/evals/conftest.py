@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,23 @@ def results_csv(tmp_path: Path, rows: list[Row]) -> Callable[..., Path]:
             writer = csv.DictWriter(out, fieldnames=list(wanted[0]))
             writer.writeheader()
             writer.writerows(wanted)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def prompts_file(tmp_path: Path) -> Callable[..., Path]:
+    """``prompts_file(count)`` writes so many prompts, of which every other one has an answer."""
+
+    def write(count: int, name: str = "prompts.jsonl") -> Path:
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8") as out:
+            for n in range(count):
+                row: dict[str, object] = {"prompt": f"Say the number {n}.", "skill": "saying"}
+                if n % 2 == 0:
+                    row |= {"expected": str(n), "grade": "number"}
+                out.write(json.dumps(row) + "\n")
         return path
 
     return write

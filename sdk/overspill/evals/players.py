@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from overspill.client import AsyncOverspill
 from overspill.config import Settings
 from overspill.engines.base import Engine
-from overspill.errors import EngineError
+from overspill.errors import ConfigurationError, EngineError
 from overspill.opening import open_device
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request, TokenLogprob, TokenSignal, ToolCall, Watch
@@ -150,7 +150,7 @@ async def open_player(
             if state.problem is not None:
                 raise state.problem
             if not state.cards:
-                raise EngineError("There is no cloud to ask.", mend="Give --cloud HOST:PORT.")
+                raise ConfigurationError("There is no cloud to ask.", mend="Give --cloud HOST:PORT.")
             model = state.cards[0].name
         cards = {card.name: card for card in await client.models()}
         yield ClientPlayer(client, options, model, cards)

@@ -9,8 +9,8 @@ log can be resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -56,6 +56,16 @@ class Progress:
     graded: int
     right: int
 
+    def after(self, line: Mapping[str, Any]) -> Progress:
+        """One line later."""
+        graded = line.get("correct") is not None
+        return replace(
+            self,
+            done=self.done + 1,
+            graded=self.graded + graded,
+            right=self.right + (line.get("correct") is True),
+        )
+
 
 async def run_prompts(
     prompts: Sequence[Prompt], player: Player, log: RunLog, options: RunOptions, tell: Tell
@@ -67,14 +77,18 @@ async def run_prompts(
     _check_same(prompts, log, options.place)
     written = {str(line["id"]) for line in log.lines}
     left = iter([prompt for prompt in prompts if prompt.id not in written])
+    now = progress(log, len(prompts))
     failures: list[OverspillError] = []
     async with anyio.create_task_group() as group:
 
         async def stream() -> None:
+            nonlocal now
             try:
                 for prompt in left:
-                    log.append(await _ask(prompt, player, options))
-                    tell(progress(log, len(prompts)))
+                    line = await _ask(prompt, player, options)
+                    log.append(line)
+                    now = now.after(line)
+                    tell(now)
             except OverspillError as error:
                 failures.append(error)
                 group.cancel_scope.cancel()
@@ -83,7 +97,7 @@ async def run_prompts(
             group.start_soon(stream)
     if failures:
         raise failures[0]
-    return progress(log, len(prompts))
+    return now
 
 
 def progress(log: RunLog, total: int) -> Progress:
