@@ -1,16 +1,17 @@
-"""One request: gather, decide, run, fall back, record.
+"""One request: gather, decide, run, escalate, fall back, record.
 
 A session asks ``routing.decide`` (pure) for a route, runs that route's engine and passes its
-chunks up. Only here does a request move to another engine: it **spills** when one is busy and
-**falls back** when one fails, and always before the first piece of text, so that the route an
-app was told is the route that answered. Nobody below retries across engines.
+chunks up. Only here does a request move to another engine: it **escalates** when the monitor says
+that the device's answer is not worth showing, **spills** when an engine is busy and **falls back**
+when one fails, and always before the first piece of text, so that the route an app was told is the
+route that answered. Nobody below retries across engines.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -31,9 +32,13 @@ from overspill.pace import Stopwatch
 from overspill.refusals import refusal
 from overspill.routing.cost import answer_limit
 from overspill.routing.decide import decide, remember
-from overspill.types.chat import Chunk, Finish, Request
+from overspill.routing.monitor import Monitor
+from overspill.routing.privacy import floor_of
+from overspill.routing.session_memory import after_escalation
+from overspill.types.chat import Chunk, Finish, Privacy, Request, Watch
 from overspill.types.reply import ReplyChunk
-from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken
+from overspill.types.route import Plan, Route, RouteDecision, RouteReason, RouteTaken, Verdict
+from overspill.watching import Escalated, Watcher
 
 MOVABLE = (BusyError, EngineError, ModelError, TransportError, TrustError)
 """After these another route may answer; a usage error would fail everywhere. A trust error moves
@@ -46,6 +51,7 @@ class Session:
     def __init__(self, routes: Routes, request: Request) -> None:
         self._routes = routes
         self._request = replace(request, privacy=request.privacy.tightened_by(routes.floor))
+        self._draft = request.draft
 
     async def plan(self) -> Plan:
         """Where the request would run and what would leave; nothing is generated."""
@@ -58,21 +64,25 @@ class Session:
         self._remember(gathered, decision)
         if decision.route is Route.REFUSED:
             raise refusal(decision, gathered.cards, gathered.cloud.problem)
-        taken = self._take(decision, gathered)
-        for following in (*decision.alternatives, None):
+        taken, left = self._take(decision, gathered), list(decision.alternatives)
+        while True:
             started = False
             try:
-                async with aclosing(self._start(taken, gathered)) as chunks:
+                async with aclosing(self._start(taken, left, gathered)) as chunks:
                     async for chunk in chunks:
                         started = True
                         yield chunk
                 return
+            except Escalated as escalated:
+                taken = self._escalate(taken, escalated.watcher, gathered)
+                # Should the cloud fail now, the device's answer is better than none.
+                left = [Route.DEVICE, *(route for route in left if route is not Route.CLOUD)]
             except MOVABLE as error:
                 if taken.route is Route.CLOUD and not isinstance(error, BusyError):
                     self._routes.cloud.remember(error)
-                if started or following is None:
+                if started or not left:
                     raise
-                taken = self._move(taken, following, error, gathered)
+                taken = self._move(taken, left.pop(0), error, gathered)
 
     # In calling order -------------------------------------------------------------------------
 
@@ -103,6 +113,35 @@ class Session:
         )
         return self._told(moved, gathered)
 
+    def _escalate(self, taken: RouteTaken, watcher: Watcher, gathered: Gathered) -> RouteTaken:
+        """To the cloud, with what the device wrote as a draft, where it may leave."""
+        situation, check = gathered.situation, watcher.checks[-1]
+        self._draft = self._leaving_draft(watcher.draft, gathered)
+        self._routes.conversations.remember(
+            self._request, after_escalation(self._routes.conversations.recall(self._request), check)
+        )
+        moved = replace(
+            taken,
+            route=Route.CLOUD,
+            reason=RouteReason.ESCALATE,
+            changes=(*taken.changes, f"{Route.DEVICE} -> {Route.CLOUD}: {check.code}"),
+            monitor=tuple(watcher.checks),
+            thrown=watcher.usage(situation.tokens_for(Route.DEVICE) or 0),
+        )
+        return self._told(moved, gathered)
+
+    def _leaving_draft(self, draft: str, gathered: Gathered) -> str:
+        """The draft, unless it holds what would have kept the request itself here."""
+
+        def floor(request: Request) -> Privacy:
+            memory, policy = gathered.situation.memory, self._routes.policy
+            return floor_of(request, self._routes.floor, memory, policy)
+
+        request = self._request
+        if request.draft or not draft.strip():
+            return request.draft
+        return draft if floor(replace(request, draft=draft)) is floor(request) else ""
+
     def _told(self, taken: RouteTaken, gathered: Gathered) -> RouteTaken:
         """The route with the model and the assurance that an app is told before the first byte."""
         result = gathered.cloud.result if taken.route is Route.CLOUD else None
@@ -112,12 +151,14 @@ class Session:
             assurance=result.assurance.name if result else "NONE",
         )
 
-    def _start(self, taken: RouteTaken, gathered: Gathered) -> AsyncGenerator[ReplyChunk]:
+    def _start(
+        self, taken: RouteTaken, left: Sequence[Route], gathered: Gathered
+    ) -> AsyncGenerator[ReplyChunk]:
         """The route's stream; with the decision's hedge, if it has one and is what was decided."""
         hedge = taken.decision.hedge
         if hedge is None or taken.changes:
             self._routes.hedges.note(hedged=False)
-            return self._on(taken, gathered)
+            return self._on(taken, gathered, may_leave=Route.CLOUD in left)
         change = f"{taken.route.value} -> {hedge.route.value}: hedge"
         other = replace(
             taken, route=hedge.route, reason=RouteReason.SPILL, changes=(*taken.changes, change)
@@ -133,24 +174,52 @@ class Session:
 
         return race(self._on(taken, gathered), second, hedge.after_s, lost)
 
-    async def _on(self, taken: RouteTaken, gathered: Gathered) -> AsyncGenerator[ReplyChunk]:
-        """Run the route's engine; an error that leaves here carries the text that came before."""
-        text: list[str] = []
-        watch = Stopwatch()
-        card = gathered.cards[taken.route]
-        limit = answer_limit(self._request, card, gathered.situation.tokens_for(taken.route) or 0)
-        request = replace(self._request, max_tokens=limit)
+    async def _on(
+        self, taken: RouteTaken, gathered: Gathered, *, may_leave: bool = False
+    ) -> AsyncGenerator[ReplyChunk]:
+        """Run the route's engine; an error that leaves here carries the text that came before.
+
+        Raises ``Escalated``, before anything was shown, where the answer ``may_leave``.
+        """
+        timing = Stopwatch()
+        monitor = self._monitor(taken, gathered, may_leave=may_leave)
+        watcher = Watcher(monitor)
+        request = self._request_for(taken.route, gathered, monitor.watch)
         try:
             async with aclosing(self._engine(taken.route).generate(request)) as chunks:
                 async for chunk in chunks:
-                    watch.lap()
-                    text.append(chunk.text)
+                    timing.lap()
                     if chunk.finish is not None:
-                        observe(self._routes, request, taken.route, chunk.finish, watch.timing)
-                    yield self._reply_chunk(chunk, taken)
+                        observe(self._routes, request, taken.route, chunk.finish, timing.timing)
+                    for shown in watcher.take(chunk):
+                        yield self._reply_chunk(shown, _judged(taken, watcher))
+                    if watcher.escalates:
+                        raise Escalated(watcher)
         except OverspillError as error:
-            error.partial = error.partial or "".join(text)
+            error.partial = error.partial or watcher.text
             raise
+
+    def _monitor(self, taken: RouteTaken, gathered: Gathered, *, may_leave: bool) -> Monitor:
+        """What judges the answer; of a cloud's, only whether it is one."""
+        here = taken.route is Route.DEVICE
+        return Monitor.of(
+            self._request,
+            taken.decision,
+            self._routes.policy,
+            gathered.cards,
+            gathered.situation.now_unix,
+            taken.route,
+            may_leave=may_leave and here,
+        )
+
+    def _request_for(self, route: Route, gathered: Gathered, watch: Watch | None) -> Request:
+        card, tokens = gathered.cards[route], gathered.situation.tokens_for(route) or 0
+        return replace(
+            self._request,
+            max_tokens=answer_limit(self._request, card, tokens),
+            watch=watch,
+            draft=self._draft if route is Route.CLOUD else self._request.draft,
+        )
 
     def _engine(self, route: Route) -> Engine:
         engine = self._routes.device if route is Route.DEVICE else self._routes.cloud.engine
@@ -189,3 +258,13 @@ class Session:
         except ConfigurationError as error:  # the answer is confirmed, and carries its receipt
             warnings.warn(f"{error}", stacklevel=2)
         return replace(piece, route=replace(taken, node=receipt.node), receipt=receipt)
+
+
+def _judged(taken: RouteTaken, watcher: Watcher) -> RouteTaken:
+    """The route with the monitor's word. What it would have thrown away, had the cloud not failed,
+    stays doubtful."""
+    if taken.route is not Route.DEVICE:
+        return replace(taken, low_confidence=watcher.doubts)
+    left = any(check.verdict is Verdict.ESCALATE for check in taken.monitor)
+    checks = (*taken.monitor, *watcher.checks)
+    return replace(taken, monitor=checks, low_confidence=left or watcher.doubts)

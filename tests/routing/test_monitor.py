@@ -63,7 +63,8 @@ def monitor(policy=None, *, alternatives=(Route.CLOUD,), request=REQUEST, cards=
         p_cloud_right=p,
     )
     policy = policy or RoutingPolicy(monitor=MONITOR)
-    return Monitor.of(request, decision, policy, cards or CARDS, now)
+    may_leave = Route.CLOUD in alternatives
+    return Monitor.of(request, decision, policy, cards or CARDS, now, may_leave=may_leave)
 
 
 SURE, UNSURE = progress(), progress(logprob=-3.0, entropy=2.5)

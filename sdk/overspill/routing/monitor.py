@@ -64,8 +64,8 @@ class Monitor:
     """What is known before the first token, for one request.
 
     ``heads`` are the certified ones, None where there are none. ``p_device_right`` and
-    ``p_cloud_right`` are stage 3's. ``may_leave``: the cloud is among the decision's alternatives
-    and the answer may move there. ``threshold`` is the least gain that is worth it.
+    ``p_cloud_right`` are stage 3's. ``may_leave``: the request may go to the cloud, and did not.
+    ``threshold`` is the least gain that is worth it.
     """
 
     request: Request
@@ -84,12 +84,18 @@ class Monitor:
         policy: RoutingPolicy,
         cards: Mapping[Route, ModelCard],
         now_unix: int,
+        route: Route = Route.DEVICE,
+        *,
+        may_leave: bool,
     ) -> Monitor:
-        """The monitor of a request that ``decision`` keeps on the device. An expired policy's heads
-        are no longer certified."""
-        found, device, cloud = policy.monitor, cards[Route.DEVICE], cards.get(Route.CLOUD)
+        """The monitor of a request that runs on ``route``; elsewhere than on the device faults
+        alone speak. An expired policy's heads are no longer certified."""
+        found, cloud = policy.monitor, cards.get(Route.CLOUD)
         certified = (
-            found is not None and found.is_certified_for(device) and not policy.is_expired(now_unix)
+            found is not None
+            and route is Route.DEVICE
+            and found.is_certified_for(cards[route])
+            and not policy.is_expired(now_unix)
         )
         heads = found if certified else None
         return cls(
@@ -99,7 +105,7 @@ class Monitor:
             p_cloud_right=decision.p_cloud_right or 0.0,
             knows_cloud=heads is not None and cloud is not None and heads.cloud == cloud.name,
             threshold=policy.threshold if heads is None else heads.threshold,
-            may_leave=Route.CLOUD in decision.alternatives,
+            may_leave=may_leave,
         )
 
     @property
