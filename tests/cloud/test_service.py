@@ -127,8 +127,8 @@ async def test_a_frozen_node_is_noticed(start_node, cloud):
 async def test_a_stream_that_nobody_reads_is_ended(start_node, cloud, how, outcome):
     node = start_node(*SLOW)
     engine = await node.enrolled()
-    # Nothing in it repeats, or it would be guessed in pieces: longer than a lost reader's grace.
-    stream = engine.generate(cloud.ask(os.urandom(400).hex()))
+    # Even guessed in pieces it takes longer than the grace of a lost reader.
+    stream = engine.generate(cloud.ask(os.urandom(1500).hex()))
     await anext(stream)
     if how == "hang up":
         await engine.aclose()
