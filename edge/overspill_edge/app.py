@@ -14,17 +14,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from overspill.client import AsyncOverspill
 from overspill.config import Settings
+from overspill.daemon import work_digest
 from overspill.errors import UsageError
 from overspill.types.chat import Privacy
 from overspill_edge.access import LOOPBACK_HOSTS, AccessGuard, AccessPolicy
@@ -32,20 +33,30 @@ from overspill_edge.access_log import AccessLog
 from overspill_edge.endpoint import Answerer, Service
 from overspill_edge.http import routes
 from overspill_edge.listen import (
+    MAX_SOCKET_PATH_BYTES,
     SOCKET_NAME,
     Listeners,
     TcpAddress,
     listening,
     make_private_folder,
 )
+from overspill_edge.local_grpc import Desk, LocalAnswerer, LocalServer, serving_local
+from overspill_edge.local_handshake import LocalService, WithHandshake
 from overspill_edge.peers import PeerProtocol
 from overspill_edge.problems import ErrorBoundary
+from overspill_edge.tickets import Tickets
 from overspill_edge.tokens import TokenStore, user_tokens
 from overspill_edge.work import HttpLimits, WorkRegistry
 
 logger = logging.getLogger(__name__)
 
 APP_NAME = "daemon"
+
+
+class DaemonAnswerer(Answerer, LocalAnswerer, Protocol):
+    """The part of :class:`overspill.AsyncOverspill` that a daemon uses."""
+
+
 _BACKSTOP_S = 5
 """Seconds that uvicorn waits beyond the drain for what did not end when it was told to."""
 
@@ -83,8 +94,11 @@ def build_app(
     floor: Privacy,
     policy: AccessPolicy | None = None,
     limits: HttpLimits | None = None,
+    local: LocalService | None = None,
 ) -> ASGIApp:
     """The ASGI app: errors become answers, the guard decides who comes in, routes translate.
+
+    ``local`` is where apps that greet find the gRPC socket; None where there is none.
 
     The inner boundary answers below the guard, so that a listed web origin can read errors too.
     """
@@ -95,7 +109,7 @@ def build_app(
         limits=limits or HttpLimits(),
         started_unix=int(time.time()),
     )
-    inside = ErrorBoundary(routes(service))
+    inside = ErrorBoundary(WithHandshake(routes(service), local))
     guard = AccessGuard(inside, policy=policy or AccessPolicy(), tokens=tokens)
     return AccessLog(ErrorBoundary(guard))
 
@@ -145,13 +159,17 @@ class Daemon:
     """
 
     def __init__(
-        self, options: ServeOptions, *, client: AbstractAsyncContextManager[Answerer] | None = None
+        self,
+        options: ServeOptions,
+        *,
+        client: AbstractAsyncContextManager[DaemonAnswerer] | None = None,
     ) -> None:
         self._options = options
-        self._client = client or AsyncOverspill(APP_NAME, settings=options.settings)
+        self._client = client or AsyncOverspill(APP_NAME, settings=options.settings, daemon="never")
         self._registry = WorkRegistry()
         self._starting: asyncio.Task[Any] | None = None
         self._server: _Server | None = None
+        self._local: LocalServer | None = None
         self._stopping = False
 
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
@@ -176,6 +194,8 @@ class Daemon:
                 self._starting.cancel()
             return
         self._server.should_exit = True
+        if self._local is not None:
+            self._local.stop_accepting()
         if again:
             self._registry.stop_all()
         else:
@@ -183,14 +203,30 @@ class Daemon:
             loop.call_later(self._options.drain_s, self._registry.stop_all)
 
     async def _serve(
-        self, answerer: Answerer, listeners: Listeners, on_ready: Callable[[Ready], None]
+        self, answerer: DaemonAnswerer, listeners: Listeners, on_ready: Callable[[Ready], None]
     ) -> None:
         tcp = None if listeners.tcp is None else str(listeners.tcp)
         path = None if listeners.socket_path is None else str(listeners.socket_path)
-        app = _app_for(self._options, answerer, self._registry)
         ready = Ready(path, tcp, os.getpid())
-        self._server = _server(app, self._options.drain_s, lambda: on_ready(ready))
-        await self._server.serve(sockets=list(listeners.sockets))
+        async with self._local_service(answerer, listeners) as local:
+            app = _app_for(self._options, answerer, self._registry, local)
+            self._server = _server(app, self._options.drain_s, lambda: on_ready(ready))
+            await self._server.serve(sockets=list(listeners.sockets))
+
+    @asynccontextmanager
+    async def _local_service(
+        self, answerer: DaemonAnswerer, listeners: Listeners
+    ) -> AsyncIterator[LocalService | None]:
+        """The gRPC service for apps, drained at the end; None where there is no Unix socket."""
+        path = local_socket(listeners)
+        if path is None:
+            yield None
+            return
+        settings = self._options.settings
+        tickets = Tickets(user_tokens(settings.places))
+        async with serving_local(Desk(answerer, tickets, self._registry), path) as self._local:
+            yield LocalService(path, tickets, settings.model, work_digest(settings))
+            await self._local.drained()
 
 
 async def serve(options: ServeOptions, on_ready: Callable[[Ready], None]) -> int:
@@ -223,7 +259,24 @@ def _socket_path(options: ServeOptions) -> Path | None:
     return folder / SOCKET_NAME
 
 
-def _app_for(options: ServeOptions, answerer: Answerer, registry: WorkRegistry) -> ASGIApp:
+def local_socket(listeners: Listeners) -> Path | None:
+    """The gRPC socket beside the HTTP one; None where there is none, or no room for its name."""
+    beside = listeners.socket_path
+    if beside is None:
+        return None
+    path = beside.with_name(f"{beside.stem}-grpc{beside.suffix}")
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        logger.warning("no gRPC for apps: %s is too long for a socket's path", path)
+        return None
+    return path
+
+
+def _app_for(
+    options: ServeOptions,
+    answerer: Answerer,
+    registry: WorkRegistry,
+    local: LocalService | None,
+) -> ASGIApp:
     tokens = user_tokens(options.settings.places)
     if options.tcp is not None and not tokens.records():
         logger.warning("no token yet: nobody can use the TCP address (overspill token new)")
@@ -234,4 +287,5 @@ def _app_for(options: ServeOptions, answerer: Answerer, registry: WorkRegistry) 
         floor=options.settings.privacy,
         policy=AccessPolicy(hosts=LOOPBACK_HOSTS, origins=options.origins),
         limits=options.limits,
+        local=local,
     )

@@ -81,7 +81,7 @@ def _run(file: Path, settings: Settings, journal: Journal, tally: Tally, *, quie
     line = _Line(quiet=quiet)
 
     async def work() -> None:
-        async with AsyncOverspill(APP_NAME, settings=settings) as answerer:
+        async with AsyncOverspill(APP_NAME, settings=settings, daemon="never") as answerer:
             run = Batch(answerer, journal, tally, floor=settings.privacy, on_tally=line.show)
             await run.run(file, at_once=2 * settings.device_slots)
 

@@ -147,6 +147,11 @@ class TokenStore:
             return None
         return record
 
+    def is_valid(self, token_id: str) -> bool:
+        """Whether the token of this id is there and has not expired."""
+        record = self._current().get(token_id)
+        return record is not None and not record.is_expired(self._clock())
+
     def _current(self) -> Mapping[str, TokenRecord]:
         """The records, read again when the file is another one than last time."""
         try:

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack, cast, get_args
 
 from overspill.content import read_content
 from overspill.errors import InvalidRequest, UnsupportedOption
+from overspill.typed import is_type, schema_of
 from overspill.types.chat import (
     Grammar,
     Message,
@@ -29,8 +30,9 @@ Messages = str | Sequence[Message | Mapping[str, Any]]
 """A prompt, or turns as :class:`Message` or as OpenAI's dictionaries."""
 
 
-class Options(TypedDict, total=False):
-    """What a call may set; each name as in :class:`Request` and :class:`Sampling`."""
+class CallOptions(TypedDict, total=False):
+    """What a call may set beside ``output``; each name as in :class:`Request` and
+    :class:`Sampling`."""
 
     model: str | None
     max_tokens: int | None
@@ -47,7 +49,6 @@ class Options(TypedDict, total=False):
     tools: Sequence[Tool | Mapping[str, Any]]
     tool_choice: str | Mapping[str, Any]
     parallel_tool_calls: bool
-    output: Mapping[str, Any] | Grammar | type | None
     response_format: Mapping[str, Any] | None
     top_logprobs: int | None
     privacy: Privacy | str
@@ -57,6 +58,14 @@ class Options(TypedDict, total=False):
     draft: str
 
 
+class Options(CallOptions, total=False):
+    """All that a call may set. ``output`` is what the answer is read as: a type, a JSON schema, or
+    a grammar, which leaves it text."""
+
+    output: Any
+
+
+_KNOWN = (*CallOptions.__annotations__, "output")
 _SAMPLING = frozenset(f.name for f in fields(Sampling))
 _INT32, _INT64 = 2**31 - 1, 2**63
 _IN_WORDS = {str: "text", int: "a whole number", (int, float): "a number"}
@@ -105,12 +114,12 @@ def build_request(
 ) -> Request:
     """One request. ``floor`` is the session's; an option may only raise it."""
     given: dict[str, Any] = {k: v for k, v in options.items() if k in _PASSED_ON}
-    unknown = options.keys() - Options.__annotations__.keys()
+    unknown = options.keys() - set(_KNOWN)
     if unknown:
         raise InvalidRequest(
             f"Unknown option '{min(unknown)}'.",
             param=min(unknown),
-            mend=f"Known: {', '.join(Options.__annotations__)}.",
+            mend=f"Known: {', '.join(_KNOWN)}.",
         )
     _check_types(options)
     tool_choice, tool_name = _tool_choice(options.get("tool_choice", "auto"))
@@ -292,15 +301,15 @@ def _output(output: Any, response_format: Any) -> tuple[Mapping[str, Any] | None
     if isinstance(output, Grammar):
         _check_text(output.text, "output")
         return None, output
-    make = getattr(output, "model_json_schema", None)
-    schema = make() if isinstance(output, type) and callable(make) else output
-    if schema is not None and not isinstance(schema, Mapping):
-        raise InvalidRequest(
-            f"'output' is of the type {type(output).__name__}.",
-            param="output",
-            mend="Give a JSON schema, a class with model_json_schema, or a Grammar.",
-        )
-    return schema, None
+    if output is None or isinstance(output, Mapping):
+        return output, None
+    if is_type(output):
+        return schema_of(output), None
+    raise InvalidRequest(
+        f"'output' is of the type {type(output).__name__}.",
+        param="output",
+        mend="Give a pydantic model, a dataclass, a TypedDict, a JSON schema or a Grammar.",
+    )
 
 
 def _response_schema(form: Any) -> Mapping[str, Any] | None:

@@ -1,45 +1,57 @@
-"""`AsyncOverspill`: what an app imports; it builds requests, opens engines, starts sessions."""
+"""`AsyncOverspill`: what an app imports; it builds requests and finds who answers them."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import warnings
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
-from overspill.arguments import Messages, Options, build_embedding, build_request
+from overspill.answerer import Answerer
+from overspill.arguments import CallOptions, Messages, Options, build_embedding, build_request
 from overspill.budget import Budget, current_budget, use_budget
-from overspill.cloud_gate import CloudGate, CloudState
+from overspill.cloud_gate import CloudState
 from overspill.config import Settings, load_settings
-from overspill.conversations import Conversations
+from overspill.daemon import DaemonUse, ThroughDaemon, work_digest
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
-from overspill.errors import ConfigurationError, EngineError, ModelNotFound, OverspillError
-from overspill.gathering import Routes
-from overspill.modelroom import is_pullable
-from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
-from overspill.profile import DeviceMeter
+from overspill.errors import (
+    ConnectFailed,
+    DaemonRefused,
+    EngineError,
+    OverspillError,
+    UsageError,
+    VersionMismatch,
+)
+from overspill.in_process import InProcess
 from overspill.remote import RemoteEngine
-from overspill.session import Session
-from overspill.state.receipts import ReceiptStore
+from overspill.transport.handshake import SOCKET_NAME, PeerGone
+from overspill.typed import Reader, reader_of
 from overspill.types.card import ModelCard
-from overspill.types.chat import Privacy, Request
+from overspill.types.chat import Grammar, Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
-from overspill.types.reply import Availability, AvailabilityState, Reply, ReplyChunk
+from overspill.types.reply import Availability, ReceiptRecord, Reply, ReplyChunk, TypedReply
 from overspill.types.route import Plan
 
 if TYPE_CHECKING:
     from overspill.models.files import OnProgress
     from overspill.models.store import StoredModel
 
+_T = TypeVar("_T")
+
 
 class AsyncOverspill:
     """A client for one app; use it in an ``async with`` block.
 
-    ``settings`` default to the user's own. ``device``, ``cloud`` and ``embedder`` replace what the
-    settings name, and are closed with the client.
+    ``settings`` default to the user's own. ``daemon`` says who answers: ``auto`` takes the daemon
+    of this user where one runs, accepts the app and does the work that ``settings`` name, and
+    engines of the app's own else; ``require`` raises ``ConnectFailed``, ``VersionMismatch`` or
+    ``DaemonRefused`` in place of that; ``never`` does not look for one. ``device``, ``cloud`` and
+    ``embedder`` replace what the settings name, are closed with the client, and mean ``never``.
     """
 
     def __init__(
@@ -50,35 +62,27 @@ class AsyncOverspill:
         device: Engine | None = None,
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
+        daemon: DaemonUse = "auto",
     ) -> None:
-        self.app = app
-        self.settings = settings or load_settings()
-        self._device, self._cloud, self._embedder = device, cloud, embedder
-        self.device_problem: OverspillError | None = None
-        """What kept the device's model from starting, where a cloud must do alone."""
-        self._routes: Routes | None = None
-        self._pulling = 0
+        self._app = app
+        self._settings = settings or load_settings()
+        self._daemon_problem: OverspillError | None = None
+        self._has_own_settings = settings is not None
+        self._own = InProcess(self._settings, device=device, cloud=cloud, embedder=embedder)
+        brought = any(part is not None for part in (device, cloud, embedder))
+        if brought and daemon == "require":
+            raise UsageError(
+                "Engines of one's own are not given to a daemon.", mend="Leave out one of the two."
+            )
+        self._daemon: DaemonUse = "never" if brought else daemon
+        self._answerer: Answerer | None = None
+        self._moving = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        settings = self.settings
-        policy = open_routing_policy(settings)
-        if self._cloud is None and settings.cloud is not None:
-            self._cloud = open_cloud(settings)
-        try:
-            # The cloud is first contacted by a request whose floor allows it.
-            self._device = await self._start_device()
-        except BaseException:
-            await self._close_engines()
-            raise
-        self._routes = Routes(
-            device=self._device,
-            cloud=CloudGate(self._cloud),
-            policy=policy,
-            floor=settings.privacy,
-            receipts=ReceiptStore(settings.places.state / "receipts.sqlite"),
-            conversations=Conversations(),
-            meter=DeviceMeter(),
-        )
+        self._answerer = await self._find_daemon() if self._daemon != "never" else None
+        if self._answerer is None:
+            await self._own.open()
+            self._answerer = self._own
         return self
 
     async def __aexit__(
@@ -91,12 +95,37 @@ class AsyncOverspill:
 
     async def aclose(self) -> None:
         """Cancel what runs and free the engines. May be called twice."""
-        self._routes = None
-        await self._close_engines()
+        answerer, self._answerer = self._answerer, None
+        if answerer is not None:
+            await answerer.aclose()
+        await self._own.aclose()
 
-    async def chat(self, messages: Messages, **options: Unpack[Options]) -> Reply:
-        """A whole answer. Raises the typed error that ended it, with any text in ``partial``."""
-        return await self.collect(self.build(messages, **options))
+    @overload
+    async def chat(
+        self, messages: Messages, *, output: type[_T], **options: Unpack[CallOptions]
+    ) -> TypedReply[_T]: ...
+    @overload
+    async def chat(
+        self, messages: Messages, *, output: Mapping[str, Any], **options: Unpack[CallOptions]
+    ) -> TypedReply[Any]: ...
+    @overload
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        output: Grammar | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Reply: ...
+    async def chat(
+        self, messages: Messages, *, output: Any = None, **options: Unpack[CallOptions]
+    ) -> Reply:
+        """A whole answer. Raises the typed error that ended it, with any text in ``partial``.
+
+        With ``output`` the answer is held to a type or a JSON schema, and is in ``reply.output``
+        as such a value; ``OutputInvalid`` where it is none after all (it was cut off, say).
+        """
+        reply = await self.collect(self.build(messages, output=output, **options))
+        return _read(reply, reader_of(output))
 
     async def collect(self, request: Request) -> Reply:
         """As :meth:`chat`, for a request that is already built."""
@@ -130,19 +159,27 @@ class AsyncOverspill:
     async def stream(
         self, messages: Messages, **options: Unpack[Options]
     ) -> AsyncGenerator[ReplyChunk]:
-        """The answer in pieces, the route on each; closing the generator cancels the work."""
+        """The answer in pieces, the route on each; closing the generator cancels the work.
+
+        With ``output`` the last piece has the whole answer as such a value; see :meth:`chat`.
+        """
+        read = reader_of(options.get("output"))
+        said: list[str] = []
         async with aclosing(self.run_request(self.build(messages, **options))) as chunks:
             async for chunk in chunks:
+                said.append(chunk.text)
+                if chunk.finish is not None and read is not None and any(said):
+                    chunk = replace(chunk, output=read("".join(said)))
                 yield chunk
 
     async def run_request(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """As :meth:`stream`, for a request that is already built (a daemon's, say)."""
         budget = current_budget()
         request = budget.shape(request) if budget else request
-        async with aclosing(self._session(request).run()) as chunks:
+        async with aclosing(self._answered(request)) as chunks:
             async for chunk in chunks:
                 if chunk.finish is not None and budget:
-                    budget.spend(chunk.finish, self._known_cards())
+                    budget.spend(chunk.finish, await self._open.priced(chunk.finish.model))
                 yield chunk
 
     async def embed(
@@ -166,16 +203,9 @@ class AsyncOverspill:
 
     async def run_embedding(self, request: EmbedRequest) -> EmbedReply:
         """As :meth:`embed`, for a request that is already built (a daemon's, say)."""
-        if self._routes is None:
-            raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
-        if self._embedder is None:
-            self._embedder = open_embedder(self.settings)
-        name = self._embedder.card.name
-        if request.model not in (None, name):
-            raise ModelNotFound.among(str(request.model), (name,))
         budget = current_budget() or Budget()
         async with budget.deadline():
-            return await self._embedder.embed(request)
+            return await self._asked(lambda answerer: answerer.embed(request))
 
     async def plan(self, messages: Messages, **options: Unpack[Options]) -> Plan:
         """Where a request would run, why, what would leave and cost; nothing is generated."""
@@ -183,7 +213,7 @@ class AsyncOverspill:
 
     async def plan_request(self, request: Request) -> Plan:
         """As :meth:`plan`, for a request that is already built."""
-        return await self._session(request).plan()
+        return await self._asked(lambda answerer: answerer.plan(request))
 
     def build(self, messages: Messages, **options: Unpack[Options]) -> Request:
         """The frozen request that the options mean; raises ``InvalidRequest`` by parameter."""
@@ -191,29 +221,15 @@ class AsyncOverspill:
 
     async def models(self) -> tuple[ModelCard, ...]:
         """The models that can answer now: the device's, and a verified cloud's."""
-        routes = self._open
-        device = (routes.device.card,) if routes.device else ()
-        return (*device, *(await self._cloud_state()).cards)
+        return await self._asked(lambda answerer: answerer.models())
 
     async def availability(self) -> Availability:
         """Whether device and cloud can answer, each with a reason in words."""
-        routes = self._open
-        device, why = self._absent_device(), str(self.device_problem or "No model.")
-        if routes.device is not None:
-            health = await routes.device.health()
-            why = health.detail or " ".join(
-                (f"{routes.device.card.name} is loaded.", *health.notes)
-            )
-            device = AvailabilityState.AVAILABLE if health.ok else AvailabilityState.UNAVAILABLE
-        state = await self._cloud_state()
-        if state.result is not None:
-            cloud, cloud_why = (
-                AvailabilityState.AVAILABLE,
-                f"Proven: {state.result.assurance.name}.",
-            )
-        else:
-            cloud, cloud_why = AvailabilityState.UNAVAILABLE, str(state.problem or "None is set.")
-        return Availability(device, why, cloud, cloud_why)
+        return await self._asked(lambda answerer: answerer.availability())
+
+    async def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
+        """The newest receipts of this user's requests to a cloud; see :func:`verify_receipt`."""
+        return await self._asked(lambda answerer: answerer.receipts(limit))
 
     async def pull(
         self, model: str | None = None, *, on_progress: OnProgress | None = None
@@ -225,19 +241,7 @@ class AsyncOverspill:
         missing is loaded then. ``on_progress`` is called in the event loop. Raises
         ``ModelNotFound``, ``ModelInvalid``, ``PullFailed``, ``DoesNotFit``, ``MissingExtra``.
         """
-        from overspill import modelroom
-
-        routes, what = self._open, model or self.settings.model
-        self._pulling += 1
-        try:
-            planned = await modelroom.plan(self.settings, what)
-            stored = await modelroom.pull(self.settings, planned, on_progress=on_progress)
-        finally:
-            self._pulling -= 1
-        if routes.device is None and what == self.settings.model:
-            self._device = await self._start_device()
-            self._routes = replace(routes, device=self._device)
-        return stored
+        return await self._asked(lambda answerer: answerer.pull(model, on_progress))
 
     async def prewarm(self, messages: Messages) -> None:
         """Let the device compute what later prompts begin with (a system prompt, a document).
@@ -246,22 +250,26 @@ class AsyncOverspill:
         """
         await self.chat(messages, privacy=Privacy.DEVICE, max_tokens=1)
 
+    def queue_position(self, request_id: str) -> int | None:
+        """How many requests wait ahead of this one on the device; None when it isn't queued."""
+        return self._open.queue_position(request_id)
+
     async def cloud_state(self) -> CloudState:
         """The cloud's verified evidence and cards, or the problem that keeps it out.
 
         Under the floor ``device`` of the settings no cloud is contacted, and the state is empty.
+        Raises ``UsageError`` through a daemon, which does not hand its evidence out.
         """
-        return await self._cloud_state()
+        return await self._own_answerer("The cloud's evidence is looked at").cloud_state()
 
     async def enroll(self, code: str) -> int:
         """Enrol this device's key with the cloud by a one-time code.
 
         Sealed, and only after the node's evidence verified. Returns the Unix time until which
-        the node accepts the key. Raises ``DeviceRejected`` for a code that is not good.
+        the node accepts the key. Raises ``DeviceRejected`` for a code that is not good, and
+        ``UsageError`` through a daemon.
         """
-        if self._cloud is None:
-            raise ConfigurationError("There is no cloud to enrol with.", mend="Set one first.")
-        return await self._cloud.enroll(code)
+        return await self._own_answerer("A device is enrolled").enroll(code)
 
     @contextmanager
     def budget(self, *, seconds: float | None = None, cost: float | None = None) -> Iterator[None]:
@@ -272,53 +280,112 @@ class AsyncOverspill:
         with use_budget(Budget(seconds=seconds, cost=cost)):
             yield
 
+    @property
+    def app(self) -> str:
+        """The app's name for itself."""
+        return self._app
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in use."""
+        return self._settings
+
+    @property
+    def daemon_problem(self) -> OverspillError | None:
+        """Why a daemon that was looked for is not used; None where it is, or none was wanted."""
+        return self._daemon_problem
+
+    @property
+    def uses_daemon(self) -> bool:
+        """Whether the daemon answers; False once it was lost and engines of the app's own do."""
+        return isinstance(self._answerer, ThroughDaemon)
+
+    @property
+    def device_problem(self) -> OverspillError | None:
+        """What kept the app's own device model from starting, where a cloud must do alone."""
+        return self._own.device_problem
+
     # ----------------------------------------------------------------------------------------
 
     @property
-    def _open(self) -> Routes:
-        if self._routes is None:
+    def _open(self) -> Answerer:
+        if self._answerer is None:
             raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
-        return self._routes
+        return self._answerer
 
-    def _known_cards(self) -> tuple[ModelCard, ...]:
-        """Cards that are here already: to settle a bill nobody is asked anything."""
-        routes = self._open
-        device = (routes.device.card,) if routes.device else ()
-        return (*device, *routes.cloud.known_cards)
+    def _own_answerer(self, what: str) -> InProcess:
+        if self._open is not self._own:
+            raise UsageError(
+                f"{what} by the process that talks to the cloud, and that is the daemon.",
+                mend='Use the command `overspill cloud`, or Overspill(daemon="never").',
+            )
+        return self._own
 
-    async def _cloud_state(self) -> CloudState:
-        floor = self.settings.privacy.tightened_by(self._open.policy.floor)
-        return CloudState() if floor is Privacy.DEVICE else await self._open.cloud.state()
-
-    def _session(self, request: Request) -> Session:
-        routes = self._open
-        if routes.device is None and routes.cloud.engine is None and self.device_problem:
-            raise self.device_problem
-        return Session(routes, request)
-
-    def _absent_device(self) -> AvailabilityState:
-        if self._pulling:
-            return AvailabilityState.DOWNLOADING
-        absent = isinstance(self.device_problem, ModelNotFound)
-        if absent and is_pullable(self.settings.model):
-            return AvailabilityState.DOWNLOADABLE
-        return AvailabilityState.UNAVAILABLE
-
-    async def _start_device(self) -> Engine | None:
-        """The device's engine; without one a cloud alone must do, without both it is an error,
-        unless the model could be pulled: then every request says how."""
+    async def _find_daemon(self) -> ThroughDaemon | None:
+        """A daemon that was greeted; None where there is none to use, unless one is required."""
+        path = self.settings.places.runtime / SOCKET_NAME
+        by_settings = self._has_own_settings and self._daemon == "auto"
+        work = work_digest(self.settings) if by_settings else None
+        found = ThroughDaemon(path, self.app, floor=self.settings.privacy, work=work)
         try:
-            engine = self._device or open_device(self.settings)
-            await engine.start()
-        except OverspillError as error:
-            self.device_problem = error
-            if self._cloud is None and self._absent_device() is AvailabilityState.UNAVAILABLE:
+            await found.open()
+        except (ConnectFailed, DaemonRefused, VersionMismatch) as error:
+            self._daemon_problem = error
+            if self._daemon == "require":
                 raise
+            if isinstance(error, VersionMismatch):
+                warnings.warn(f"The daemon is not used: {error}", stacklevel=2)
             return None
-        self.device_problem = None
-        return engine
+        return found
 
-    async def _close_engines(self) -> None:
-        for engine in (self._device, self._cloud, self._embedder):
-            if engine is not None:
-                await engine.aclose()
+    async def _answered(self, request: Request) -> AsyncGenerator[ReplyChunk]:
+        """By the daemon, or where it is gone before the first piece by the app's own engines."""
+        answerer, started = self._open, False
+        try:
+            async with aclosing(answerer.run(request)) as chunks:
+                async for chunk in chunks:
+                    started = True
+                    yield chunk
+            return
+        except ConnectFailed as error:
+            if started or not self._may_leave(answerer, error):
+                raise
+            own = await self._move(answerer, error)
+        async with aclosing(own.run(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _asked(self, ask: Callable[[Answerer], Awaitable[_T]]) -> _T:
+        answerer = self._open
+        try:
+            return await ask(answerer)
+        except ConnectFailed as error:
+            if not self._may_leave(answerer, error):
+                raise
+            return await ask(await self._move(answerer, error))
+
+    def _may_leave(self, answerer: Answerer, error: ConnectFailed) -> bool:
+        """Whether the daemon itself is gone, rather than what it asked for us."""
+        through_daemon = isinstance(answerer, ThroughDaemon) and self._daemon == "auto"
+        return through_daemon and isinstance(error, PeerGone)
+
+    async def _move(self, gone: Answerer, error: OverspillError) -> Answerer:
+        """To the app's own engines, for good: a daemon that comes and goes would cost each time.
+
+        Whoever finds the daemon gone first opens them; ``open`` may be called by one task only.
+        """
+        async with self._moving:
+            if self._open is gone:
+                await self._own.open()
+                self._daemon_problem, self._answerer = error, self._own
+                await gone.aclose()
+        return self._open
+
+
+def _read(reply: Reply, read: Reader | None) -> Reply:
+    """The reply with its text as a value, where that was asked for and there is a text."""
+    if read is None:
+        return reply
+    value = None if reply.tool_calls and not reply.text else read(reply.text)
+    known = {field.name: getattr(reply, field.name) for field in fields(reply)}
+    return TypedReply(**known, output=value)

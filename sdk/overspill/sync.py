@@ -5,18 +5,24 @@ The async core runs on an event loop in a thread of its own; every method here o
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
-from overspill.arguments import Messages, Options
+from overspill.arguments import CallOptions, Messages, Options
 from overspill.client import AsyncOverspill
 from overspill.cloud_gate import CloudState
+from overspill.config import Settings
+from overspill.daemon import DaemonUse
+from overspill.engines.base import Engine
+from overspill.engines.embedder import Embedder
+from overspill.errors import OverspillError
+from overspill.remote import RemoteEngine
 from overspill.types.card import ModelCard
-from overspill.types.chat import Request
+from overspill.types.chat import Grammar, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
-from overspill.types.reply import Availability, Reply, ReplyChunk
+from overspill.types.reply import Availability, ReceiptRecord, Reply, ReplyChunk, TypedReply
 from overspill.types.route import Plan
 
 if TYPE_CHECKING:
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
 
     from overspill.models.files import OnProgress
     from overspill.models.store import StoredModel
+
+_T = TypeVar("_T")
 
 
 class _Steps:
@@ -63,8 +71,24 @@ class _Steps:
 class Overspill:
     """The blocking client; use it in a ``with`` block. Arguments as `AsyncOverspill`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._core = AsyncOverspill(*args, **kwargs)
+    def __init__(
+        self,
+        app: str = "default",
+        *,
+        settings: Settings | None = None,
+        device: Engine | None = None,
+        cloud: RemoteEngine | None = None,
+        embedder: Embedder | None = None,
+        daemon: DaemonUse = "auto",
+    ) -> None:
+        self._core = AsyncOverspill(
+            app,
+            settings=settings,
+            device=device,
+            cloud=cloud,
+            embedder=embedder,
+            daemon=daemon,
+        )
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
 
@@ -92,9 +116,28 @@ class Overspill:
             raise RuntimeError("Overspill is not open. Use it in a with block.")
         return self._portal
 
-    def chat(self, messages: Messages, **options: Unpack[Options]) -> Reply:
+    @overload
+    def chat(
+        self, messages: Messages, *, output: type[_T], **options: Unpack[CallOptions]
+    ) -> TypedReply[_T]: ...
+    @overload
+    def chat(
+        self, messages: Messages, *, output: Mapping[str, Any], **options: Unpack[CallOptions]
+    ) -> TypedReply[Any]: ...
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        output: Grammar | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Reply: ...
+    def chat(
+        self, messages: Messages, *, output: Any = None, **options: Unpack[CallOptions]
+    ) -> Reply:
         """A whole answer; see :meth:`AsyncOverspill.chat`."""
-        return self._open.call(lambda: self._core.chat(messages, **options))
+        reply: Reply = self._open.call(lambda: self._core.chat(messages, output=output, **options))
+        return reply
 
     def collect(self, request: Request) -> Reply:
         """As :meth:`chat`, for a request that is already built."""
@@ -108,15 +151,17 @@ class Overspill:
         self, messages: Messages, **options: Unpack[Options]
     ) -> Generator[ReplyChunk, None, None]:
         """The answer in pieces; closing the generator cancels the work."""
-        return self._iterate(self._core.build(messages, **options))
+        return self._iterate(lambda: self._core.stream(messages, **options))
 
     def run_request(self, request: Request) -> Generator[ReplyChunk, None, None]:
         """As :meth:`stream`, for a request that is already built."""
-        return self._iterate(request)
+        return self._iterate(lambda: self._core.run_request(request))
 
-    def _iterate(self, request: Request) -> Generator[ReplyChunk, None, None]:
+    def _iterate(
+        self, begin: Callable[[], AsyncGenerator[ReplyChunk]]
+    ) -> Generator[ReplyChunk, None, None]:
         portal = self._open
-        steps = _Steps(self._core.run_request(request))
+        steps = _Steps(begin())
         try:
             while True:
                 try:
@@ -173,6 +218,39 @@ class Overspill:
         ``on_progress`` is called in another thread.
         """
         return self._open.call(lambda: self._core.pull(model, on_progress=on_progress))
+
+    def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
+        """The newest receipts; see :meth:`AsyncOverspill.receipts`."""
+        return self._open.call(self._core.receipts, limit)
+
+    def queue_position(self, request_id: str) -> int | None:
+        """How many requests wait ahead; see :meth:`AsyncOverspill.queue_position`."""
+        return self._open.call(self._core.queue_position, request_id)
+
+    @property
+    def app(self) -> str:
+        """The app's name for itself."""
+        return self._core.app
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in use."""
+        return self._core.settings
+
+    @property
+    def daemon_problem(self) -> OverspillError | None:
+        """Why a daemon that was looked for is not used."""
+        return self._core.daemon_problem
+
+    @property
+    def uses_daemon(self) -> bool:
+        """Whether the daemon answers; see :meth:`AsyncOverspill.uses_daemon`."""
+        return self._core.uses_daemon
+
+    @property
+    def device_problem(self) -> OverspillError | None:
+        """What kept the app's own device model from starting."""
+        return self._core.device_problem
 
     def prewarm(self, messages: Messages) -> None:
         """Let the device compute what later prompts begin with; nothing leaves it."""

@@ -20,6 +20,10 @@ class Invoice(BaseModel):
     total: int
 
 
+class Unspeakable:
+    """What JSON has no words for."""
+
+
 SCHEMA = {"type": "object", "properties": {"total": {"type": "integer"}}}
 
 
@@ -47,7 +51,7 @@ def test_response_format_is_openais(form, schema):
     ("options", "param"),
     [
         ({"output": 3}, "output"),
-        ({"output": int}, "output"),
+        ({"output": Unspeakable}, "output"),
         ({"output": Grammar("regex", "\ud800")}, "output"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": "json"}, "response_format"),

@@ -29,7 +29,7 @@ async def test_an_app_opens_is_told_pulls_and_asks(settings):
 
         def look(progress):
             seen.append(progress)
-            states.append(ai._absent_device())
+            states.append(ai._own._absent_device())
 
         stored = await ai.pull(on_progress=look)
         assert set(states) == {AvailabilityState.DOWNLOADING}

@@ -21,13 +21,33 @@ def test_both_clients_offer_the_same():
     assert public(Overspill) - {"close"} == public(AsyncOverspill) - {"aclose"}
 
 
-@pytest.mark.parametrize("name", sorted(public(Overspill) - {"close"}))
-def test_each_method_takes_the_same_arguments(name):
-    blocking = inspect.signature(getattr(Overspill, name)).parameters
-    original = inspect.signature(getattr(AsyncOverspill, name)).parameters
-    assert [(p.name, p.kind, p.default) for p in blocking.values()] == [
-        (p.name, p.kind, p.default) for p in original.values()
-    ]
+PROPERTIES = {name for name in public(Overspill) if isinstance(vars(Overspill)[name], property)}
+
+
+def arguments(function) -> list:
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, p.default) for p in found]
+
+
+def test_both_are_made_by_the_same_arguments():
+    assert arguments(Overspill.__init__) == arguments(AsyncOverspill.__init__)
+
+
+@pytest.mark.parametrize("name", sorted(public(Overspill) - {"close"} - PROPERTIES))
+def test_each_method_takes_the_same_arguments_and_gives_the_same(name):
+    blocking, original = getattr(Overspill, name), getattr(AsyncOverspill, name)
+    assert arguments(blocking) == arguments(original)
+    gives = inspect.signature(blocking).return_annotation
+    awaited = inspect.signature(original).return_annotation
+    same = {
+        f"AsyncGenerator[{kind}]": f"Generator[{kind}, None, None]" for kind in ("ReplyChunk",)
+    } | {"Iterator[None]": "AbstractContextManager[None]"}
+    assert gives == same.get(awaited, awaited)
+
+
+@pytest.mark.parametrize("name", sorted(PROPERTIES))
+def test_a_property_is_one_on_both(name):
+    assert isinstance(vars(AsyncOverspill)[name], property)
 
 
 @pytest.fixture

@@ -116,7 +116,8 @@ async def sdk_client(model: Path) -> AsyncGenerator[AsyncOverspill]:
     """A client as an app gets it by default, but with this model and a home of its own."""
     with TemporaryDirectory(prefix="overspill-bench-") as home:
         settings = load_settings(environ={"OVERSPILL_HOME": home, "OVERSPILL_MODEL": str(model)})
-        async with AsyncOverspill("bench", settings=settings.with_floor(Privacy.DEVICE)) as client:
+        settings = settings.with_floor(Privacy.DEVICE)
+        async with AsyncOverspill("bench", settings=settings, daemon="never") as client:
             yield client
 
 

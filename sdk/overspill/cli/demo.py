@@ -141,7 +141,7 @@ async def play(
     settings: Settings, node: NodeProcess, prompts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Send every prompt by policy, then to each side alone; return the demo's JSON."""
-    async with AsyncOverspill(app="demo", settings=settings) as ai:
+    async with AsyncOverspill(app="demo", settings=settings, daemon="never") as ai:
         await ai.enroll(enrolment_code(node.state))
         state = await ai.cloud_state()
         if state.problem is not None:

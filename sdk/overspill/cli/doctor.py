@@ -95,7 +95,7 @@ def _places(settings: Settings) -> Check:
 
 def _answering(settings: Settings) -> Iterator[Check]:
     try:
-        with Overspill(app="doctor", settings=settings) as ai:
+        with Overspill(app="doctor", settings=settings, daemon="never") as ai:
             state = ai.availability()
             if state.device.value == "available":
                 yield from _memory(ai)

@@ -27,6 +27,10 @@ OLDEST_PROTOCOL = 1
 _MAX_ANSWER_BYTES = 1 << 16
 
 
+class PeerGone(errors.ConnectFailed):
+    """The other side of a local connection is not there; not an error that it told of another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """A side's version and the protocols that it speaks, ``oldest`` to ``protocol``."""
@@ -81,7 +85,7 @@ _UPGRADE = {
 def greet(path: Path, hello: Hello, *, timeout_s: float) -> Welcome:
     """Ask the daemon at the HTTP socket ``path``; blocks for ``timeout_s`` at most.
 
-    Raises ``ConnectFailed`` where nobody answers, ``VersionMismatch``, and ``DaemonRefused``
+    Raises ``PeerGone`` where nobody answers, ``VersionMismatch``, and ``DaemonRefused``
     where the daemon does not accept this app.
     """
     connection = _UnixConnection(path, timeout_s)
@@ -92,7 +96,7 @@ def greet(path: Path, hello: Hello, *, timeout_s: float) -> Welcome:
         answer = connection.getresponse()
         status, body = answer.status, answer.read(_MAX_ANSWER_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise errors.ConnectFailed(f"No daemon answers at {path} ({error}).") from error
+        raise PeerGone(f"No daemon answers at {path} ({error}).") from error
     finally:
         connection.close()
     if status != 200:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Generic, TypeVar
 
-from overspill.types.chat import Finish, FinishReason, TokenLogprob, ToolCall, ToolCallDelta
+from overspill.types.chat import (
+    Finish,
+    FinishReason,
+    Message,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
 from overspill.types.route import RouteTaken
 from overspill.types.usage import Usage
+
+OutputT = TypeVar("OutputT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class ReplyChunk:
     receipt: ReceiptRecord | None = None
     tool_call_deltas: tuple[ToolCallDelta, ...] = ()
     reasoning: str = ""
+    output: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,49 @@ class Reply:
     ttft_s: float | None = None
     total_s: float = 0.0
     reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TypedReply(Reply, Generic[OutputT]):
+    """A whole answer, read as what ``output`` asked for: an instance of the type, or for a JSON
+    schema what the JSON means. None where the answer calls tools and says nothing."""
+
+    output: OutputT = None  # type: ignore[assignment]  # set by who makes one; a field after defaults needs one
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """A call that was made: what the model was told, and in ``error`` what failed, if it did."""
+
+    call: ToolCall
+    content: str
+    error: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One answer of a run, and the calls that it made; none in the last step."""
+
+    reply: Reply
+    results: tuple[ToolResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunReply(TypedReply[OutputT]):
+    """The last answer of a run. ``usage`` is that of this answer alone; ``steps`` has them all.
+
+    ``messages`` is the whole conversation, this answer included: what to go on from.
+    """
+
+    steps: tuple[Step, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompts and completions of all steps."""
+        return sum(step.reply.usage.total_tokens for step in self.steps)
+
 
 
 class AvailabilityState(StrEnum):

@@ -13,6 +13,7 @@ import grpc.aio
 
 from overspill import errors
 from overspill.engines.base import EngineHealth
+from overspill.transport.handshake import PeerGone
 from overspill.transport.local.options import (
     ERROR_KEY,
     TOKEN_KEY,
@@ -27,6 +28,7 @@ from overspill.wire import convert
 from overspill.wire.v1 import chat_pb2, local_pb2, local_pb2_grpc
 
 _T = TypeVar("_T")
+_AN_ERROR = object()
 
 
 class LocalClient:
@@ -49,7 +51,7 @@ class LocalClient:
         """The answer; leaving it cancels the work over there."""
         async with aclosing(self._events(request)) as batches:
             async for events in batches:
-                yield merge_chunks(_chunk(event.event) for event in events)
+                yield merge_chunks(chunk_of(event.event) for event in events)
 
     async def _events(self, request: Request) -> AsyncGenerator[list[local_pb2.StreamEvent]]:
         """The answer's events, as many as came at a time; raises the one that is an error."""
@@ -134,8 +136,9 @@ class LocalClient:
             self._link = _Link(call, self._address, self._options)
         return self._link
 
-    async def _heard(self, call: Any) -> Any:
-        """The next message of a stream; raises where it ends, breaks or stays silent."""
+    async def _heard(self, call: Any, at_end: Any = _AN_ERROR) -> Any:
+        """The next message of a stream; raises where it breaks or stays silent, and where it ends
+        unless there is an answer for that."""
         try:
             async with asyncio.timeout(self._options.silence_s):
                 event = await call.read()
@@ -148,9 +151,11 @@ class LocalClient:
             if _we_left():
                 raise
             raise broken(self._address, "it ended the call", begun=False) from None
-        if event is grpc.aio.EOF:
+        if event is not grpc.aio.EOF:
+            return event
+        if at_end is _AN_ERROR:
             raise broken(self._address, "it stopped without an end", begun=False)
-        return event
+        return at_end
 
     async def _unary(
         self, method: Callable[..., Awaitable[_T]], message: Any, timeout_s: float | None = None
@@ -172,7 +177,8 @@ class LocalClient:
             self._calls.discard(call)
 
 
-def _chunk(event: chat_pb2.ChatEvent) -> Chunk:
+def chunk_of(event: chat_pb2.ChatEvent) -> Chunk:
+    """What an event adds to an answer, or its end."""
     if event.HasField("final"):
         return Chunk(finish=convert.final_to_finish(event.final))
     return convert.delta_to_chunk(event.delta)
@@ -362,7 +368,7 @@ def broken(address: str, why: str, *, begun: bool) -> errors.TransportError:
     """Nobody answered, or an answer broke off."""
     if begun:
         return errors.StreamBroken(f"The stream from {address} broke ({why}).")
-    return errors.ConnectFailed(f"No answer from {address} ({why}).")
+    return PeerGone(f"No answer from {address} ({why}).")
 
 
 def _we_left() -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from typing import Any
 
 from overspill import errors
 from overspill.engines.base import Engine
 from overspill.transport.local.options import LocalOptions
 from overspill.types.chat import Chunk
+from overspill.types.embedding import EmbedReply
 from overspill.wire import convert
 from overspill.wire.v1 import chat_pb2, local_pb2
 
@@ -138,6 +140,29 @@ class EngineConnection(Connection):
             async for chunk in chunks:
                 for event in chunk_events(chunk):
                     yield local_pb2.StreamEvent(event=event)
+
+
+async def embed_events(
+    work: Callable[[], Coroutine[Any, Any, EmbedReply]],
+    options: LocalOptions,
+    is_moving: Callable[[], Awaitable[bool]] | None = None,
+) -> AsyncGenerator[local_pb2.EmbedEvent]:
+    """The vectors and their end, or the error that ended them, with a heartbeat whenever that
+    takes long and ``is_moving`` does not deny it. Leaving it cancels the work."""
+    working = asyncio.create_task(work())
+    try:
+        while not (await asyncio.wait({working}, timeout=options.heartbeat_s))[0]:
+            if is_moving is None or await is_moving():
+                yield local_pb2.EmbedEvent(heartbeat=chat_pb2.Heartbeat())
+        reply = await working
+        for embedding in reply.embeddings:
+            yield local_pb2.EmbedEvent(embedding=convert.embedding_to_proto(embedding))
+        end = local_pb2.EmbedEnd(model=reply.model, pooling=reply.pooling)
+        yield local_pb2.EmbedEvent(end=end)
+    except errors.OverspillError as error:
+        yield local_pb2.EmbedEvent(error=convert.error_to_proto(error))
+    finally:
+        working.cancel()
 
 
 def chunk_events(chunk: Chunk) -> list[chat_pb2.ChatEvent]:

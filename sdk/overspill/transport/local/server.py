@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -16,7 +15,7 @@ from overspill._version import __version__
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.transport.base import is_local_address
-from overspill.transport.local.connection import EngineConnection
+from overspill.transport.local.connection import EngineConnection, embed_events
 from overspill.transport.local.options import (
     ERROR_KEY,
     TOKEN_KEY,
@@ -24,6 +23,7 @@ from overspill.transport.local.options import (
     bearer,
     channel_settings,
 )
+from overspill.types.embedding import EmbedReply
 from overspill.wire import convert
 from overspill.wire.v1 import chat_pb2, local_pb2, local_pb2_grpc
 
@@ -96,25 +96,19 @@ class _Servicer(local_pb2_grpc.LocalServicer):
     ) -> AsyncGenerator[local_pb2.EmbedEvent]:
         """Embed, with a heartbeat whenever that takes long."""
         await self._authenticate(context)
-        work: asyncio.Task[Any] | None = None
-        try:
-            if isinstance(self._served, Engine):
-                raise errors.UnsupportedOption(f"{self._served.card.name} was opened to generate.")
-            request = convert.embed_request_from_proto(message)
-            work = asyncio.create_task(self._served.embed(request))
-            while not (await asyncio.wait({work}, timeout=self._options.heartbeat_s))[0]:
-                if (await self._served.health()).ok:
-                    yield local_pb2.EmbedEvent(heartbeat=chat_pb2.Heartbeat())
-            reply = await work
-            for embedding in reply.embeddings:
-                yield local_pb2.EmbedEvent(embedding=convert.embedding_to_proto(embedding))
-            end = local_pb2.EmbedEnd(model=reply.model, pooling=reply.pooling)
-            yield local_pb2.EmbedEvent(end=end)
-        except errors.OverspillError as error:
-            yield local_pb2.EmbedEvent(error=convert.error_to_proto(error))
-        finally:
-            if work is not None:
-                work.cancel()
+        served = self._served
+
+        async def work() -> EmbedReply:
+            if isinstance(served, Engine):
+                raise errors.UnsupportedOption(f"{served.card.name} was opened to generate.")
+            return await served.embed(convert.embed_request_from_proto(message))
+
+        async def is_moving() -> bool:
+            return (await served.health()).ok
+
+        async with aclosing(embed_events(work, self._options, is_moving)) as events:
+            async for event in events:
+                yield event
 
     async def GetStatus(
         self, message: local_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -1,0 +1,206 @@
+"""Answers by this process's own means: a device engine in its worker, a cloud, a policy."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from overspill.cloud_gate import CloudGate, CloudState
+from overspill.config import Settings
+from overspill.conversations import Conversations
+from overspill.engines.base import Engine
+from overspill.engines.embedder import Embedder
+from overspill.errors import ConfigurationError, ModelNotFound, OverspillError
+from overspill.gathering import Routes
+from overspill.modelroom import is_pullable
+from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
+from overspill.profile import DeviceMeter
+from overspill.remote import RemoteEngine
+from overspill.session import Session
+from overspill.state.receipts import ReceiptStore
+from overspill.types.card import ModelCard
+from overspill.types.chat import Privacy, Request
+from overspill.types.embedding import EmbedReply, EmbedRequest
+from overspill.types.reply import Availability, AvailabilityState, ReceiptRecord, ReplyChunk
+from overspill.types.route import Plan
+
+if TYPE_CHECKING:
+    from overspill.models.files import OnProgress
+    from overspill.models.store import StoredModel
+
+
+class InProcess:
+    """The engines and rules that ``settings`` name; ``device``, ``cloud`` and ``embedder`` replace
+    what they name, and are closed with this."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        device: Engine | None = None,
+        cloud: RemoteEngine | None = None,
+        embedder: Embedder | None = None,
+    ) -> None:
+        self._settings = settings
+        self._device, self._cloud, self._embedder = device, cloud, embedder
+        self.device_problem: OverspillError | None = None
+        """What kept the device's model from starting, where a cloud must do alone."""
+        self._routes: Routes | None = None
+        self._pulling = 0
+
+    async def open(self) -> None:
+        """Start the device's engine. Raises what it raises, unless a cloud can do alone."""
+        settings = self._settings
+        policy = open_routing_policy(settings)
+        if self._cloud is None and settings.cloud is not None:
+            self._cloud = open_cloud(settings)
+        try:
+            # The cloud is first contacted by a request whose floor allows it.
+            self._device = await self._start_device()
+        except BaseException:
+            await self._close_engines()
+            raise
+        self._routes = Routes(
+            device=self._device,
+            cloud=CloudGate(self._cloud),
+            policy=policy,
+            floor=settings.privacy,
+            receipts=ReceiptStore(settings.places.state / "receipts.sqlite"),
+            conversations=Conversations(),
+            meter=DeviceMeter(),
+        )
+
+    async def aclose(self) -> None:
+        """Cancel what runs and free the engines. May be called twice."""
+        self._routes = None
+        await self._close_engines()
+
+    async def run(self, request: Request) -> AsyncGenerator[ReplyChunk]:
+        """The answer in pieces."""
+        async with aclosing(self._session(request).run()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def plan(self, request: Request) -> Plan:
+        """Where the request would run."""
+        return await self._session(request).plan()
+
+    async def embed(self, request: EmbedRequest) -> EmbedReply:
+        """The vectors; the first call loads the model."""
+        if self._embedder is None:
+            self._embedder = open_embedder(self._settings)
+        name = self._embedder.card.name
+        if request.model not in (None, name):
+            raise ModelNotFound.among(str(request.model), (name,))
+        return await self._embedder.embed(request)
+
+    async def models(self) -> tuple[ModelCard, ...]:
+        """The device's model, and a verified cloud's."""
+        return (*self._device_cards(), *(await self.cloud_state()).cards)
+
+    async def priced(self, model: str) -> tuple[ModelCard, ...]:
+        """Cards that are here already: to settle a bill nobody is asked anything."""
+        return (*self._device_cards(), *self._open.cloud.known_cards)
+
+    async def availability(self) -> Availability:
+        """The device's and the cloud's state."""
+        routes = self._open
+        device, why = self._absent_device(), str(self.device_problem or "No model.")
+        if routes.device is not None:
+            health = await routes.device.health()
+            why = health.detail or " ".join(
+                (f"{routes.device.card.name} is loaded.", *health.notes)
+            )
+            device = AvailabilityState.AVAILABLE if health.ok else AvailabilityState.UNAVAILABLE
+        state = await self.cloud_state()
+        if state.result is not None:
+            cloud, cloud_why = (
+                AvailabilityState.AVAILABLE,
+                f"Proven: {state.result.assurance.name}.",
+            )
+        else:
+            cloud, cloud_why = AvailabilityState.UNAVAILABLE, str(state.problem or "None is set.")
+        return Availability(device, why, cloud, cloud_why)
+
+    async def receipts(self, limit: int) -> tuple[ReceiptRecord, ...]:
+        """From this user's store."""
+        return tuple(self._open.receipts.list(limit))
+
+    async def pull(self, model: str | None, on_progress: OnProgress | None) -> StoredModel:
+        """Fetch a model; the device's own is loaded then, where it was missing."""
+        from overspill import modelroom
+
+        routes, what = self._open, model or self._settings.model
+        self._pulling += 1
+        try:
+            planned = await modelroom.plan(self._settings, what)
+            stored = await modelroom.pull(self._settings, planned, on_progress=on_progress)
+        finally:
+            self._pulling -= 1
+        if routes.device is None and what == self._settings.model:
+            self._device = await self._start_device()
+            self._routes = replace(routes, device=self._device)
+        return stored
+
+    def queue_position(self, request_id: str) -> int | None:
+        """As the device's engine says."""
+        device = self._open.device
+        return None if device is None else device.queue_position(request_id)
+
+    async def cloud_state(self) -> CloudState:
+        """The cloud's verified state; empty under the floor ``device``."""
+        floor = self._settings.privacy.tightened_by(self._open.policy.floor)
+        return CloudState() if floor is Privacy.DEVICE else await self._open.cloud.state()
+
+    async def enroll(self, code: str) -> int:
+        """Enrol this device's key with the cloud."""
+        if self._cloud is None:
+            raise ConfigurationError("There is no cloud to enrol with.", mend="Set one first.")
+        return await self._cloud.enroll(code)
+
+    # ----------------------------------------------------------------------------------------
+
+    @property
+    def _open(self) -> Routes:
+        if self._routes is None:
+            raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
+        return self._routes
+
+    def _device_cards(self) -> tuple[ModelCard, ...]:
+        device = self._open.device
+        return () if device is None else (device.card,)
+
+    def _session(self, request: Request) -> Session:
+        routes = self._open
+        if routes.device is None and routes.cloud.engine is None and self.device_problem:
+            raise self.device_problem
+        return Session(routes, request)
+
+    def _absent_device(self) -> AvailabilityState:
+        if self._pulling:
+            return AvailabilityState.DOWNLOADING
+        absent = isinstance(self.device_problem, ModelNotFound)
+        if absent and is_pullable(self._settings.model):
+            return AvailabilityState.DOWNLOADABLE
+        return AvailabilityState.UNAVAILABLE
+
+    async def _start_device(self) -> Engine | None:
+        """The device's engine; without one a cloud alone must do, without both it is an error,
+        unless the model could be pulled: then every request says how."""
+        try:
+            engine = self._device or open_device(self._settings)
+            await engine.start()
+        except OverspillError as error:
+            self.device_problem = error
+            if self._cloud is None and self._absent_device() is AvailabilityState.UNAVAILABLE:
+                raise
+            return None
+        self.device_problem = None
+        return engine
+
+    async def _close_engines(self) -> None:
+        for engine in (self._device, self._cloud, self._embedder):
+            if engine is not None:
+                await engine.aclose()
