@@ -1,49 +1,50 @@
 """Stage 2's detectors: what should make a request stay, found on the device by rule.
 
-Each returns how many it found and never what: counts can be logged, matches cannot. They are
-meant to miss little of what has a check sum or a fixed form; names and free text are the user's
-own list's business.
+A finding says what kind and where, never what: counts can be logged, matches cannot. They miss
+little of what has a check sum or a fixed form; names and free text are the user's own list's
+business. Digits, dashes and spaces of other scripts count as what they look like.
+
+Each detector first asks for something that its finding cannot do without (an ``@``, eight digits
+near each other, a long word), so that text without any costs little more than being read once. What
+is written in ASCII alone is looked for in ASCII: a Chinese sentence has no space before a number.
 """
 
 from __future__ import annotations
 
-import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[^\W\d_]{2,63}(?![\w-])")
-# E.164 with its plus, (0xx) and 0xx national forms, and the North American grouping.
-_PHONE = re.compile(
-    r"(?<![\w+.,])(?:"
-    r"(?:\+|00)[1-9](?:[ ./-]?\(?\d{1,4}\)?){2,6}"
-    r"|\(0\d{1,4}\)[ ./-]?\d{2,4}(?:[ ./-]?\d{2,4}){1,3}"
-    r"|\(\d{3}\)[ .-]?\d{3}[ .-]\d{4}"
-    r"|\d{3}[.-]\d{3}[.-]\d{4}"
-    r"|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,5}"
-    r")(?![\w-])"
-)
-# In one piece, in fours, or as American Express prints it.
+from overspill.routing.credentials import find_credentials
+from overspill.routing.listed import find_listed
+from overspill.routing.phones import find_phones, find_regional
+from overspill.routing.spans import Span, apart
+
+_DOMAIN = re.compile(r"(?:[\w-]{1,63}\.)+[^\W\d_]{2,63}(?![\w-])")
+_LOCAL_PART = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}\Z")
+_LOCAL_CHARS = 64
+# Eight digits, close enough to be one number: cards and telephone numbers are at least that.
+_NUMBERS = re.compile(r"\d(?:[ ()./-]{0,3}\d){7,}", re.ASCII)
+# In one piece, in fours, or as American Express and Diners print it.
 _CARD = re.compile(
     r"(?<![\w.,-])(?:[2-6]\d{12,18}|[2-6]\d{3}(?:[ -]\d{4}){3}(?:[ -]\d{1,3})?"
-    r"|3\d{3}[ -]\d{6}[ -]\d{4,5})(?![\w-])"
+    r"|3\d{3}[ -]\d{6}[ -]\d{4,5})(?![\w-])",
+    re.ASCII,
 )
-# A lookahead, so that a false start does not swallow the number behind it.
-_IBAN = re.compile(r"(?<![A-Za-z0-9])(?=([A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]){11,30}))")
-_KEY_FORMS = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
-    r"|\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{22,}|\bglpat-[\w-]{20,}"
-    r"|\bsk-[\w-]{20,}|\bsk_(?:live|test)_\w{16,}|\bhf_[A-Za-z0-9]{30,}"
-    r"|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}"
-    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
+# First digits of the networks that issue, with their numbers' lengths (ISO/IEC 7812-1).
+_ISSUERS = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})"  # Visa
+    r"|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"  # Mastercard
+    r"|3[47]\d{13}"  # American Express
+    r"|3(?:0[0-5]|[689]\d)\d{11,16}"  # Diners
+    r"|35(?:2[89]|[3-8]\d)\d{12,15}"  # JCB
+    r"|(?:5[06-8]|6\d)\d{11,17}"  # Maestro, Discover, UnionPay, RuPay
 )
-_KEY_NAMED = re.compile(
-    r"(?i:\b(?:api[ _-]?key|secret|token|passw(?:or)?d|passphrase)\b[\"']?(?:\s*[:=]|\s+is)\s*)"
-    r"[\"']?(?=\D*\d)([^\s\"',;]{8,256})"
-)
-_KEY_RANDOM = re.compile(r"(?<![\w+/=-])[A-Za-z0-9_+-]{32,512}={0,2}(?![\w+/-])")
-_NAMED_BITS, _RANDOM_BITS = 2.75, 4.1
+# Two letters and the check digits; digits are searched for, since there are fewer of them.
+_IBAN_CHECK = re.compile(r"\d\d(?<=[A-Za-z]{2}..)(?<![A-Za-z0-9][A-Za-z]{2}..)(?=[ -]?[A-Za-z0-9])")
+_IBAN = re.compile(r"[A-Za-z]{2}\d\d(?:[ -]?[A-Za-z0-9]){11,30}")
 
 # Lengths by country from the registry of ISO 13616.
 _IBAN_LENGTH = {
@@ -72,6 +73,15 @@ _IBAN_LENGTH = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found: its kind, and where it stands in the text."""
+
+    kind: str
+    start: int
+    end: int
+
+
 def luhn_valid(digits: str) -> bool:
     """Whether the last digit is the check digit of ISO/IEC 7812-1, annex B."""
     total = 0
@@ -93,81 +103,134 @@ def iban_valid(text: str) -> bool:
     return int("".join(str(int(ch, 36)) for ch in text[4:] + text[:4])) % 97 == 1
 
 
-def entropy_bits(text: str) -> float:
-    """Shannon entropy of the text's own characters, in bits per character."""
-    counts = Counter(text).values()
-    return -sum(n / len(text) * math.log2(n / len(text)) for n in counts)
-
-
-def count_emails(text: str) -> int:
+def find_emails(text: str) -> list[Span]:
     """Addresses as people write them (RFC 5322 allows more)."""
-    return len(_EMAIL.findall(text)) if "@" in text else 0
+    spans = []
+    at = text.find("@")
+    while at >= 0:
+        domain = _DOMAIN.match(text, at + 1)
+        if domain:
+            # One more character than a local part may have, to see that it begins there.
+            before = text[max(0, at - _LOCAL_CHARS - 1) : at]
+            local = _LOCAL_PART.search(before)
+            if local:
+                spans.append((at - len(local.group()), domain.end()))
+        at = text.find("@", at + 1)
+    return spans
 
 
-def count_phones(text: str) -> int:
-    """Phone numbers in their usual groupings, 8 to 15 digits (ITU-T E.164)."""
-    numbers = (re.sub(r"\D", "", match.group()) for match in _PHONE.finditer(text))
-    return sum(8 <= len(number) <= 15 for number in numbers)
+def find_cards(text: str) -> list[Span]:
+    """Payment card numbers: an issuer's first digits and length, and Luhn's check."""
+    return [
+        match.span()
+        for start, end in _numbers(text)
+        for match in _CARD.finditer(text, start, end)
+        if _is_card(match.group())
+    ]
 
 
-def count_cards(text: str) -> int:
-    """Payment card numbers: 13 to 19 digits, in groups or not, that pass Luhn's check."""
-    numbers = (re.sub(r"[ -]", "", match.group()) for match in _CARD.finditer(text))
-    return sum(luhn_valid(number) for number in numbers)
+def _is_card(text: str) -> bool:
+    number = text.replace(" ", "").replace("-", "")
+    return _ISSUERS.fullmatch(number) is not None and luhn_valid(number)
 
 
-def count_ibans(text: str) -> int:
+def _numbers(text: str) -> Iterator[Span]:
+    """Where many digits stand together, with what a number may begin and end with."""
+    for match in _NUMBERS.finditer(text):
+        yield max(0, match.start() - 2), min(len(text), match.end() + 2)
+
+
+def find_ibans(text: str) -> list[Span]:
     """International bank account numbers whose check digits hold."""
-    found = 0
-    for match in _IBAN.finditer(text):
-        compact = re.sub(r"[ -]", "", match.group(1)).upper()
+    spans = []
+    for check in _IBAN_CHECK.finditer(text):
+        start = check.start() - 2
+        match = _IBAN.match(text, start)
+        length = _IBAN_LENGTH.get(text[start : start + 2].upper())
+        if match is None or length is None:
+            continue
         # Words that follow look like more of the number: its country says where it ends.
-        found += iban_valid(compact[: _IBAN_LENGTH.get(compact[:2], 0)])
-    return found
+        places = [start + i for i, ch in enumerate(match.group()) if ch not in " -"][:length]
+        if iban_valid("".join(text[place] for place in places).upper()):
+            spans.append((start, places[-1] + 1))
+    return spans
 
 
-def count_keys(text: str) -> int:
-    """API keys, tokens and private keys: by their makers' forms, by name, by randomness."""
-    formed = len(_KEY_FORMS.findall(text))
-    named = sum(entropy_bits(secret) >= _NAMED_BITS for secret in _KEY_NAMED.findall(text))
-    loose = sum(_looks_random(match.group()) for match in _KEY_RANDOM.finditer(text))
-    return max(formed, named, loose)
+def find_phone_numbers(text: str, regions: tuple[str, ...] = ()) -> list[Span]:
+    """Telephone numbers, and what is one in ``regions``; see ``phones.py``."""
+    spans: list[Span] = []
+    for start, end in _numbers(text):
+        spans += find_phones(text, start, end)
+        spans += find_regional(text, start, end, regions)
+    return apart(spans)
 
 
-def _looks_random(word: str) -> bool:
-    mixed = (
-        any(ch.isdigit() for ch in word)
-        and any(ch.isupper() for ch in word)
-        and any(ch.islower() for ch in word)
-    )
-    return mixed and entropy_bits(word) >= _RANDOM_BITS
-
-
-DETECTORS: Mapping[str, Callable[[str], int]] = {
-    "email": count_emails,
-    "phone": count_phones,
-    "card": count_cards,
-    "iban": count_ibans,
-    "api_key": count_keys,
+DETECTORS: Mapping[str, Callable[[str], Sequence[Span]]] = {
+    "email": find_emails,
+    "phone": find_phone_numbers,
+    "card": find_cards,
+    "iban": find_ibans,
+    "api_key": find_credentials,
 }
-"""Kind to detector. The kind ``listed`` is the user's own list, see :func:`count_listed`."""
+"""Kind to detector. The kind ``listed`` is the user's own list, see ``listed.py``."""
 
 KINDS = (*DETECTORS, "listed")
 
 
-def count_listed(text: str, terms: Iterable[str]) -> int:
-    """How often the user's terms occur as whole words, in any case."""
-    folded = text.casefold()
-    return sum(
-        len(re.findall(rf"(?<!\w){re.escape(term.casefold())}(?!\w)", folded)) for term in terms
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is looked for: kinds, the user's own terms, and regions whose telephone numbers count
+    (ISO 3166-1, two letters)."""
+
+    kinds: tuple[str, ...] = KINDS
+    terms: tuple[str, ...] = ()
+    phone_regions: tuple[str, ...] = ()
+
+
+def find(text: str, wanted: Wanted) -> list[Finding]:
+    """All that was found, kind by kind. Findings of two kinds may overlap, but what looks like a
+    telephone number within a card's or an account's number is none."""
+    plain = text if text.isascii() else _plain(text)
+    found = []
+    for kind in wanted.kinds:
+        if kind == "listed":
+            spans: Sequence[Span] = find_listed(text, wanted.terms)
+        elif kind == "phone":
+            spans = find_phone_numbers(plain, wanted.phone_regions)
+        else:
+            spans = DETECTORS[kind](plain)
+        for start, end in spans:
+            found.append(Finding(kind, start, end))
+    return [one for one in found if not _is_part(one, found)] if len(found) > 1 else found
+
+
+def _is_part(one: Finding, found: Sequence[Finding]) -> bool:
+    return one.kind == "phone" and any(
+        other.kind in ("card", "iban") and other.start <= one.start and one.end <= other.end
+        for other in found
     )
 
 
-def detect(text: str, kinds: Iterable[str], listed_terms: Iterable[str] = ()) -> dict[str, int]:
-    """Counts of what was found, for the kinds asked for; kinds with none are left out."""
-    terms = tuple(listed_terms)
-    counts = {
-        kind: count_listed(text, terms) if kind == "listed" else DETECTORS[kind](text)
-        for kind in kinds
-    }
-    return {kind: count for kind, count in counts.items() if count}
+def detect(text: str, wanted: Wanted) -> dict[str, int]:
+    """Counts of what was found; kinds with none are left out."""
+    found = find(text, wanted)
+    return dict(Counter([one.kind for one in found])) if found else {}
+
+
+def _plain(text: str) -> str:
+    """The text with digits, dashes, spaces and letters of full width as ASCII has them.
+
+    Character by character, so that what is found stands at the same place in the text.
+    """
+    return text.translate({ord(ch): _look_of(ch) for ch in set(text) if not ch.isascii()})
+
+
+def _look_of(character: str) -> str:
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    category = unicodedata.category(character)
+    if category in ("Pd", "Zs"):
+        return "-" if category == "Pd" else " "
+    narrow = unicodedata.normalize("NFKC", character)
+    return narrow if len(narrow) == 1 and narrow.isascii() else character

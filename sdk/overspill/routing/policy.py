@@ -9,6 +9,8 @@ A policy file is TOML; only ``version`` is required::
     release = 0.5               # how slowly a hard conversation becomes an easy one, 0 to 1
     strict = false              # true: an unfitted scorer may not keep a request on the device
     listed_terms = ["Project Heron"]
+    phone_regions = ["DE"]      # national telephone numbers there count too (extra: phones)
+    redact = ["email"]          # kinds that may leave as placeholders, and so raise no floor
 
     scorer_sha256 = "9f..."     # the scorer that the threshold is for; another one is unfitted
     expires_unix = 1830000000   # afterwards the policy is strict
@@ -42,8 +44,9 @@ from overspill.errors import ConfigurationError
 from overspill.routing.calibration import IsotonicCurve
 from overspill.routing.complexity import Scorer
 from overspill.routing.cost import Prices
-from overspill.routing.detectors import KINDS
+from overspill.routing.detectors import KINDS, Wanted
 from overspill.routing.monitor_policy import MonitorPolicy
+from overspill.routing.phones import check_regions
 from overspill.types.chat import Privacy
 
 DEFAULT_DETECTORS: Mapping[str, Privacy] = {
@@ -65,6 +68,8 @@ class RoutingPolicy:
     ``certificate`` is what a calibration wrote down: it decides nothing. ``isotonic`` maps
     ``device`` and ``cloud`` to measured P(right) by predicted.
     ``scorer`` is the one that came with the file; None: the shipped one.
+    ``redact`` are kinds that leave as placeholders where they leave (see ``redaction.py``): what
+    is not sent raises no floor. ``phone_regions`` are ISO 3166-1 codes.
     ``prices`` are what stage 4 weighs besides quality. ``monitor`` is what stage 5 may trust; None
     leaves it to plain faults.
     ``sha256`` goes into every decision: of the file where the policy was read from one, else over
@@ -79,6 +84,8 @@ class RoutingPolicy:
     strict: bool = False
     detectors: Mapping[str, Privacy] = field(default_factory=lambda: dict(DEFAULT_DETECTORS))
     listed_terms: tuple[str, ...] = ()
+    phone_regions: tuple[str, ...] = ()
+    redact: tuple[str, ...] = ()
     scorer_sha256: str = ""
     expires_unix: int = 0
     certificate: Mapping[str, float | str | bool] = field(default_factory=dict)
@@ -87,6 +94,8 @@ class RoutingPolicy:
     monitor: MonitorPolicy | None = None
     scorer: Scorer | None = field(default=None, compare=False, repr=False)
     sha256: str = field(init=False, default="")
+    wanted: Wanted = field(init=False, repr=False, compare=False)
+    """What the detectors look for: the kinds above, and those that are to be redacted."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -99,6 +108,8 @@ class RoutingPolicy:
             "strict": self.strict,
             "detectors": dict(self.detectors),
             "listed_terms": self.listed_terms,
+            "phone_regions": self.phone_regions,
+            "redact": self.redact,
             "scorer_sha256": self.scorer_sha256,
             "expires_unix": self.expires_unix,
             "certificate": dict(self.certificate),
@@ -109,6 +120,9 @@ class RoutingPolicy:
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         object.__setattr__(self, "sha256", digest)
+        kinds = tuple(kind for kind in KINDS if kind in self.detectors or kind in self.redact)
+        wanted = Wanted(kinds, self.listed_terms, self.phone_regions)
+        object.__setattr__(self, "wanted", wanted)
 
     def having(self, scorer: Scorer) -> Self:
         """The same policy, by the same hash, with the scorer that came beside its file."""
@@ -150,6 +164,8 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "release": (int, float),
     "strict": bool,
     "listed_terms": list,
+    "phone_regions": list,
+    "redact": list,
     "detectors": dict,
     "scorer_sha256": str,
     "expires_unix": int,
@@ -170,8 +186,9 @@ def _fields(table: dict[str, Any]) -> dict[str, Any]:
     fields = dict(table)
     if "floor" in fields:
         fields["floor"] = _floor("floor", fields["floor"])
-    if "listed_terms" in fields:
-        fields["listed_terms"] = _terms(fields["listed_terms"])
+    for key in ("listed_terms", "phone_regions", "redact"):
+        if key in fields:
+            fields[key] = _terms(key, fields[key])
     if "detectors" in fields:
         fields["detectors"] = _detectors(fields["detectors"])
     if "isotonic" in fields:
@@ -201,10 +218,10 @@ def _floor(key: str, value: Any) -> Privacy:
         ) from None
 
 
-def _terms(values: list[object]) -> tuple[str, ...]:
+def _terms(key: str, values: list[object]) -> tuple[str, ...]:
     terms = tuple(value for value in values if isinstance(value, str) and value.strip())
     if len(terms) != len(values):
-        raise ConfigurationError("'listed_terms' holds something that is not a word.")
+        raise ConfigurationError(f"{key!r} holds something that is not a word.")
     return terms
 
 
@@ -242,8 +259,9 @@ def _check(policy: RoutingPolicy) -> None:
         value = getattr(policy, name)
         if not low <= value <= 1.0:
             raise ConfigurationError(f"{name!r} is {value}; it must be from {low:g} to 1.")
-    unknown = set(policy.detectors) - set(KINDS)
+    unknown = {*policy.detectors, *policy.redact} - set(KINDS)
     if unknown:
         raise ConfigurationError(f"unknown detector {min(unknown)!r}.")
+    check_regions(policy.phone_regions)
     if not policy.version:
         raise ConfigurationError("'version' is empty.")

@@ -25,7 +25,7 @@ def privacy(
     request: Request, situation: Situation, policy: RoutingPolicy, routes: tuple[Route, ...]
 ) -> tuple[StageReason, ...]:
     """What was found, the floor that follows, and which routes it and the evidence take away."""
-    found = detect("\n".join(outgoing_text(request)), policy.detectors, policy.listed_terms)
+    found = detect("\n".join(outgoing_text(request)), policy.wanted)
     floors = _floors(request, situation.session_floor, situation.memory, policy, found)
     floor = reduce(Privacy.tightened_by, floors.values())
     reasons = [StageReason(STAGE, FOUND, (), found, f"floor {floors['found']}")] if found else []
@@ -54,7 +54,7 @@ def floor_of(
     request: Request, session_floor: Privacy, memory: SessionMemory, policy: RoutingPolicy
 ) -> Privacy:
     """The floor of a request before anything else is known: whether a cloud may be contacted."""
-    found = detect("\n".join(outgoing_text(request)), policy.detectors, policy.listed_terms)
+    found = detect("\n".join(outgoing_text(request)), policy.wanted)
     floors = _floors(request, session_floor, memory, policy, found)
     return reduce(Privacy.tightened_by, floors.values())
 
