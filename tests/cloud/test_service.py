@@ -128,7 +128,7 @@ async def test_a_stream_that_nobody_reads_is_ended(start_node, cloud, how, outco
     node = start_node(*SLOW)
     engine = await node.enrolled()
     # Even guessed in pieces it takes longer than the grace of a lost reader.
-    stream = engine.generate(cloud.ask(os.urandom(1500).hex()))
+    stream = engine.generate(cloud.ask(os.urandom(1500).hex(), max_tokens=3000))
     await anext(stream)
     if how == "hang up":
         await engine.aclose()
