@@ -20,7 +20,12 @@ from overspill._version import __version__
 from overspill.errors import ContextOverflow, InvalidRequest, ModelNotFound
 from overspill.types.chat import Request
 from overspill.types.route import Plan
-from overspill_edge import anthropic_answers, anthropic_dialect, openai_answers
+from overspill_edge import (
+    anthropic_answers,
+    anthropic_dialect,
+    openai_answers,
+    responses_dialect,
+)
 from overspill_edge.access import caller_of
 from overspill_edge.anthropic_answers import MessageShape
 from overspill_edge.anthropic_dialect import (
@@ -42,6 +47,13 @@ from overspill_edge.openai_dialect import (
 )
 from overspill_edge.openai_embeddings import embedding_list, in_dialect, parse_embeddings
 from overspill_edge.problems import speaks_anthropic
+from overspill_edge.responses_answers import ResponseShape
+from overspill_edge.responses_dialect import (
+    ResponsesRequest,
+    parse_responses,
+    responses_request,
+    told_back,
+)
 from overspill_edge.tokens import Scope
 from overspill_edge.work import unless_left
 
@@ -51,6 +63,7 @@ def routes(service: Service) -> Router:
     return Router(
         [
             HttpRoute("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            HttpRoute("/v1/responses", Responses(service), methods=["POST"]),
             HttpRoute("/v1/messages", Messages(service), methods=["POST"]),
             HttpRoute("/v1/messages/count_tokens", CountTokens(service), methods=["POST"]),
             HttpRoute("/v1/embeddings", Embeddings(service), methods=["POST"]),
@@ -81,6 +94,19 @@ class ChatCompletions(Generation):
     """``POST /v1/chat/completions``."""
 
     dialect = CHAT
+
+
+def _response_shape(asked: ResponsesRequest, request: Request) -> ResponseShape:
+    with_route = asked.overspill is not None
+    return ResponseShape(request, told_back(asked, request), with_route=with_route)
+
+
+class Responses(Generation):
+    """``POST /v1/responses``."""
+
+    dialect = Dialect(
+        parse_responses, responses_request, _response_shape, names=responses_dialect.NAMES
+    )
 
 
 def _message_shape(asked: MessagesRequest, request: Request) -> MessageShape:
