@@ -23,6 +23,7 @@ from overspill.types.route import Plan
 from overspill_edge import (
     anthropic_answers,
     anthropic_dialect,
+    completions_dialect,
     openai_answers,
     responses_dialect,
 )
@@ -34,6 +35,12 @@ from overspill_edge.anthropic_dialect import (
     parse_count_tokens,
     parse_messages,
     prompt_request,
+)
+from overspill_edge.completions_answers import TextCompletionShape
+from overspill_edge.completions_dialect import (
+    CompletionRequest,
+    completion_request,
+    parse_completion,
 )
 from overspill_edge.dialect import AUTO_MODEL, Dialect, Source
 from overspill_edge.endpoint import Endpoint, Service, require_any
@@ -63,6 +70,7 @@ def routes(service: Service) -> Router:
     return Router(
         [
             HttpRoute("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            HttpRoute("/v1/completions", Completions(service), methods=["POST"]),
             HttpRoute("/v1/responses", Responses(service), methods=["POST"]),
             HttpRoute("/v1/messages", Messages(service), methods=["POST"]),
             HttpRoute("/v1/messages/count_tokens", CountTokens(service), methods=["POST"]),
@@ -94,6 +102,19 @@ class ChatCompletions(Generation):
     """``POST /v1/chat/completions``."""
 
     dialect = CHAT
+
+
+def _text_shape(asked: CompletionRequest, request: Request) -> TextCompletionShape:
+    with_route = asked.overspill is not None
+    return TextCompletionShape(request, with_usage=asked.include_usage, with_route=with_route)
+
+
+class Completions(Generation):
+    """``POST /v1/completions``."""
+
+    dialect = Dialect(
+        parse_completion, completion_request, _text_shape, names=completions_dialect.NAMES
+    )
 
 
 def _response_shape(asked: ResponsesRequest, request: Request) -> ResponseShape:

@@ -30,6 +30,8 @@ from overspill_edge.dialect import AUTO_MODEL, data_event
 from overspill_edge.problems import HttpProblem
 
 DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0
+"""JSON has no infinity; this is the dialect's word for "never"."""
 _UNDECODABLE = "\ufffd"
 
 
@@ -268,5 +270,4 @@ def token_object(token: TokenLogprob) -> dict[str, Any]:
 def _alternative(text: str, logprob: float) -> dict[str, Any]:
     """``bytes`` is null where a token is a part of a character, which its text cannot show."""
     raw = None if _UNDECODABLE in text else list(text.encode())
-    # JSON has no infinity; the dialect's word for "never" is -9999.
-    return {"token": text, "bytes": raw, "logprob": max(logprob, -9999.0)}
+    return {"token": text, "bytes": raw, "logprob": max(logprob, LEAST_LOGPROB)}

@@ -112,6 +112,7 @@ def _as_list(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_text_of_parts)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Stops = Annotated[list[NonEmpty], Field(max_length=4), BeforeValidator(_as_list)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -261,7 +262,7 @@ class ChatCompletionRequest(Strict):
     frequency_penalty: Penalty | None = None
     logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[NonEmpty], Field(max_length=4), BeforeValidator(_as_list)] | None = None
+    stop: Stops | None = None
     tools: list[_Tool] | None = None
     tool_choice: _Choice | None = None
     parallel_tool_calls: bool | None = None
