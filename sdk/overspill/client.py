@@ -29,6 +29,7 @@ from overspill.errors import (
 )
 from overspill.in_process import InProcess
 from overspill.remote import RemoteEngine
+from overspill.routing.policy import RoutingPolicy
 from overspill.transport.handshake import SOCKET_NAME, PeerGone
 from overspill.typed import Reader, reader_of
 from overspill.types.card import ModelCard
@@ -261,6 +262,12 @@ class AsyncOverspill:
         Raises ``UsageError`` through a daemon, which does not hand its evidence out.
         """
         return await self._own_answerer("The cloud's evidence is looked at").cloud_state()
+
+    @property
+    def routing_policy(self) -> RoutingPolicy:
+        """The policy that decides here. Raises ``UsageError`` through a daemon, which has its own
+        (``GET /overspill/v1/policy``)."""
+        return self._own_answerer("The policy in force is looked at").routing_policy
 
     async def enroll(self, code: str) -> int:
         """Enrol this device's key with the cloud by a one-time code.

@@ -18,6 +18,7 @@ from overspill.modelroom import is_pullable
 from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
 from overspill.profile import DeviceMeter
 from overspill.remote import RemoteEngine
+from overspill.routing.policy import RoutingPolicy
 from overspill.session import Session
 from overspill.state.receipts import ReceiptStore
 from overspill.types.card import ModelCard
@@ -153,6 +154,11 @@ class InProcess:
         """The cloud's verified state; empty under the floor ``device``."""
         floor = self._settings.privacy.tightened_by(self._open.policy.floor)
         return CloudState() if floor is Privacy.DEVICE else await self._open.cloud.state()
+
+    @property
+    def routing_policy(self) -> RoutingPolicy:
+        """The policy that is in force."""
+        return self._open.policy
 
     async def enroll(self, code: str) -> int:
         """Enrol this device's key with the cloud."""
