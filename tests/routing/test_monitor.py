@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overspill.routing.complexity import Scorer
+from overspill.routing.decide import decide
 from overspill.routing.monitor import Monitor, Progress
 from overspill.routing.monitor_features import (
     features,
@@ -18,8 +20,9 @@ from overspill.routing.monitor_features import (
 )
 from overspill.routing.monitor_policy import MonitorPolicy
 from overspill.routing.policy import RoutingPolicy
+from overspill.routing.situation import Situation
 from overspill.types.card import ModelCard
-from overspill.types.chat import Message, Request, TokenSignal, Tool, ToolCall
+from overspill.types.chat import Message, Privacy, Request, TokenSignal, Tool, ToolCall
 from overspill.types.route import Route, RouteDecision, RouteReason, Verdict
 
 DEVICE = ModelCard("brook", 1024, "llama.cpp", quantization="Q8_0")
@@ -325,3 +328,51 @@ def test_every_record_adds_up_and_what_was_shown_never_leaves(found, check, show
         assert said.verdict is not Verdict.ESCALATE
     stays = monitor(alternatives=()).look(answer, check, shown=False)
     assert stays.verdict is not Verdict.ESCALATE
+
+
+LEANING = RoutingPolicy(threshold=0.1, monitor=replace(MONITOR, lean=0.4))
+"""Stage 3 sees a gain of 0.3: over the threshold, and within what the monitor may be left."""
+
+
+@pytest.fixture
+def decided(attested, now):
+    """The decision on a prompt whose gain is 0.3, with the device and a proven cloud at hand."""
+
+    def decided(policy, device=DEVICE, **options):
+        scorer = Scorer((device.name, "river"), (0.5, 0.8), {}, {}, 8, b"\0")
+        request = Request((Message("user", "Why is the sky blue?"),), **options)
+        situation = Situation(prompt_tokens={Route.DEVICE: 6}, attestation=attested(), now_unix=now)
+        return decide(request, situation, policy, {**CARDS, Route.DEVICE: device}, scorer=scorer)
+
+    return decided
+
+
+@pytest.mark.parametrize(
+    ("policy", "device", "options", "route"),
+    [
+        (LEANING, DEVICE, {}, Route.DEVICE),
+        (replace(LEANING, strict=True), DEVICE, {}, Route.DEVICE),
+        (replace(LEANING, monitor=MONITOR), DEVICE, {}, Route.CLOUD),
+        (replace(LEANING, monitor=replace(MONITOR, lean=0.1)), DEVICE, {}, Route.CLOUD),
+        # What is not certified for this model and quantization keeps nothing here, strict or not.
+        (LEANING, replace(DEVICE, quantization="Q4_0"), {}, Route.CLOUD),
+        (replace(LEANING, strict=True), replace(DEVICE, runtime="mlx"), {}, Route.CLOUD),
+        (replace(LEANING, expires_unix=1), DEVICE, {}, Route.CLOUD),
+        # A trial that fails costs time.
+        (LEANING, DEVICE, {"deadline_s": 60.0}, Route.CLOUD),
+        (LEANING, DEVICE, {"first_token_s": 60.0}, Route.CLOUD),
+    ],
+)
+def test_what_stage_3_leaves_to_a_certified_monitor(decided, policy, device, options, route):
+    decision = decided(policy, device, **options)
+    assert decision.route is route
+    assert sum(decision.contributions.values()) == pytest.approx(0.3)
+    if route is Route.DEVICE:
+        assert decision.reason is RouteReason.TRIAL
+        assert decision.alternatives == (Route.CLOUD,)
+
+
+def test_a_request_that_stays_is_left_to_nobody(decided):
+    decision = decided(LEANING, privacy=Privacy.DEVICE)
+    assert (decision.route, decision.reason) == (Route.DEVICE, RouteReason.PRIVACY)
+    assert decision.alternatives == ()

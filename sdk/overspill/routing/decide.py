@@ -215,12 +215,29 @@ def _weigh(case: _Case, remote: Route, gain: float, tradeoffs: float, threshold:
     """
     worth = gain + tradeoffs
     if gain > threshold:
+        if _leaves_to_monitor(case, remote, max(gain, worth) - threshold):
+            return Route.DEVICE, RouteReason.TRIAL, "left_to_monitor"
         if worth > threshold or case.policy.certificate:
             return remote, RouteReason.ESCALATE, "gain_over_threshold"
         return Route.DEVICE, RouteReason.NOT_WORTH_IT, "gain_not_worth_it"
     if worth > threshold:
         return remote, RouteReason.SPILL, "worth_leaving"
     return Route.DEVICE, RouteReason.EASY_ENOUGH, "gain_within_threshold"
+
+
+def _leaves_to_monitor(case: _Case, remote: Route, over: float) -> bool:
+    """Whether the device may begin though leaving is worth it: a certified monitor sees more of its
+    answer than stage 3 sees of the prompt, and moves it. Never where time is short."""
+    monitor, request = case.policy.monitor, case.request
+    return (
+        monitor is not None
+        and over <= monitor.lean
+        and remote is Route.CLOUD
+        and request.deadline_s is None
+        and request.first_token_s is None
+        and not case.policy.is_expired(case.situation.now_unix)
+        and monitor.is_certified_for(case.cards[Route.DEVICE])
+    )
 
 
 def _doubt(case: _Case, score: Score) -> str | None:

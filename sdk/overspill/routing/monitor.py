@@ -168,7 +168,7 @@ class Monitor:
         )
 
     def _without_heads(self, progress: Progress, check: str) -> MonitorCheck:
-        waits = may_become_refusal(progress.text) and check != END
+        waits = check != END and (self.heads is not None or may_become_refusal(progress.text))
         return MonitorCheck(
             check=check,
             tokens=progress.tokens,

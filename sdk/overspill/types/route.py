@@ -19,13 +19,16 @@ class Route(StrEnum):
 
 
 class RouteReason(StrEnum):
-    """What decided. **escalate** is quality, **spill** is capacity, **fall back** is failure."""
+    """What decided. **escalate** is quality, **spill** is capacity, **fall back** is failure.
+
+    A **trial** is the device's under a certified monitor, which may still escalate it."""
 
     EASY_ENOUGH = "easy_enough"
     ESCALATE = "escalate"
     SPILL = "spill"
     FALL_BACK = "fall_back"
     NOT_WORTH_IT = "not_worth_it"
+    TRIAL = "trial"
     PRIVACY = "privacy"
     ONLY_ROUTE = "only_route"
     PINNED = "pinned"
