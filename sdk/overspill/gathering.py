@@ -79,6 +79,7 @@ async def gather(routes: Routes, request: Request) -> Gathered:
         pinned=_pinned(request.model, cards, routes, cloud, stays=stays),
         device_loaded=routes.device is not None,
         now_unix=int(time.time()),
+        grant=request.grant,
         answer=routes.lengths.expected(request),
         hedged_share=routes.hedges.share,
     )

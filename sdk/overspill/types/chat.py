@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from overspill.types.budget import Left
+from overspill.types.route import Grant
 from overspill.types.usage import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -216,6 +217,8 @@ class Request:
     grammar: Grammar | None = None
     parallel_tool_calls: bool = True
     watch: Watch | None = None
+    grant: Grant | None = None
+    """A person's consent to one third party, for this request alone; it never leaves the device."""
     raw: bool = False
 
     @property

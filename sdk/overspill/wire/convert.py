@@ -35,6 +35,7 @@ from overspill.types.chat import (
 )
 from overspill.types.embedding import Embedding, EmbedReply, EmbedRequest, Pooling
 from overspill.types.evidence import Evidence, EvidenceBundle
+from overspill.types.route import Grant
 from overspill.types.usage import Usage
 from overspill.wire.v1 import chat_pb2, local_pb2, trust_pb2
 
@@ -83,6 +84,8 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
         if request.watch is not None:
             watch = chat_pb2.Watch(tokens=request.watch.tokens, state_ids=request.watch.state_ids)
             out.watch.CopyFrom(watch)
+        if request.grant is not None:
+            out.grant.CopyFrom(_grant_to_proto(request.grant))
     return out
 
 
@@ -126,7 +129,21 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
         grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
         parallel_tool_calls=not message.single_tool_call,
         watch=_watch_from_proto(message.watch) if local and message.HasField("watch") else None,
+        grant=_grant_from_proto(message.grant) if local and message.HasField("grant") else None,
     )
+
+
+def _grant_to_proto(grant: Grant) -> chat_pb2.Grant:
+    return chat_pb2.Grant(
+        provider=grant.provider,
+        request_id=grant.request_id,
+        expires_unix=grant.expires_unix,
+        signature=grant.signature,
+    )
+
+
+def _grant_from_proto(message: chat_pb2.Grant) -> Grant:
+    return Grant(message.provider, message.request_id, message.expires_unix, message.signature)
 
 
 def _watch_from_proto(message: chat_pb2.Watch) -> Watch:

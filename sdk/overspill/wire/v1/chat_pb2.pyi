@@ -104,7 +104,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("id", "model", "messages", "max_tokens", "sampling", "stop", "tools", "tool_choice", "tool_name", "json_schema", "top_logprobs", "deadline_s", "first_token_s", "attempt", "prefix", "app", "privacy", "lane", "adapter", "draft", "cache_scope", "grammar", "single_tool_call", "watch", "raw_prompt")
+    __slots__ = ("id", "model", "messages", "max_tokens", "sampling", "stop", "tools", "tool_choice", "tool_name", "json_schema", "top_logprobs", "deadline_s", "first_token_s", "attempt", "prefix", "app", "privacy", "lane", "adapter", "draft", "cache_scope", "grammar", "single_tool_call", "watch", "raw_prompt", "grant")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,7 @@ class ChatRequest(_message.Message):
     SINGLE_TOOL_CALL_FIELD_NUMBER: _ClassVar[int]
     WATCH_FIELD_NUMBER: _ClassVar[int]
     RAW_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
@@ -155,7 +156,8 @@ class ChatRequest(_message.Message):
     single_tool_call: bool
     watch: Watch
     raw_prompt: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., tool_name: _Optional[str] = ..., json_schema: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., deadline_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., attempt: _Optional[int] = ..., prefix: _Optional[str] = ..., app: _Optional[str] = ..., privacy: _Optional[str] = ..., lane: _Optional[str] = ..., adapter: _Optional[str] = ..., draft: _Optional[str] = ..., cache_scope: _Optional[str] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., single_tool_call: bool = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., raw_prompt: _Optional[str] = ...) -> None: ...
+    grant: Grant
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., tool_name: _Optional[str] = ..., json_schema: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., deadline_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., attempt: _Optional[int] = ..., prefix: _Optional[str] = ..., app: _Optional[str] = ..., privacy: _Optional[str] = ..., lane: _Optional[str] = ..., adapter: _Optional[str] = ..., draft: _Optional[str] = ..., cache_scope: _Optional[str] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., single_tool_call: bool = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., raw_prompt: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ("tokens", "state_ids")
@@ -164,6 +166,18 @@ class Watch(_message.Message):
     tokens: int
     state_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, tokens: _Optional[int] = ..., state_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Grant(_message.Message):
+    __slots__ = ("provider", "request_id", "expires_unix", "signature")
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    provider: str
+    request_id: str
+    expires_unix: int
+    signature: bytes
+    def __init__(self, provider: _Optional[str] = ..., request_id: _Optional[str] = ..., expires_unix: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Alternative(_message.Message):
     __slots__ = ("token_id", "token", "logprob")
