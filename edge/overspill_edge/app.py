@@ -32,6 +32,7 @@ from overspill_edge.access import LOOPBACK_HOSTS, AccessGuard, AccessPolicy
 from overspill_edge.access_log import AccessLog
 from overspill_edge.endpoint import Answerer, Service
 from overspill_edge.http import routes
+from overspill_edge.journal import Journal
 from overspill_edge.listen import (
     MAX_SOCKET_PATH_BYTES,
     SOCKET_NAME,
@@ -95,6 +96,7 @@ def build_app(
     policy: AccessPolicy | None = None,
     limits: HttpLimits | None = None,
     local: LocalService | None = None,
+    journal: Journal | None = None,
 ) -> ASGIApp:
     """The ASGI app: errors become answers, the guard decides who comes in, routes translate.
 
@@ -108,6 +110,7 @@ def build_app(
         registry=registry,
         limits=limits or HttpLimits(),
         started_unix=int(time.time()),
+        journal=journal or Journal(),
     )
     inside = ErrorBoundary(WithHandshake(routes(service), local))
     guard = AccessGuard(inside, policy=policy or AccessPolicy(), tokens=tokens)
@@ -167,6 +170,7 @@ class Daemon:
         self._options = options
         self._client = client or AsyncOverspill(APP_NAME, settings=options.settings, daemon="never")
         self._registry = WorkRegistry()
+        self._journal = Journal()
         self._starting: asyncio.Task[Any] | None = None
         self._server: _Server | None = None
         self._local: LocalServer | None = None
@@ -194,6 +198,7 @@ class Daemon:
                 self._starting.cancel()
             return
         self._server.should_exit = True
+        self._registry.stop_listening()
         if self._local is not None:
             self._local.stop_accepting()
         if again:
@@ -209,7 +214,7 @@ class Daemon:
         path = None if listeners.socket_path is None else str(listeners.socket_path)
         ready = Ready(path, tcp, os.getpid())
         async with self._local_service(answerer, listeners) as local:
-            app = _app_for(self._options, answerer, self._registry, local)
+            app = _app_for(self._options, answerer, self._registry, local, self._journal)
             self._server = _server(app, self._options.drain_s, lambda: on_ready(ready))
             await self._server.serve(sockets=list(listeners.sockets))
 
@@ -224,7 +229,8 @@ class Daemon:
             return
         settings = self._options.settings
         tickets = Tickets(user_tokens(settings.places))
-        async with serving_local(Desk(answerer, tickets, self._registry), path) as self._local:
+        desk = Desk(answerer, tickets, self._registry, journal=self._journal)
+        async with serving_local(desk, path) as self._local:
             yield LocalService(path, tickets, settings.model, work_digest(settings))
             await self._local.drained()
 
@@ -276,6 +282,7 @@ def _app_for(
     answerer: Answerer,
     registry: WorkRegistry,
     local: LocalService | None,
+    journal: Journal,
 ) -> ASGIApp:
     tokens = user_tokens(options.settings.places)
     if options.tcp is not None and not tokens.records():
@@ -288,4 +295,5 @@ def _app_for(
         policy=AccessPolicy(hosts=LOOPBACK_HOSTS, origins=options.origins),
         limits=options.limits,
         local=local,
+        journal=journal,
     )

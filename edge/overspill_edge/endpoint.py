@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import anyio
@@ -11,13 +11,15 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 from starlette.types import Scope as AsgiScope
 
+from overspill.routing.policy import RoutingPolicy
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest
-from overspill.types.reply import ReplyChunk
+from overspill.types.reply import Availability, ReceiptRecord, ReplyChunk
 from overspill.types.route import Plan
 from overspill_edge.access import Caller, caller_of
 from overspill_edge.dialect import Asked, Dialect, Source
+from overspill_edge.journal import Journal
 from overspill_edge.tokens import Scope
 from overspill_edge.work import HttpLimits, WorkRegistry, read_body
 
@@ -43,6 +45,16 @@ class Answerer(Protocol):
     async def models(self) -> tuple[ModelCard, ...]:
         """The models that can answer now."""
 
+    async def availability(self) -> Availability:
+        """The device's and the cloud's state."""
+
+    async def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
+        """The newest receipts first."""
+
+    @property
+    def routing_policy(self) -> RoutingPolicy:
+        """The policy that decides."""
+
 
 def nothing_loads() -> float | None:
     """Of a client that has loaded its model before it serves."""
@@ -62,6 +74,7 @@ class Service:
     limits: HttpLimits
     started_unix: int
     loading: Callable[[], float | None] = nothing_loads
+    journal: Journal = field(default_factory=Journal)
 
 
 class Endpoint:

@@ -37,6 +37,7 @@ class Generation(Endpoint):
         self._check_loaded(asked, scope)
         shape = self.dialect.shape(asked, request)
         work = _work(self._service.answerer, self.dialect, request)
+        work = self._service.journal.watched(request, work)
         try:
             async with answering(work, receive, self._service.registry) as pieces:
                 if asked.stream:

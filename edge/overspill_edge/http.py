@@ -6,61 +6,23 @@ A failure before the first byte is a status; after it, an event of the dialect a
 
 from __future__ import annotations
 
-import os
-import time
-from typing import Any
-
 from starlette.responses import JSONResponse
 from starlette.routing import Route as HttpRoute
 from starlette.routing import Router
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from overspill._version import __version__
 from overspill.errors import ContextOverflow, InvalidRequest, ModelNotFound
-from overspill.types.chat import Request
-from overspill.types.route import Plan
-from overspill_edge import (
-    anthropic_answers,
-    anthropic_dialect,
-    completions_dialect,
-    openai_answers,
-    responses_dialect,
-)
+from overspill_edge import anthropic_answers, openai_answers
 from overspill_edge.access import caller_of
-from overspill_edge.anthropic_answers import MessageShape
-from overspill_edge.anthropic_dialect import (
-    MessagesRequest,
-    messages_request,
-    parse_count_tokens,
-    parse_messages,
-    prompt_request,
-)
-from overspill_edge.completions_answers import TextCompletionShape
-from overspill_edge.completions_dialect import (
-    CompletionRequest,
-    completion_request,
-    parse_completion,
-)
-from overspill_edge.dialect import AUTO_MODEL, Dialect, Source
+from overspill_edge.anthropic_dialect import parse_count_tokens, prompt_request
+from overspill_edge.dialect import AUTO_MODEL
+from overspill_edge.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from overspill_edge.endpoint import Endpoint, Service, require_any
 from overspill_edge.generate import Generation
-from overspill_edge.openai_answers import CompletionShape
-from overspill_edge.openai_dialect import (
-    DIALECT_NAMES,
-    ChatCompletionRequest,
-    parse_chat,
-    to_request,
-)
 from overspill_edge.openai_embeddings import embedding_list, in_dialect, parse_embeddings
+from overspill_edge.own import own_routes
 from overspill_edge.problems import speaks_anthropic
-from overspill_edge.responses_answers import ResponseShape
-from overspill_edge.responses_dialect import (
-    ResponsesRequest,
-    parse_responses,
-    responses_request,
-    told_back,
-)
 from overspill_edge.tokens import Scope
 from overspill_edge.work import unless_left
 
@@ -77,25 +39,10 @@ def routes(service: Service) -> Router:
             HttpRoute("/v1/embeddings", Embeddings(service), methods=["POST"]),
             HttpRoute("/v1/models", Models(service), methods=["GET"]),
             HttpRoute("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
-            HttpRoute("/overspill/v1/plan", PlanOnly(service), methods=["POST"]),
-            HttpRoute("/overspill/v1/status", Status(service), methods=["GET"]),
+            *own_routes(service),
         ],
         redirect_slashes=False,
     )
-
-
-def _chat_request(chat: ChatCompletionRequest, source: Source) -> Request:
-    return to_request(
-        chat, app=source.app, floor=source.floor, header_privacy=source.header_privacy
-    )
-
-
-def _chat_shape(chat: ChatCompletionRequest, request: Request) -> CompletionShape:
-    with_route = chat.overspill is not None
-    return CompletionShape(request, with_usage=chat.include_usage, with_route=with_route)
-
-
-CHAT = Dialect(parse_chat, _chat_request, _chat_shape, names=DIALECT_NAMES)
 
 
 class ChatCompletions(Generation):
@@ -104,47 +51,22 @@ class ChatCompletions(Generation):
     dialect = CHAT
 
 
-def _text_shape(asked: CompletionRequest, request: Request) -> TextCompletionShape:
-    with_route = asked.overspill is not None
-    return TextCompletionShape(request, with_usage=asked.include_usage, with_route=with_route)
-
-
 class Completions(Generation):
     """``POST /v1/completions``."""
 
-    dialect = Dialect(
-        parse_completion, completion_request, _text_shape, names=completions_dialect.NAMES
-    )
-
-
-def _response_shape(asked: ResponsesRequest, request: Request) -> ResponseShape:
-    with_route = asked.overspill is not None
-    return ResponseShape(request, told_back(asked, request), with_route=with_route)
+    dialect = COMPLETIONS
 
 
 class Responses(Generation):
     """``POST /v1/responses``."""
 
-    dialect = Dialect(
-        parse_responses, responses_request, _response_shape, names=responses_dialect.NAMES
-    )
-
-
-def _message_shape(asked: MessagesRequest, request: Request) -> MessageShape:
-    with_route = asked.overspill is not None
-    return MessageShape(request, tells_thoughts=asked.tells_thoughts, with_route=with_route)
+    dialect = RESPONSES
 
 
 class Messages(Generation):
     """``POST /v1/messages``."""
 
-    dialect = Dialect(
-        parse_messages,
-        messages_request,
-        _message_shape,
-        names=anthropic_dialect.NAMES,
-        fills_window=True,
-    )
+    dialect = MESSAGES
 
 
 class CountTokens(Endpoint):
@@ -203,61 +125,4 @@ class OneModel(Endpoint):
             body = anthropic_answers.model_object(name, cards.get(name), created)
         else:
             body = openai_answers.model_object(name, created)
-        await JSONResponse(body)(scope, receive, send)
-
-
-class PlanOnly(Endpoint):
-    """``POST /overspill/v1/plan``: the same body as for a chat; nothing is generated."""
-
-    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Say where it would run, why, and what would leave."""
-        _, request = await self._read(CHAT, scope, receive)
-        plan = await self._service.answerer.plan_request(request)
-        await JSONResponse(plan_object(plan))(scope, receive, send)
-
-
-def plan_object(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON: the decision with the reason of each stage, and what it would take."""
-    decision = plan.decision
-    return {
-        "route": plan.route.value,
-        "reason": plan.reason.value,
-        "model": plan.model,
-        "prompt_tokens": plan.prompt_tokens,
-        "would_leave": plan.would_leave,
-        "bytes_leaving": plan.bytes_leaving,
-        "estimated_s": plan.estimated_s,
-        "estimated_cost": plan.estimated_cost,
-        "assurance": plan.assurance,
-        "alternatives": [route.value for route in decision.alternatives],
-        "policy_sha256": decision.policy_sha256,
-        "stages": [
-            {
-                "stage": stage.stage,
-                "code": stage.code,
-                "removed": [route.value for route in stage.removed],
-                "numbers": dict(stage.numbers),
-                "detail": stage.detail,
-            }
-            for stage in decision.stages
-        ],
-    }
-
-
-class Status(Endpoint):
-    """``GET /overspill/v1/status``: what runs now, in numbers."""
-
-    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Version, models, answers in the making and those that wait."""
-        require_any(scope, Scope.INFER, Scope.MODELS, Scope.ADMIN)
-        cards = await self._service.answerer.models()
-        registry = self._service.registry
-        body = {
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime_s": int(time.time()) - self._service.started_unix,
-            "models": [{"name": c.name, "runtime": c.runtime, "context": c.context} for c in cards],
-            "active": registry.active,
-            "waiting": registry.waiting,
-        }
         await JSONResponse(body)(scope, receive, send)

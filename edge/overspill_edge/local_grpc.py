@@ -32,6 +32,7 @@ from overspill.wire import convert
 from overspill.wire.told import to_json
 from overspill.wire.v1 import chat_pb2, local_pb2, local_pb2_grpc
 from overspill_edge.access import Caller
+from overspill_edge.journal import Journal
 from overspill_edge.tickets import Tickets
 from overspill_edge.tokens import Scope
 from overspill_edge.work import WorkRegistry
@@ -73,6 +74,7 @@ class Desk:
     tickets: Tickets
     registry: WorkRegistry
     options: LocalOptions = field(default_factory=LocalOptions)
+    journal: Journal = field(default_factory=Journal)
 
 
 class LocalServer:
@@ -138,7 +140,8 @@ class AppConnection(Connection):
     async def _events(self, message: chat_pb2.ChatRequest) -> AsyncGenerator[local_pb2.StreamEvent]:
         request = _request(message, self._caller)
         with self._desk.registry.counted() as scope:
-            async with aclosing(self._desk.answerer.run_request(request)) as pieces:
+            work = self._desk.answerer.run_request(request)
+            async with aclosing(self._desk.journal.watched(request, work)) as pieces:
                 told = False
                 async for piece in pieces:
                     for event in _piece_events(piece, with_route=not told):

@@ -363,7 +363,7 @@ def _tool(function: _Function) -> Tool:
 
 
 def _json_schema(asked: ResponsesRequest) -> Mapping[str, Any] | None:
-    form = asked.text and asked.text.format
+    form = asked.text.format if asked.text else None
     if isinstance(form, _SchemaFormat):
         return form.schema_
     return {"type": "object"} if form is not None and form.type == "json_object" else None
@@ -399,7 +399,7 @@ def told_back(asked: ResponsesRequest, request: Request) -> dict[str, Any]:
 
 
 def _format(asked: ResponsesRequest) -> dict[str, Any]:
-    form = asked.text and asked.text.format
+    form = asked.text.format if asked.text else None
     if not isinstance(form, _SchemaFormat):
         return {"type": "text" if form is None else form.type}
     return {

@@ -77,6 +77,7 @@ class WorkRegistry:
     def __init__(self) -> None:
         self._scopes: set[anyio.CancelScope] = set()
         self._waiting: set[anyio.CancelScope] = set()
+        self._listeners: set[anyio.CancelScope] = set()
 
     @property
     def active(self) -> int:
@@ -92,6 +93,21 @@ class WorkRegistry:
         """Cancel every generation; each client is told that the daemon is closing."""
         for scope in self._scopes:
             scope.cancel()
+
+    def stop_listening(self) -> None:
+        """End those who wait for what happens next: a drain is not to wait for them."""
+        for scope in self._listeners:
+            scope.cancel()
+
+    @contextmanager
+    def attending(self) -> Iterator[None]:
+        """Waiting that is no work: not counted, ended by :meth:`stop_listening`."""
+        with anyio.CancelScope() as scope:
+            self._listeners.add(scope)
+            try:
+                yield
+            finally:
+                self._listeners.discard(scope)
 
     @contextmanager
     def counted(self) -> Iterator[anyio.CancelScope]:

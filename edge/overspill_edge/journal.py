@@ -1,0 +1,156 @@
+"""What the daemon did lately, in memory: who asked, where it ran and why, never what was said."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from overspill.errors import OverspillError
+from overspill.types.chat import Request
+from overspill.types.reply import ReplyChunk
+
+KEPT = 200
+BACKLOG = 64
+"""Events that a slow reader may be behind; it loses the oldest beyond that, and is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One answer that ended. ``seq`` counts from 1; times are Unix seconds and seconds.
+
+    ``error`` is the code of what ended it; ``changes`` are moves to another engine.
+    """
+
+    seq: int
+    unix_s: float
+    request_id: str
+    app: str
+    route: str | None
+    reason: str | None
+    model: str | None
+    seconds: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    bytes_sent: int = 0
+    assurance: str = "NONE"
+    receipt_id: str | None = None
+    changes: tuple[str, ...] = ()
+    error: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "changes": list(self.changes)}
+
+
+@dataclass(slots=True)
+class Totals:
+    """Since the daemon began. Tokens are those of prompts and answers together."""
+
+    answers: int = 0
+    failures: int = 0
+    bytes_sent: int = 0
+    tokens_by_route: dict[str, int] = field(default_factory=dict)
+
+    def count(self, event: Event) -> None:
+        """Add one answer."""
+        self.bytes_sent += event.bytes_sent
+        if event.error is not None:
+            self.failures += 1
+            return
+        self.answers += 1
+        if event.route is not None:
+            tokens = event.prompt_tokens + event.completion_tokens
+            self.tokens_by_route[event.route] = self.tokens_by_route.get(event.route, 0) + tokens
+
+
+class Journal:
+    """The last events, and those who listen for the next."""
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self._last: deque[Event] = deque(maxlen=KEPT)
+        self._listeners: set[MemoryObjectSendStream[Event]] = set()
+        self._seq = 0
+
+    @property
+    def last(self) -> tuple[Event, ...]:
+        """The newest last."""
+        return tuple(self._last)
+
+    async def watched(
+        self, request: Request, pieces: AsyncGenerator[ReplyChunk]
+    ) -> AsyncGenerator[ReplyChunk]:
+        """Hand ``pieces`` on, and write down how they ended."""
+        began, piece, error = time.time(), None, "cancelled"
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if piece.finish is not None:
+                        error = ""
+                    yield piece
+        except OverspillError as failure:
+            error = failure.code
+            raise
+        except Exception:
+            error = "internal_error"
+            raise
+        finally:
+            self._write(request, piece, began, error or None)
+
+    @contextmanager
+    def listening(self) -> Iterator[MemoryObjectReceiveStream[Event]]:
+        """What happens from now on."""
+        sender, receiver = anyio.create_memory_object_stream[Event](BACKLOG)
+        self._listeners.add(sender)
+        try:
+            with sender, receiver:
+                yield receiver
+        finally:
+            self._listeners.discard(sender)
+
+    def _write(
+        self, request: Request, piece: ReplyChunk | None, began: float, error: str | None
+    ) -> None:
+        self._seq += 1
+        event = _event(self._seq, request, piece, began, error)
+        self._last.append(event)
+        self.totals.count(event)
+        for listener in tuple(self._listeners):
+            try:
+                listener.send_nowait(event)
+            except anyio.WouldBlock:
+                # Whoever does not read is let go of, and comes again with the last number it has.
+                listener.close()
+                self._listeners.discard(listener)
+
+
+def _event(
+    seq: int, request: Request, piece: ReplyChunk | None, began: float, error: str | None
+) -> Event:
+    taken = piece.route if piece is not None else None
+    usage = piece.finish.usage if piece is not None and piece.finish is not None else None
+    receipt = piece.receipt if piece is not None else None
+    return Event(
+        seq=seq,
+        unix_s=round(began, 3),
+        request_id=request.id,
+        app=request.app,
+        route=taken.route.value if taken else None,
+        reason=taken.reason.value if taken else None,
+        model=taken.model if taken else None,
+        seconds=round(time.time() - began, 6),
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        bytes_sent=taken.bytes_sent if taken else 0,
+        assurance=taken.assurance if taken else "NONE",
+        receipt_id=receipt.id if receipt else None,
+        changes=taken.changes if taken else (),
+        error=error,
+    )
