@@ -31,6 +31,7 @@ from overspill.hedging import race
 from overspill.pace import Stopwatch
 from overspill.refusals import refusal
 from overspill.routing.cost import answer_limit
+from overspill.redacting import RedactingEngine
 from overspill.routing.decide import decide, remember
 from overspill.routing.monitor import Monitor
 from overspill.routing.privacy import floor_of
@@ -225,7 +226,7 @@ class Session:
         engine = self._routes.device if route is Route.DEVICE else self._routes.cloud.engine
         if engine is None:
             raise EngineError(f"There is no engine for the route '{route.value}'.")
-        return engine
+        return engine if route is Route.DEVICE else RedactingEngine(engine, self._routes.policy)
 
     def _reply_chunk(self, chunk: Chunk, taken: RouteTaken) -> ReplyChunk:
         piece = ReplyChunk(

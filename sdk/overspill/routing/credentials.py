@@ -36,8 +36,32 @@ _PEM = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----")
 _RANDOM = re.compile(r"(?<![\w+/=-])[A-Za-z0-9_+-]{32,512}={0,2}(?![\w+/-])", re.ASCII)
 _RANDOM_CHARS, _RANDOM_BITS = 32, 4.1
 
-_HINTS = ("key", "secret", "token", "pass", "wort", "woord", "clave", "contrase", "senha", "heslo")
-_OTHER_HINTS = ("парол", "密码", "密碼", "口令", "パスワード", "비밀번호", "κωδικ", "סיסמ", "مرور")
+_HINTS = (
+    "key",
+    "secret",
+    "token",
+    "pass",
+    "wort",
+    "woord",
+    "clave",
+    "contrase",
+    "senha",
+    "heslo",
+    "haslo",
+)
+_OTHER_HINTS = (
+    "lösen",
+    "hasł",
+    "парол",
+    "密码",
+    "密碼",
+    "口令",
+    "パスワード",
+    "비밀번호",
+    "κωδικ",
+    "סיסמ",
+    "مرور",
+)
 _NAMED = re.compile(
     r"(?:\b(?:api[ _-]?key|secret|token|passw(?:or)?[dt]|passphrase|kennwort|wachtwoord|lösenord"
     r"|mot de passe|contraseña|clave|senha|heslo|has[łl]o|пароль)\b"
@@ -47,6 +71,7 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _NAMED_BITS = 2.75
+_NAME_CHARS, _NAMED_CHARS = 12, 300
 
 
 def find_credentials(text: str) -> list[Span]:
@@ -58,8 +83,9 @@ def find_credentials(text: str) -> list[Span]:
         spans += [match.span() for match in _FORMS.finditer(text, start, end)]
         if end - start >= _RANDOM_CHARS:
             spans += [m.span() for m in _RANDOM.finditer(text, start, end) if _is_random(m[0])]
-    if _may_name_one(text):
-        spans += [m.span(1) for m in _NAMED.finditer(text) if entropy_bits(m[1]) >= _NAMED_BITS]
+    for start, end in _hinted(text):
+        named = _NAMED.finditer(text, start, end)
+        spans += [m.span(1) for m in named if entropy_bits(m[1]) >= _NAMED_BITS]
     return apart(spans)
 
 
@@ -77,10 +103,19 @@ def _long_words(text: str) -> Iterator[Span]:
         at += len(word)
 
 
-def _may_name_one(text: str) -> bool:
+def _hinted(text: str) -> list[Span]:
+    """Where a word is that may name a secret, with the room that name and secret take."""
     lower = text.lower()
     hints = _HINTS if text.isascii() else (*_HINTS, *_OTHER_HINTS)
-    return any(hint in lower for hint in hints)
+    places = []
+    for hint in hints:
+        at = lower.find(hint)
+        while at >= 0:
+            places.append((max(0, at - _NAME_CHARS), at + _NAMED_CHARS))
+            at = lower.find(hint, at + _NAME_CHARS)
+    if places and len(lower) != len(text):  # then places in one are not those in the other
+        return [(0, len(text))]
+    return apart(places)
 
 
 def _is_random(word: str) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from overspill.routing.credentials import find_credentials
@@ -119,11 +119,11 @@ def find_emails(text: str) -> list[Span]:
     return spans
 
 
-def find_cards(text: str) -> list[Span]:
-    """Payment card numbers: an issuer's first digits and length, and Luhn's check."""
+def find_cards(text: str, numbers: Iterable[Span]) -> list[Span]:
+    """Payment card numbers among the long ones: an issuer's range and length, Luhn's check."""
     return [
         match.span()
-        for start, end in _numbers(text)
+        for start, end in numbers
         for match in _CARD.finditer(text, start, end)
         if _is_card(match.group())
     ]
@@ -134,10 +134,10 @@ def _is_card(text: str) -> bool:
     return _ISSUERS.fullmatch(number) is not None and luhn_valid(number)
 
 
-def _numbers(text: str) -> Iterator[Span]:
+def long_numbers(text: str) -> list[Span]:
     """Where many digits stand together, with what a number may begin and end with."""
-    for match in _NUMBERS.finditer(text):
-        yield max(0, match.start() - 2), min(len(text), match.end() + 2)
+    found = [match.span() for match in _NUMBERS.finditer(text)]
+    return [(max(0, start - 2), min(len(text), end + 2)) for start, end in found]
 
 
 def find_ibans(text: str) -> list[Span]:
@@ -156,25 +156,19 @@ def find_ibans(text: str) -> list[Span]:
     return spans
 
 
-def find_phone_numbers(text: str, regions: tuple[str, ...] = ()) -> list[Span]:
-    """Telephone numbers, and what is one in ``regions``; see ``phones.py``."""
+def find_phone_numbers(
+    text: str, numbers: Iterable[Span], regions: tuple[str, ...] = ()
+) -> list[Span]:
+    """Telephone numbers among the long ones, and what is one in ``regions``; see ``phones.py``."""
     spans: list[Span] = []
-    for start, end in _numbers(text):
+    for start, end in numbers:
         spans += find_phones(text, start, end)
         spans += find_regional(text, start, end, regions)
     return apart(spans)
 
 
-DETECTORS: Mapping[str, Callable[[str], Sequence[Span]]] = {
-    "email": find_emails,
-    "phone": find_phone_numbers,
-    "card": find_cards,
-    "iban": find_ibans,
-    "api_key": find_credentials,
-}
-"""Kind to detector. The kind ``listed`` is the user's own list, see ``listed.py``."""
-
-KINDS = (*DETECTORS, "listed")
+KINDS = ("email", "phone", "card", "iban", "api_key", "listed")
+"""What can be looked for; ``listed`` is the user's own list, see ``listed.py``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +185,30 @@ def find(text: str, wanted: Wanted) -> list[Finding]:
     """All that was found, kind by kind. Findings of two kinds may overlap, but what looks like a
     telephone number within a card's or an account's number is none."""
     plain = text if text.isascii() else _plain(text)
+    numbers = long_numbers(plain)
     found = []
     for kind in wanted.kinds:
-        if kind == "listed":
-            spans: Sequence[Span] = find_listed(text, wanted.terms)
-        elif kind == "phone":
-            spans = find_phone_numbers(plain, wanted.phone_regions)
-        else:
-            spans = DETECTORS[kind](plain)
-        for start, end in spans:
+        for start, end in _spans(kind, text, plain, numbers, wanted):
             found.append(Finding(kind, start, end))
     return [one for one in found if not _is_part(one, found)] if len(found) > 1 else found
+
+
+def _spans(
+    kind: str, text: str, plain: str, numbers: Sequence[Span], wanted: Wanted
+) -> Sequence[Span]:
+    match kind:
+        case "email":
+            return find_emails(plain)
+        case "phone":
+            return find_phone_numbers(plain, numbers, wanted.phone_regions) if numbers else ()
+        case "card":
+            return find_cards(plain, numbers) if numbers else ()
+        case "iban":
+            return find_ibans(plain)
+        case "api_key":
+            return find_credentials(plain)
+        case _:
+            return find_listed(text, wanted.terms)
 
 
 def _is_part(one: Finding, found: Sequence[Finding]) -> bool:
@@ -222,7 +229,10 @@ def _plain(text: str) -> str:
 
     Character by character, so that what is found stands at the same place in the text.
     """
-    return text.translate({ord(ch): _look_of(ch) for ch in set(text) if not ch.isascii()})
+    for character in set(text):
+        if not character.isascii() and (look := _look_of(character)) != character:
+            text = text.replace(character, look)
+    return text
 
 
 def _look_of(character: str) -> str:

@@ -14,7 +14,9 @@ from overspill.routing.lexis import Lexis, lexis_of
 
 UNKNOWN = "unknown"
 _SAMPLE_CHARS = 2_000
+_SAMPLE_WORDS = 200
 _MIN_HITS = 2
+_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 
 # Unicode names begin with the script's name.
 _SCRIPTS = {
@@ -55,8 +57,13 @@ def language_of(lexis: Lexis) -> str:
 
 
 def _by_script(text: str) -> str | None:
+    sample = text[:_SAMPLE_CHARS]
+    ascii_part = sample.encode("ascii", "ignore")
+    # Most of the letters would have to be others: an accent or two is not looked at.
+    if len(sample) - len(ascii_part) <= len(ascii_part.translate(None, _NO_LETTERS)):
+        return None
     found: Counter[str] = Counter()
-    for character, count in Counter(text[:_SAMPLE_CHARS]).items():
+    for character, count in Counter(sample).items():
         if character.isalpha():
             found["latin" if character.isascii() else _script_of(character)] += count
     letters = found.total()
@@ -73,7 +80,8 @@ def _script_of(letter: str) -> str:
 
 def _by_words(words: Sequence[str]) -> str:
     """The language with most hits, if it leads by more than a share of them."""
-    votes = Counter([v for word in words if word in _VOTES for v in _VOTES[word]])
+    sample = words[:_SAMPLE_WORDS]
+    votes = Counter([v for word in sample if word in _VOTES for v in _VOTES[word]])
     if not votes:
         return UNKNOWN
     (best, hits), *others = votes.most_common(2)

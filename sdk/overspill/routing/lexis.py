@@ -17,7 +17,8 @@ _RUN = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _PIECE = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 _ASCII_PIECE = re.compile(rb"[a-z]+|0+|[^ ]")
-_LONG_NUMBER = re.compile(rb"0{%d,}" % (_DIGITS_KEPT + 1))
+_LONG_NUMBER = re.compile("0" * _DIGITS_KEPT + "0+")
+_LONG_ASCII_NUMBER = re.compile(b"0" * _DIGITS_KEPT + b"0+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def _of_ascii(text: str) -> Lexis:
     zeroed = raw.translate(_PIECES)
     if b"0" in zeroed:
         numbers = tuple(_NUMBER.findall(text))
-        zeroed = _LONG_NUMBER.sub(b"0" * _DIGITS_KEPT, zeroed)
+        zeroed = _LONG_ASCII_NUMBER.sub(b"0" * _DIGITS_KEPT, zeroed)
     else:
         numbers = ()
     return Lexis(
@@ -75,21 +76,18 @@ def _of_ascii(text: str) -> Lexis:
 
 def _of_any(text: str) -> Lexis:
     lower = text.lower()
-    words = _WORD.findall(text)
-    pieces = " ".join(map(_piece, _PIECE.findall(lower)))
+    digits = {ord(ch): "0" for ch in set(lower) if ch.isdecimal()}
+    zeroed = _LONG_NUMBER.sub("0" * _DIGITS_KEPT, lower.translate(digits)) if digits else lower
+    pieces = _PIECE.findall(zeroed)
     return Lexis(
         text=text,
         lower=lower,
-        words=tuple([word.lower() for word in words]),
-        capitals=sum([word[0].isupper() for word in words]),
+        words=tuple(_WORD.findall(lower)),
+        capitals=sum([word[0].isupper() for word in _WORD.findall(text)]),
         runs=frozenset(_RUN.findall(lower)),
-        numbers=tuple(_NUMBER.findall(text)),
-        pieces=tuple(pieces.encode().split(b" ")) if pieces else (),
+        numbers=tuple(_NUMBER.findall(text)) if digits else (),
+        pieces=tuple("\n".join(pieces).encode().split(b"\n")) if pieces else (),
     )
-
-
-def _piece(token: str) -> str:
-    return "0" * min(len(token), _DIGITS_KEPT) if token[0].isdigit() else token
 
 
 def _table(*, digits: str, capital: str, mark: str, underscore: str) -> bytes:

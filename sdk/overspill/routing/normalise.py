@@ -5,6 +5,7 @@ What reaches the model is never changed here: the form is what the later stages 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -79,6 +80,8 @@ def outgoing_text(request: Request) -> Iterator[str]:
         for call in message.tool_calls:
             yield call.name
             yield call.arguments
+            if "\\" in call.arguments:
+                yield from _decoded(call.arguments)
     for tool in request.tools:
         yield tool.name
         yield tool.description
@@ -88,6 +91,14 @@ def outgoing_text(request: Request) -> Iterator[str]:
     yield from request.stop
     yield request.prefix
     yield request.draft
+
+
+def _decoded(arguments: str) -> Iterator[str]:
+    """The strings of JSON text with escapes: what is written so is sent all the same."""
+    try:
+        yield from _strings(json.loads(arguments))
+    except ValueError:  # malformed, as models write it: it was yielded as it stands
+        return
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -33,8 +33,10 @@ _MIN_DIGITS, _MAX_DIGITS = 8, 15
 def find_phones(text: str, start: int, end: int) -> Iterator[Span]:
     """Numbers in their usual groupings between two places, 8 to 15 digits (ITU-T E.164)."""
     for match in _PHONE.finditer(text, start, end):
-        if _MIN_DIGITS <= len(_NOT_DIGITS.sub("", match.group())) <= _MAX_DIGITS:
-            yield match.span()
+        number = match.group()
+        if _MIN_DIGITS <= len(_NOT_DIGITS.sub("", number)) <= _MAX_DIGITS:
+            closes_what_it_did_not_open = number.endswith(")") and "(" not in number
+            yield match.start(), match.end() - closes_what_it_did_not_open
 
 
 def find_regional(text: str, start: int, end: int, regions: tuple[str, ...]) -> Iterator[Span]:

@@ -1,7 +1,8 @@
 """Stage 2: routes that may not do it are taken away, before anything leaves the device.
 
 The floor is the strictest of policy, session, request, what the detectors found and what they
-found earlier in the session. ``device`` leaves one route, or none: it never falls back.
+found earlier in the session. ``device`` leaves one route, or none: it never falls back. What the
+policy has replaced by placeholders is not sent, and so raises nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import reduce
 from overspill.routing.detectors import detect
 from overspill.routing.normalise import outgoing_text
 from overspill.routing.policy import RoutingPolicy
+from overspill.routing.redaction import hide
 from overspill.routing.session_memory import SessionMemory
 from overspill.routing.situation import Situation
 from overspill.types.chat import Privacy, Request
@@ -19,16 +21,19 @@ from overspill.types.route import Route, StageReason
 
 STAGE = 2
 FOUND = "personal_data"
+HIDDEN = "redacted"
 
 
 def privacy(
     request: Request, situation: Situation, policy: RoutingPolicy, routes: tuple[Route, ...]
 ) -> tuple[StageReason, ...]:
     """What was found, the floor that follows, and which routes it and the evidence take away."""
-    found = detect("\n".join(outgoing_text(request)), policy.wanted)
+    found, hidden = _findings(request, policy)
     floors = _floors(request, situation.session_floor, situation.memory, policy, found)
     floor = reduce(Privacy.tightened_by, floors.values())
     reasons = [StageReason(STAGE, FOUND, (), found, f"floor {floors['found']}")] if found else []
+    if hidden:
+        reasons.append(StageReason(STAGE, HIDDEN, (), hidden))
     reasons.append(
         StageReason(
             STAGE,
@@ -54,9 +59,26 @@ def floor_of(
     request: Request, session_floor: Privacy, memory: SessionMemory, policy: RoutingPolicy
 ) -> Privacy:
     """The floor of a request before anything else is known: whether a cloud may be contacted."""
-    found = detect("\n".join(outgoing_text(request)), policy.wanted)
+    found, _ = _findings(request, policy)
     floors = _floors(request, session_floor, memory, policy, found)
     return reduce(Privacy.tightened_by, floors.values())
+
+
+def _findings(
+    request: Request, policy: RoutingPolicy
+) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """Counts by kind: of what would be seen elsewhere, and of what placeholders would stand for.
+
+    Only what the policy redacts counts as hidden; a request that asks for more of it is as strict
+    as before.
+    """
+    found = detect("\n".join(outgoing_text(request)), policy.wanted)
+    veil = hide(request, policy, policy.redact) if found and policy.redact else None
+    if veil is None:
+        return found, {}
+    seen = detect("\n".join(outgoing_text(veil.request)), policy.wanted)
+    hidden = {kind: count - seen.get(kind, 0) for kind, count in found.items()}
+    return seen, {kind: count for kind, count in hidden.items() if count > 0}
 
 
 def _floors(

@@ -190,6 +190,7 @@ class Request:
     the same scope; None shares with nobody. ``watch`` asks a local engine for signals; it never
     leaves the device. With ``raw`` there is one message, whose content is the prompt itself: no
     template is laid around it, and control tokens that it spells count as such.
+    ``redact`` has placeholders leave the device for all that its detectors find in the request.
     """
 
     messages: tuple[Message, ...]
@@ -220,6 +221,7 @@ class Request:
     grant: Grant | None = None
     """A person's consent to one third party, for this request alone; it never leaves the device."""
     raw: bool = False
+    redact: bool = False
 
     @property
     def has_images(self) -> bool:
