@@ -34,7 +34,7 @@ Priced = Callable[[str], Awaitable[Iterable[ModelCard]]]
 
 
 @dataclass(slots=True)
-class _Hold:
+class Hold:
     """What one call under way may still take."""
 
     cost: float = 0.0
@@ -73,7 +73,7 @@ class Budget:
         self._expected_calls = calls or EXPECTED_CALLS
         self._around = around
         self._prices = {} if prices is None else prices
-        self._holds: list[_Hold] = []
+        self._holds: list[Hold] = []
         self.calls_made = 0
         """Calls begun so far, those of budgets inside too."""
 
@@ -139,15 +139,34 @@ class Budget:
         with the text so far in ``partial`` where it came too late.
         """
         shaped = self.shape(request)
-        hold = self._reserve(shaped)
+        hold = self.reserve(shaped)
         try:
             async for chunk in self._in_time(run(shaped)):
                 if chunk.finish is not None:
                     self.spend(chunk.finish, await priced(chunk.finish.model))
                 yield chunk
         finally:
-            for budget in self._chain():
-                budget._holds.remove(hold)
+            self.release(hold)
+
+    def reserve(self, request: Request) -> Hold:
+        """Begin a call: hold what a shaped request may take at most, as far as there is as much."""
+        prompt = sum(len(m.content.encode()) + _TURN_TOKENS for m in request.messages)
+        answer = request.max_tokens or MAX_ANSWER_TOKENS
+        left = request.left or Left()
+        most = max((card.cost(prompt, answer) for card in self._prices.values()), default=0.0)
+        hold = Hold(
+            cost=most if left.cost is None else min(most, left.cost),
+            tokens=prompt + answer if left.tokens is None else min(prompt + answer, left.tokens),
+        )
+        for budget in self._chain():
+            budget._holds.append(hold)
+            budget.calls_made += 1
+        return hold
+
+    def release(self, hold: Hold) -> None:
+        """End a call: what it took has been spent, what it did not is free again."""
+        for budget in self._chain():
+            budget._holds.remove(hold)
 
     def spend(self, finish: Finish, cards: Iterable[ModelCard]) -> None:
         """Take what an answer used out of purse and tokens, by the price on its model's card."""
@@ -190,21 +209,6 @@ class Budget:
             ends = budget._ends
             counted.append((math.inf if ends is None else (ends - self._clock()) / calls, calls))
         return min(counted)[1]
-
-    def _reserve(self, request: Request) -> _Hold:
-        """Hold what the call may take at most, as far as there is as much."""
-        prompt = sum(len(m.content.encode()) + _TURN_TOKENS for m in request.messages)
-        answer = request.max_tokens or MAX_ANSWER_TOKENS
-        left = request.left or Left()
-        most = max((card.cost(prompt, answer) for card in self._prices.values()), default=0.0)
-        hold = _Hold(
-            cost=most if left.cost is None else min(most, left.cost),
-            tokens=prompt + answer if left.tokens is None else min(prompt + answer, left.tokens),
-        )
-        for budget in self._chain():
-            budget._holds.append(hold)
-            budget.calls_made += 1
-        return hold
 
     async def _in_time(self, chunks: AsyncGenerator[ReplyChunk]) -> AsyncGenerator[ReplyChunk]:
         """The chunks that come before the deadline; each step has a timeout of its own, since a

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,51 +19,67 @@ from overspill.types.usage import Usage
 
 Clock = Callable[[], float]
 """Seconds that only grow."""
-MEMORY_S = 300.0
-"""A surprise is half forgotten after some 200 s without news."""
-_ATTACK, _FOLLOW, _LONG_RUN = 0.5, 0.2, 0.05
-"""Weights of the newest measurement: a bad surprise, an ordinary one, the long run."""
-_WINDOW = 32
+MEMORY_S = 120.0
+"""A surprise is half forgotten after some 80 s without news."""
+_ATTACK, _FOLLOW, _LONG_RUN = 0.6, 0.3, 0.05
+"""Weights of the newest measurement: a surprise, an ordinary one, the long run."""
+_SURPRISE = 2.0
+"""So many standard deviations off is no chance: things have changed."""
+_P95_SIGMAS = 1.645
 _MIN_PREFILL_TOKENS = 16
 _MIN_DECODE_TOKENS = 8
 _FIRST_BAND_TOKENS = 512
 
 
 class Average:
-    """The average of a time, and its 95th percentile over the last 32 measurements."""
+    """The moving average of a time, and what 95% of its measurements are under.
+
+    Two pairs of mean and variance: one of the latest measurements, one of the long run, to which
+    the first returns while nothing new is measured.
+    """
 
     def __init__(self, long_run: float | None = None) -> None:
         self.long_run = long_run
-        self._fast = long_run or 0.0
+        self._long_variance = 0.0
+        self._mean, self._variance = long_run or 0.0, 0.0
         self._at_s = -math.inf
-        self._window: deque[float] = deque(maxlen=_WINDOW)
 
     def observe(self, value: float, now_s: float) -> None:
         """Learn one measurement."""
         if self.long_run is None:
-            self.long_run = self._fast = value
+            self.long_run = self._mean = value
         else:
-            before = self.mean(now_s)
-            surprise = len(self._window) >= 2 and value > max(self._window)
-            self._fast = before + (_ATTACK if surprise else _FOLLOW) * (value - before)
-            self.long_run += _LONG_RUN * (value - self.long_run)
+            mean, variance = self._now(now_s)
+            off = value - mean
+            weight = _ATTACK if off * off > _SURPRISE**2 * variance else _FOLLOW
+            self._mean, self._variance = _moved(mean, variance, off, weight)
+            self.long_run, self._long_variance = _moved(
+                self.long_run, self._long_variance, value - self.long_run, _LONG_RUN
+            )
         self._at_s = now_s
-        self._window.append(value)
 
     def mean(self, now_s: float) -> float:
         """The value to expect now. Raises ``ValueError`` where nothing was ever measured."""
+        return self._now(now_s)[0]
+
+    def p95(self, now_s: float) -> float:
+        """What 95% of measurements are under, as far as they are normal; never under the mean."""
+        mean, variance = self._now(now_s)
+        return mean + _P95_SIGMAS * math.sqrt(variance)
+
+    def _now(self, now_s: float) -> tuple[float, float]:
         if self.long_run is None:
             raise ValueError("nothing was measured")
         kept = math.exp((self._at_s - now_s) / MEMORY_S)
-        return self.long_run + kept * (self._fast - self.long_run)
+        return (
+            self.long_run + kept * (self._mean - self.long_run),
+            self._long_variance + kept * (self._variance - self._long_variance),
+        )
 
-    def p95(self, now_s: float) -> float:
-        """What 95% of measurements are under; never less than the mean."""
-        mean = self.mean(now_s)
-        if not self._window:
-            return mean
-        ordered = sorted(self._window)
-        return max(mean, ordered[math.ceil(0.95 * len(ordered)) - 1])
+
+def _moved(mean: float, variance: float, off: float, weight: float) -> tuple[float, float]:
+    """Exponentially weighted mean and variance after a value that was ``off`` the mean."""
+    return mean + weight * off, (1.0 - weight) * (variance + weight * off * off)
 
 
 @dataclass(frozen=True, slots=True)

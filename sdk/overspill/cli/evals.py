@@ -21,11 +21,13 @@ from overspill.cli.eval_options import (
     require_eval,
     write_bytes,
 )
+from overspill.cli.eval_traces import register as register_traces
 
 STDOUT = Path("-")
 _SHOWN = ("apgr", "cpt50", "cpt80", "cpt95", "pgr20")
 
 app = typer.Typer(help="Judge routing on results of two models.", no_args_is_help=True)
+register_traces(app)
 
 
 def register(parent: typer.Typer) -> None:

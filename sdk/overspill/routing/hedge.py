@@ -26,24 +26,19 @@ def hedge(
 ) -> Hedge | None:
     """When to start the other route, or None.
 
-    As soon as the first is later than 95% of its first tokens were, or when the other would only
-    just make the deadline: whichever comes first.
+    With a deadline as late as it can be: when the other would only just make it. Never before the
+    first is later than 95% of its first tokens were.
     """
     other = Route.CLOUD if chosen is Route.DEVICE else Route.DEVICE
     if situation.hedged_share >= cap or situation.pinned is not None:
         return None
-    if chosen not in (Route.DEVICE, Route.CLOUD) or other not in routes:
+    if chosen not in (Route.DEVICE, Route.CLOUD) or other not in routes or chosen not in known:
         return None
-    moments = []
-    if chosen in known:
-        moments.append(known[chosen].first_p95_s)
+    after_s = max(LEAST_WAIT_S, known[chosen].first_p95_s)
     if request.deadline_s is not None and other in known:
         needs_s = known[other].mean_s + P95_SIGMAS * known[other].sd_s
-        moments.append(request.deadline_s - needs_s)
-    after_s = max(LEAST_WAIT_S, min(moments, default=0.0))
-    if not moments or _is_pointless(after_s, other, request, known):
-        return None
-    return Hedge(other, after_s)
+        after_s = max(after_s, request.deadline_s - needs_s)
+    return None if _is_pointless(after_s, other, request, known) else Hedge(other, after_s)
 
 
 def _is_pointless(after_s: float, other: Route, request: Request, known: Estimates) -> bool:
