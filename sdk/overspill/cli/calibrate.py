@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from overspill.cli.eval_options import (
     write_bytes,
 )
 from overspill.errors import ConfigurationError, UsageError
+
+if TYPE_CHECKING:
+    from overspill.evals.fit_monitor import FittedMonitor
 
 policy_app = typer.Typer(help="Check a calibrated routing policy.", no_args_is_help=True)
 PolicyFile = Annotated[Path, typer.Argument(help="policy.toml; its certificate lies beside it.")]
@@ -45,6 +48,17 @@ def calibrate(
     confidence: ConfidenceColumn = None,
     device_model: Annotated[str, typer.Option(help="Name on the small model's card.")] = "small",
     cloud_model: Annotated[str, typer.Option(help="Name on the large model's card.")] = "large",
+    device_log: Annotated[
+        Path | None,
+        typer.Option(help="What `eval run` logged of the small model: fits the monitor too."),
+    ] = None,
+    lean: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Gain over the threshold that the monitor may judge."),
+    ] = 0.0,
+    quantization: Annotated[
+        str, typer.Option(help="The small model's, which the certificate is for.")
+    ] = "",
     lifetime_days: Annotated[int, typer.Option(min=1, help="The policy expires after this.")] = 180,
     seed: Annotated[int, typer.Option(help="For the parts that are fitted and certified on.")] = 0,
     key_file: Annotated[
@@ -70,7 +84,14 @@ def calibrate(
         raise UsageError(f"--out is {out}.", mend="Name a .toml file.")
     columns = Columns(prompt, small, large, group, confidence)
     options = CalibrationOptions(
-        epsilon, delta, seed, (device_model, cloud_model), lifetime_days=lifetime_days
+        epsilon,
+        delta,
+        seed,
+        (device_model, cloud_model),
+        lifetime_days=lifetime_days,
+        device_log=device_log,
+        lean=lean,
+        quantization=quantization,
     )
     known = load(train, columns) if train else None
     found = run(load(data, columns), known, options)
@@ -94,7 +115,21 @@ def calibrate(
             f"{epsilon:g} with {100 * (1 - delta):g}% confidence, by {facts['n']} prompts. "
             f"Wrote {', '.join(path.name for path in files)} to {out.parent}."
         )
+        _tell_monitor(found.monitor)
     return 0
+
+
+def _tell_monitor(found: FittedMonitor | None) -> None:
+    if found is None:
+        return
+    if found.policy is None:
+        print(f"No monitor: {found.reason}.")
+        return
+    report = found.report
+    print(
+        f"The monitor alone keeps {100 * report['device_share']:.1f}% on the device, after a "
+        f"median of {report['wasted_median']:g} tokens for what leaves."
+    )
 
 
 @policy_app.command("verify")
@@ -137,13 +172,13 @@ def drift_policy(
     """
     require_eval()
     from overspill.evals.calibrate import drifted
-    from overspill.evals.data import load_prompts
+    from overspill.evals.data import load_asked
     from overspill.evals.policy_file import scorer_path, verify
     from overspill.routing.complexity import Scorer
 
     facts = verify(policy)
     scorer = Scorer.from_json(_read(scorer_path(policy)).decode())
-    found = drifted(scorer, facts["gain_quantiles"], load_prompts(data, prompt))
+    found = drifted(scorer, facts["gain_quantiles"], load_asked(data, prompt))
     if as_json:
         print_json(found)
     else:

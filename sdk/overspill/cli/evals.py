@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overspill.cli import eval_run
+from overspill.cli import eval_quant, eval_run
 from overspill.cli.eval_options import (
     ConfidenceColumn,
     DataFile,
@@ -35,7 +35,8 @@ def register(parent: typer.Typer) -> None:
     parent.add_typer(app, name="eval")
 
 
-eval_run.register(app)
+for module in (eval_run, eval_quant):
+    module.register(app)
 
 
 @app.command("routing")

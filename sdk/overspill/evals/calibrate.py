@@ -4,6 +4,8 @@
 2. The threshold is certified on the other part, whose labels the scorer has not seen: without
    that the guarantee would be none. Near-duplicates stay on one side.
 3. Isotonic curves turn predicted into measured P(right), for what decisions report.
+4. Where the device's log of signals is given, the monitor is fitted and certified on the same two
+   parts. What stays under both stages stays under each alone: one certificate holds for both.
 Regret of a prompt that stays is what the large model would have had more, and never less than 0:
 a prompt that only the small model gets right does not pay for another.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,10 @@ import numpy as np
 from overspill.errors import PolicyRefusal, UsageError
 from overspill.evals.data import Results
 from overspill.evals.fit import Design, FitOptions, Ints, Task, features_of, fit
+from overspill.evals.fit_monitor import FittedMonitor, MonitorOptions, fit_monitor
 from overspill.evals.folds import assign_folds, near_duplicates
 from overspill.evals.metrics import Floats
+from overspill.evals.monitor_data import Watched, load_watched
 from overspill.evals.predict import Predicted, predict
 from overspill.evals.scorer_file import scorer_json
 from overspill.routing.calibration import (
@@ -31,6 +36,7 @@ from overspill.routing.calibration import (
     learn_then_test,
 )
 from overspill.routing.complexity import Scorer
+from overspill.types.chat import Request
 
 _FIT_FOLDS, _ALL_FOLDS = 2, 5
 _QUANTILES = 100
@@ -41,14 +47,27 @@ _DIGITS = 6
 @dataclass(frozen=True, slots=True)
 class CalibrationOptions:
     """Regret is to be at most ``epsilon`` with a chance of ``1 - delta``. ``pair`` names the two
-    models' cards; a policy for ``lifetime_days`` expires then, and becomes strict."""
+    models' cards; a policy for ``lifetime_days`` expires then, and becomes strict.
+
+    ``device_log`` is what `overspill eval run --route device` wrote; ``lean`` is how much over its
+    threshold stage 3 then leaves to the monitor. ``quantization`` is the device model's, by its
+    card; the log names it where there is one.
+    """
 
     epsilon: float
     delta: float
     seed: int = 0
     pair: tuple[str, str] = ("small", "large")
     lifetime_days: int = 180
+    device_log: Path | None = None
+    lean: float = 0.0
+    quantization: str = ""
     fit: FitOptions = field(default_factory=FitOptions)
+
+    @property
+    def monitor(self) -> MonitorOptions:
+        """The monitor is certified at the same levels."""
+        return MonitorOptions(self.epsilon, self.delta, seed=self.seed, lean=self.lean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,14 @@ class Calibration:
     device: IsotonicCurve
     cloud: IsotonicCurve
     fitted_on: int
+    monitor: FittedMonitor | None = None
+    named_quantization: str = ""
+
+    @property
+    def quantization(self) -> str:
+        """What the certificate is for; empty where nobody said."""
+        logged = self.monitor and self.monitor.policy and self.monitor.policy.quantization
+        return logged or self.named_quantization
 
     @property
     def gain_quantiles(self) -> list[float]:
@@ -85,7 +112,7 @@ def calibrate(data: Results, train: Results | None, options: CalibrationOptions)
             raise UsageError(f"--{name} is {value:g}.", mend="It lies between 0 and 1.")
     known, judged = _parts(data, train, options)
     scorer = _fitted(known, options)
-    found = predict_prompts(scorer, judged.prompts)
+    found = predict_asked(scorer, judged.asked)
     regret = np.maximum(judged.outcomes.gain, 0.0)
     certified = learn_then_test(
         found.gain.tolist(), regret.tolist(), options.epsilon, options.delta
@@ -93,6 +120,10 @@ def calibrate(data: Results, train: Results | None, options: CalibrationOptions)
     if certified is None:
         raise _not_certifiable(judged, regret, options)
     text = scorer_json(scorer, {"fitted_on": len(known), "seed": options.seed})
+    monitor = None
+    if options.device_log is not None:
+        watched = [_watched(options.device_log, part) for part in (known, judged)]
+        monitor = fit_monitor(watched[0], watched[1], options.pair[1], options.monitor)
     return Calibration(
         certified=certified,
         scorer=scorer,
@@ -103,17 +134,28 @@ def calibrate(data: Results, train: Results | None, options: CalibrationOptions)
         device=_curve(found.small, judged.outcomes.small),
         cloud=_curve(found.large, judged.outcomes.large),
         fitted_on=len(known),
+        monitor=monitor,
+        named_quantization=options.quantization,
     )
 
 
-def predict_prompts(scorer: Scorer, prompts: Sequence[str]) -> Predicted:
-    """Predictions for some prompts."""
-    features = features_of(prompts, scorer.buckets)
+def _watched(log: Path, part: Results) -> Watched:
+    if part.ids is None:
+        raise UsageError(
+            "The data have no column 'id', by which the log of signals names its prompts.",
+            mend="Make them by `overspill eval join`.",
+        )
+    return load_watched(log, part.ids, part.outcomes)
+
+
+def predict_asked(scorer: Scorer, asked: Sequence[str | Request]) -> Predicted:
+    """Predictions for some prompts or conversations."""
+    features = features_of(asked, scorer.buckets)
     return predict(scorer, Design.of(features), features)
 
 
 def drifted(
-    scorer: Scorer, gain_quantiles: Sequence[float], prompts: Sequence[str]
+    scorer: Scorer, gain_quantiles: Sequence[float], asked: Sequence[str | Request]
 ) -> dict[str, Any]:
     """Whether prompts still gain as those of the calibration did.
 
@@ -121,7 +163,7 @@ def drifted(
     therefore errs to no drift.
     """
     # Rounded as the quantiles are: many prompts may gain just the same.
-    seen = predict_prompts(scorer, prompts).gain.round(_DIGITS)
+    seen = predict_asked(scorer, asked).gain.round(_DIGITS)
     found = drift(gain_quantiles, seen.tolist())
     return {
         "n": len(seen),
@@ -151,7 +193,7 @@ def _parts(
 
 
 def _fitted(known: Results, options: CalibrationOptions) -> Scorer:
-    design = Design.of(features_of(known.prompts, options.fit.buckets))
+    design = Design.of(features_of(known.asked, options.fit.buckets))
     labels = np.column_stack([known.outcomes.small, known.outcomes.large])
     task = Task(design, labels, known.groups)
     (scorer,) = fit(task, options.fit, pair=options.pair, seed=options.seed)

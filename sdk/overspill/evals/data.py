@@ -2,7 +2,8 @@
 
 A column may stand in a nested object: ``scores:llama-3.1-8b`` is the value under
 ``llama-3.1-8b`` in the object ``scores`` (only the first colon splits). In a CSV file such an
-object is JSON in its cell.
+object is JSON in its cell. Where rows have ``messages`` (and ``tools``), they are what was asked,
+turns before the last one and all; ``prompt`` names it to people and finds near-duplicates.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from overspill.errors import UsageError
+from overspill.arguments import build_request
+from overspill.errors import InvalidRequest, UsageError
 from overspill.evals.metrics import Floats, Outcomes
+from overspill.types.chat import Privacy, Request
 
 _LABELS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 _GROUPS = ("subject", "task")
@@ -45,16 +48,24 @@ class Results:
     """Prompts with both models' results; all sequences are equally long.
 
     ``groups`` is a benchmark, subject or task of each prompt; ``confidence`` the small model's own
-    (any scale, more is surer), shape (n,).
+    (any scale, more is surer), shape (n,). ``requests`` are the conversations and ``ids`` the
+    prompts' names in logs, where there are any.
     """
 
     prompts: tuple[str, ...]
     outcomes: Outcomes
     groups: tuple[str, ...] | None = None
     confidence: Floats | None = None
+    requests: tuple[Request, ...] | None = None
+    ids: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def asked(self) -> Sequence[str | Request]:
+        """What a router sees of each row."""
+        return self.prompts if self.requests is None else self.requests
 
     def take(self, rows: Any) -> Results:
         """Some of the rows, by their numbers."""
@@ -63,6 +74,8 @@ class Results:
             self.outcomes.take(np.asarray(rows, dtype=np.intp)),
             None if self.groups is None else tuple(self.groups[i] for i in rows),
             None if self.confidence is None else self.confidence[rows],
+            None if self.requests is None else tuple(self.requests[i] for i in rows),
+            None if self.ids is None else tuple(self.ids[i] for i in rows),
         )
 
 
@@ -86,15 +99,18 @@ def load(path: Path, columns: Columns) -> Results:
         confidence=np.array(cells.read(columns.confidence, _number))
         if columns.confidence
         else None,
+        requests=cells.requests() if "messages" in records[0] else None,
+        ids=tuple(cells.read("id", str)) if "id" in records[0] else None,
     )
 
 
-def load_prompts(path: Path, column: str) -> tuple[str, ...]:
-    """The prompts of a file alone. Raises as :func:`load`."""
+def load_asked(path: Path, column: str) -> Sequence[str | Request]:
+    """What a file's rows ask, without results. Raises as :func:`load`."""
     records = list(read_records(path))
     if not records:
         raise UsageError(f"{path} holds no rows.", mend="One row is one prompt.")
-    return tuple(_Cells(path, records).read(column, _prompt))
+    cells = _Cells(path, records)
+    return cells.requests() if "messages" in records[0] else tuple(cells.read(column, _prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +120,16 @@ class _Cells:
 
     def read(self, column: str, parse: Callable[[Any], _T]) -> list[_T]:
         return [self._one(row, column, parse) for row in range(len(self.records))]
+
+    def requests(self) -> tuple[Request, ...]:
+        """Each row's conversation."""
+        found = []
+        for row, record in enumerate(self.records, 1):
+            try:
+                found.append(request_of(record))
+            except (ValueError, InvalidRequest) as error:
+                raise UsageError(f"{self.path}: row {row}, 'messages': {error}") from None
+        return tuple(found)
 
     def _one(self, row: int, column: str, parse: Callable[[Any], _T]) -> _T:
         record = self.records[row]
@@ -118,6 +144,22 @@ class _Cells:
             ) from None
         except ValueError as error:
             raise UsageError(f"{self.path}: row {row + 1}, '{column}': {error}.") from None
+
+
+def request_of(record: Record) -> Request:
+    """A row's messages and tools as a request. Raises ``ValueError`` or ``InvalidRequest``."""
+    messages, tools = (objects_of(record.get(name), name) for name in ("messages", "tools"))
+    return build_request(messages, app="evals", floor=Privacy.ANY, tools=tools)
+
+
+def objects_of(value: Any, name: str) -> list[dict[str, Any]]:
+    """A list of objects; in a CSV file it is JSON in its cell."""
+    if isinstance(value, str) and value.strip():
+        value = json.loads(value)
+    found = value or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError(f"'{name}' is no list of objects.")
+    return found
 
 
 def _cell(record: Record, column: str) -> Any:

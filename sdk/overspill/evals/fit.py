@@ -33,13 +33,16 @@ _DIGITS = 5
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """The ridge is the ratio of noise to signal for n-grams of unit length; a structure feature
-    counts ``structure_share`` of that, spread over all of them. ``domain_prompts`` is how many
-    prompts a group needs for its own mean to weigh as much as everybody's.
+    """A ridge is the ratio of noise to signal for n-grams of unit length; of ``ridges`` the one is
+    taken that :func:`_best_ridge` finds. A structure feature counts ``structure_share`` of that,
+    spread over all of them, and an n-gram its inverse document frequency to the power ``rarity``.
+    ``domain_prompts`` is how many prompts a group needs for its own mean to weigh as much as
+    everybody's.
     """
 
     buckets: int = 8192
-    ridge: float = 20.0
+    ridges: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0, 40.0)
+    rarity: float = 0.5
     structure_share: float = 0.1
     min_spread: float = 0.05
     domain_ridge: float = 1.0
@@ -96,11 +99,11 @@ class Design:
         return matrix
 
 
-def features_of(prompts: Sequence[str], buckets: int) -> list[Features]:
-    """What routing sees of each prompt, asked as a conversation's only turn."""
+def features_of(asked: Sequence[str | Request], buckets: int) -> list[Features]:
+    """What routing sees of each request; a text is a conversation's only turn."""
     found = []
-    for prompt in prompts:
-        request = Request((Message("user", prompt),))
+    for one in asked:
+        request = Request((Message("user", one),)) if isinstance(one, str) else one
         found.append(extract(normalise(request), request, buckets))
     return found
 
@@ -154,7 +157,9 @@ def fit(
     """
     task = task.sampled(options.max_labels, seed)
     basis, prior = task.basis, task.targets.mean(axis=0)
-    ngrams = task.design.dense(options.buckets)
+    plain = task.design.dense(options.buckets)
+    scale = _rarity(plain, options)
+    ngrams = plain * scale
     gram = ngrams @ ngrams.T
     unseen_groups = unseen_groups and task.groups is not None
     line = _length_line(task, task.targets - prior) if unseen_groups else _NO_LINE
@@ -163,7 +168,7 @@ def fit(
     rest = excess - domains.explained
     standard, mean, spread = _standardised(task.design.structure, options)
     kernel = (gram + (standard @ standard.T).astype(np.float32)) * (basis @ basis.T)
-    dual = _inverse(kernel, options.ridge)
+    dual = _inverse(kernel, _best_ridge(kernel, rest, options.ridges, seed))
     alpha = dual @ rest
     carried = 1.0
     if unseen_groups and task.groups is not None:
@@ -179,7 +184,7 @@ def fit(
         if column == 0:
             structure, bias = line.added_to(structure, bias, task.design.names)
         named = {n: _pair(weight) for n, weight in zip(task.design.names, structure, strict=True)}
-        table = ngrams.T @ weighted
+        table = scale[:, None] * (ngrams.T @ weighted)
         scorers.append(
             Scorer(
                 fitted_for=pair,
@@ -188,7 +193,7 @@ def fit(
                 ngrams={int(b): _pair(table[b]) for b in np.flatnonzero(np.any(table, axis=1))},
                 buckets=options.buckets,
                 seen=b"",
-                domains=_posterior(domains, ngrams, carried, column),
+                domains=_posterior(domains, ngrams * scale, carried, column),
                 vocabulary=vocabulary,
                 familiar=familiar,
             )
@@ -198,6 +203,44 @@ def fit(
 
 def _pair(values: Floats) -> tuple[float, float]:
     return round(float(values[0]), _DIGITS), round(float(values[1]), _DIGITS)
+
+
+def _rarity(ngrams: Matrix, options: FitOptions) -> NDArray[np.float32]:
+    """What each n-gram is multiplied with, shape (buckets,): a power of its inverse document
+    frequency, scaled so that prompts keep unit length on average."""
+    met = np.count_nonzero(ngrams, axis=0)
+    weight = np.log((1 + len(ngrams)) / (1 + met)) + 1
+    scale = weight**options.rarity
+    length = np.sqrt((np.square(ngrams) @ np.square(scale)).mean()) or 1.0
+    return np.asarray(scale / length, dtype=np.float32)
+
+
+_TRIED_PROMPTS = 1000
+
+
+def _best_ridge(kernel: Floats, rest: Floats, ridges: Sequence[float], seed: int) -> float:
+    """By the errors of leaving each of some prompts out, in closed form: the largest ridge that is
+    not worse than the best one by more than a standard error (Breiman et al. 1984). The ratio of
+    noise to signal does not depend on how many prompts there are."""
+    if len(ridges) == 1:
+        return ridges[0]
+    rows = np.random.default_rng(seed).permutation(len(rest))[:_TRIED_PROMPTS]
+    values, vectors = np.linalg.eigh(kernel[np.ix_(rows, rows)].astype(np.float64))
+    turned = vectors.T @ (rest[rows, 1] - rest[rows, 0])
+
+    def errors(ridge: float) -> Floats:
+        shrunk = 1 / (np.maximum(values, 0.0) + ridge)
+        alpha = vectors @ (shrunk * turned)
+        return np.square(alpha / (np.square(vectors) @ shrunk))
+
+    tried = {ridge: errors(ridge) for ridge in ridges}
+    least = min(tried.values(), key=lambda found: float(found.mean()))
+
+    def is_as_good(ridge: float) -> bool:
+        worse = tried[ridge] - least
+        return float(worse.mean()) <= float(worse.std()) / np.sqrt(len(rows))
+
+    return max(filter(is_as_good, tried))
 
 
 def _inverse(gram: Matrix | Floats, ridge: float) -> Floats:

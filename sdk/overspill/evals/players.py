@@ -42,8 +42,13 @@ class SignalOptions:
     @property
     def watch(self) -> Watch:
         """What a local engine is asked for."""
-        step = max(1, _STATE_SPAN // max(1, self.state_logits))
-        return Watch(self.tokens, tuple(n * step for n in range(self.state_logits)))
+        return Watch(self.tokens, state_ids(self.state_logits))
+
+
+def state_ids(count: int) -> tuple[int, ...]:
+    """The token ids whose logits are logged: so many, evenly over the first 2,000."""
+    step = max(1, _STATE_SPAN // max(1, count))
+    return tuple(n * step for n in range(count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +148,14 @@ async def open_player(
         async with open_device(settings) as engine:
             yield EnginePlayer(engine, options)
         return
-    async with AsyncOverspill(app="evals", settings=settings) as client:
+    async with AsyncOverspill(app="evals", settings=settings, daemon="never") as client:
         model = None
         if place == "cloud":
             state = await client.cloud_state()
             if state.problem is not None:
                 raise state.problem
             if not state.cards:
-                raise ConfigurationError("There is no cloud to ask.", mend="Give --cloud HOST:PORT.")
+                raise ConfigurationError("There is no cloud to ask.", mend="Add --cloud HOST:PORT.")
             model = state.cards[0].name
         cards = {card.name: card for card in await client.models()}
         yield ClientPlayer(client, options, model, cards)

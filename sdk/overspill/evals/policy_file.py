@@ -33,6 +33,7 @@ def policy_toml(found: Calibration, options: CalibrationOptions, now_unix: int) 
         "p_value": certified.p_value,
         "small": options.pair[0],
         "large": options.pair[1],
+        "quantization": found.quantization,
         "method": "learn-then-test, fixed sequence",
     }
     return "\n".join(
@@ -50,8 +51,26 @@ def policy_toml(found: Calibration, options: CalibrationOptions, now_unix: int) 
             f"device = {json.dumps(found.device.to_json())}",
             f"cloud = {json.dumps(found.cloud.to_json())}",
             "",
+            *_monitor(found),
         ]
     )
+
+
+def _monitor(found: Calibration) -> list[str]:
+    """The section of what was certified for stage 5; none where nothing was."""
+    if found.monitor is None or found.monitor.policy is None:
+        return []
+    table = found.monitor.policy.to_table()
+    heads, certificate = table.pop("heads"), table.pop("certificate")
+    sections = {
+        "monitor": table,
+        "monitor.certificate": certificate,
+        **{f"monitor.heads.{check}": head for check, head in heads.items()},
+    }
+    lines = []
+    for name, section in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items()), ""]
+    return lines
 
 
 def _toml(value: Any) -> str:
@@ -77,8 +96,11 @@ def certificate(
         "seed": options.seed,
         "scorer_sha256": found.scorer_sha256,
         "models": {"small": options.pair[0], "large": options.pair[1]},
+        "quantization": found.quantization,
         "gain_quantiles": found.gain_quantiles,
     }
+    if found.monitor is not None:
+        facts["monitor"] = {**found.monitor.report, "reason": found.monitor.reason}
     signature = key.sign(_signed(facts))
     facts["signature"] = {
         "algorithm": "ed25519",

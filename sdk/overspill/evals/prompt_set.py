@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from overspill.arguments import build_request
 from overspill.errors import InvalidRequest, UsageError
-from overspill.evals.data import read_records
+from overspill.evals.data import objects_of, read_records
 from overspill.evals.grade import KINDS, grade
 from overspill.types.chat import Privacy, Request
 
@@ -63,7 +63,12 @@ class Prompt:
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
     """Read a set. Raises :class:`~overspill.errors.UsageError`, naming file and row, for what is
     no prompt, has no known grade, or has an id that another row has too."""
-    prompts = tuple(_prompt(path, n, record) for n, record in enumerate(read_records(path), 1))
+    return prompts_of(path, read_records(path))
+
+
+def prompts_of(path: Path, records: Iterable[Mapping[str, Any]]) -> tuple[Prompt, ...]:
+    """The prompts of some records; ``path`` names them in errors, which are as above."""
+    prompts = tuple(_prompt(path, n, record) for n, record in enumerate(records, 1))
     if not prompts:
         raise UsageError(f"{path} holds no prompts.", mend="One line is one prompt.")
     rows: dict[str, int] = {}
@@ -77,7 +82,7 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
 def _prompt(path: Path, row: int, record: Mapping[str, Any]) -> Prompt:
     try:
         messages = _messages(record)
-        tools, limit = _list(record.get("tools"), "tools"), _limit(record.get("max_tokens"))
+        tools, limit = objects_of(record.get("tools"), "tools"), _limit(record.get("max_tokens"))
         kind = _grade(record)
         asked = {"messages": messages, "tools": tools, "max_tokens": limit}
         prompt = Prompt(
@@ -98,21 +103,11 @@ def _prompt(path: Path, row: int, record: Mapping[str, Any]) -> Prompt:
 
 def _messages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     if record.get("messages"):
-        return _list(record["messages"], "messages")
+        return objects_of(record["messages"], "messages")
     text = record.get("prompt")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("there is neither 'prompt' nor 'messages'.")
     return [{"role": "user", "content": text}]
-
-
-def _list(value: Any, name: str) -> list[dict[str, Any]]:
-    """A list of objects; in a CSV file it is JSON in its cell."""
-    if isinstance(value, str) and value.strip():
-        value = json.loads(value)
-    found = value or []
-    if not isinstance(found, Sequence) or not all(isinstance(one, Mapping) for one in found):
-        raise ValueError(f"'{name}' is no list of objects.")
-    return [dict(one) for one in found]
 
 
 def _limit(value: Any) -> int | None:

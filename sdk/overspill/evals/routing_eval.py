@@ -130,7 +130,7 @@ class _Split:
 
 
 def _cross_fitted(data: Results, options: EvalOptions) -> Judged:
-    features = features_of(data.prompts, options.fit.buckets)
+    features = features_of(data.asked, options.fit.buckets)
     design = Design.of(features)
     clusters = near_duplicates(data.prompts, options.seed)
     keys = clusters.tolist() if data.groups is None else list(data.groups)
@@ -154,7 +154,7 @@ def _cross_fitted(data: Results, options: EvalOptions) -> Judged:
 def _trained(data: Results, train: Results, options: EvalOptions) -> Judged:
     """Fitted on the training file, less what has a near-duplicate in the data."""
     prompts = train.prompts + data.prompts
-    features = features_of(prompts, options.fit.buckets)
+    features = features_of([*train.asked, *data.asked], options.fit.buckets)
     clusters = near_duplicates(prompts, options.seed)
     seen = np.isin(clusters[: len(train)], clusters[len(train) :])
     rows, asked = np.flatnonzero(~seen), np.arange(len(data))
