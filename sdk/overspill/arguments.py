@@ -30,8 +30,8 @@ Messages = str | Sequence[Message | Mapping[str, Any]]
 """A prompt, or turns as :class:`Message` or as OpenAI's dictionaries."""
 
 
-class CallOptions(TypedDict, total=False):
-    """What a call may set beside ``output``; each name as in :class:`Request` and
+class RunOptions(TypedDict, total=False):
+    """What a run of tools may set beside them; each name as in :class:`Request` and
     :class:`Sampling`."""
 
     model: str | None
@@ -46,7 +46,6 @@ class CallOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     seed: int | None
     stop: str | Sequence[str]
-    tools: Sequence[Tool | Mapping[str, Any]]
     tool_choice: str | Mapping[str, Any]
     parallel_tool_calls: bool
     response_format: Mapping[str, Any] | None
@@ -58,6 +57,12 @@ class CallOptions(TypedDict, total=False):
     draft: str
 
 
+class CallOptions(RunOptions, total=False):
+    """What a call may set beside ``output``."""
+
+    tools: Sequence[Tool | Mapping[str, Any]]
+
+
 class Options(CallOptions, total=False):
     """All that a call may set. ``output`` is what the answer is read as: a type, a JSON schema, or
     a grammar, which leaves it text."""
@@ -65,7 +70,7 @@ class Options(CallOptions, total=False):
     output: Any
 
 
-_KNOWN = (*CallOptions.__annotations__, "output")
+_KNOWN = (*RunOptions.__annotations__, "tools", "output")
 _SAMPLING = frozenset(f.name for f in fields(Sampling))
 _INT32, _INT64 = 2**31 - 1, 2**63
 _IN_WORDS = {str: "text", int: "a whole number", (int, float): "a number"}
@@ -131,7 +136,7 @@ def build_request(
         cache_scope="app",
         sampling=Sampling(**{k: v for k, v in options.items() if k in _SAMPLING}),  # type: ignore[arg-type]  # narrowed by _SAMPLING
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        tools=tuple(_tool(t) for t in options.get("tools", ())),
+        tools=tuple(tool_of(t) for t in options.get("tools", ())),
         tool_choice=tool_choice,
         tool_name=tool_name,
         json_schema=json_schema,
@@ -266,7 +271,8 @@ def _tool_call(raw: Mapping[str, Any]) -> ToolCall:
         ) from None
 
 
-def _tool(raw: Tool | Mapping[str, Any]) -> Tool:
+def tool_of(raw: Tool | Mapping[str, Any]) -> Tool:
+    """A tool from OpenAI's dictionary, or the function part of one."""
     if isinstance(raw, Tool):
         return raw
     if not isinstance(raw, Mapping):

@@ -12,8 +12,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from overspill.answerer import Answerer
-from overspill.arguments import CallOptions, Messages, Options, build_embedding, build_request
+from overspill.arguments import (
+    CallOptions,
+    Messages,
+    Options,
+    RunOptions,
+    build_embedding,
+    build_request,
+)
 from overspill.budget import Budget, current_budget, use_budget
+from overspill.checkup import SelfTest, try_all
 from overspill.cloud_gate import CloudState
 from overspill.config import Settings, load_settings
 from overspill.daemon import DaemonUse, ThroughDaemon, work_digest
@@ -21,26 +29,44 @@ from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import (
     ConnectFailed,
+    ConsentRequired,
     DaemonRefused,
     EngineError,
+    InvalidRequest,
     OverspillError,
     UsageError,
     VersionMismatch,
 )
 from overspill.in_process import InProcess
+from overspill.openai_access import Embedded, OpenAIAccess, through_socket
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
+from overspill.toolrun import called, run_tools
+from overspill.tools import ToolArgument, bound
 from overspill.transport.handshake import SOCKET_NAME, PeerGone
 from overspill.typed import Reader, reader_of
 from overspill.types.card import ModelCard
 from overspill.types.chat import Grammar, Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
-from overspill.types.reply import Availability, ReceiptRecord, Reply, ReplyChunk, TypedReply
-from overspill.types.route import Plan
+from overspill.types.reply import (
+    Availability,
+    ReceiptRecord,
+    Reply,
+    ReplyChunk,
+    RunReply,
+    TypedReply,
+)
+from overspill.types.route import Grant, Plan
 
 if TYPE_CHECKING:
     from overspill.models.files import OnProgress
     from overspill.models.store import StoredModel
+
+MAX_STEPS = 8
+"""Answers of one run, unless it is told otherwise."""
+
+OnConsent = Callable[[Plan], Grant | None] | Callable[[Plan], Awaitable[Grant | None]]
+"""Asks a person whether this one request may go to a third party."""
 
 _T = TypeVar("_T")
 
@@ -53,6 +79,9 @@ class AsyncOverspill:
     engines of the app's own else; ``require`` raises ``ConnectFailed``, ``VersionMismatch`` or
     ``DaemonRefused`` in place of that; ``never`` does not look for one. ``device``, ``cloud`` and
     ``embedder`` replace what the settings name, are closed with the client, and mean ``never``.
+
+    ``on_consent`` (plain, called in a thread, or async) is asked for each request that only a third
+    party could answer, with its plan, and gives a :class:`Grant` for that request, or None.
     """
 
     def __init__(
@@ -64,6 +93,7 @@ class AsyncOverspill:
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
         daemon: DaemonUse = "auto",
+        on_consent: OnConsent | None = None,
     ) -> None:
         self._app = app
         self._settings = settings or load_settings()
@@ -77,6 +107,8 @@ class AsyncOverspill:
             )
         self._daemon: DaemonUse = "never" if brought else daemon
         self._answerer: Answerer | None = None
+        self._embedded = Embedded()
+        self._on_consent = on_consent
         self._moving = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -96,6 +128,7 @@ class AsyncOverspill:
 
     async def aclose(self) -> None:
         """Cancel what runs and free the engines. May be called twice."""
+        await self._embedded.aclose()
         answerer, self._answerer = self._answerer, None
         if answerer is not None:
             await answerer.aclose()
@@ -173,6 +206,56 @@ class AsyncOverspill:
                     chunk = replace(chunk, output=read("".join(said)))
                 yield chunk
 
+    @overload
+    async def run(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[ToolArgument],
+        max_steps: int = MAX_STEPS,
+        output: type[_T],
+        **options: Unpack[RunOptions],
+    ) -> RunReply[_T]: ...
+    @overload
+    async def run(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[ToolArgument],
+        max_steps: int = MAX_STEPS,
+        output: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunReply[Any]: ...
+    async def run(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[ToolArgument],
+        max_steps: int = MAX_STEPS,
+        output: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunReply[Any]:
+        """Ask, make the calls that the model wants, tell it the results, until it answers.
+
+        ``tools`` are functions, plain or async: a call's schema comes from the signature and the
+        docstring (or from :func:`overspill.tool`), its arguments are checked, and what fails is
+        told to the model. The calls of one answer run at once. All answers share the budget around
+        them, and ``deadline_s`` is that of the whole run.
+
+        The reply is the last answer, with all ``steps``. It has ``tool_calls`` of its own only for
+        a tool that was given without a function. Raises ``StepsExhausted``, with the steps, and as
+        :meth:`chat`.
+        """
+        described, functions = bound(tools)
+        request = self.build(messages, tools=described, output=output, **options)
+        if max_steps < 1:
+            raise InvalidRequest(
+                "'max_steps' is out of range.", param="max_steps", mend="Use 1 or more."
+            )
+        steps, said = await run_tools(self.collect, request, functions, max_steps=max_steps)
+        last = _read(steps[-1].reply, reader_of(output))
+        return RunReply(**_fields(last), steps=tuple(steps), messages=said)
+
     async def run_request(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """As :meth:`stream`, for a request that is already built (a daemon's, say)."""
         budget = current_budget()
@@ -214,7 +297,8 @@ class AsyncOverspill:
 
     async def plan_request(self, request: Request) -> Plan:
         """As :meth:`plan`, for a request that is already built."""
-        return await self._asked(lambda answerer: answerer.plan(request))
+        plan = await self._asked(lambda answerer: answerer.plan(request))
+        return replace(plan, request_id=request.id)
 
     def build(self, messages: Messages, **options: Unpack[Options]) -> Request:
         """The frozen request that the options mean; raises ``InvalidRequest`` by parameter."""
@@ -250,6 +334,21 @@ class AsyncOverspill:
         Nothing leaves the device, and only this app's prompts gain by it. Raises as ``chat``.
         """
         await self.chat(messages, privacy=Privacy.DEVICE, max_tokens=1)
+
+    async def selftest(self) -> SelfTest:
+        """What works on this machine, tried in seconds: offline, and nothing leaves it."""
+        return await try_all(self)
+
+    async def openai(self, *, tcp: bool = False) -> OpenAIAccess:
+        """Base URL, key and transport by which other clients reach the same models.
+
+        The daemon's socket where the daemon answers; else an interface that this process serves
+        until the client is closed, over the engines that it has. ``tcp`` asks for a loopback
+        address with a token, for programs that know no Unix sockets. Raises ``MissingExtra``.
+        """
+        if isinstance(self._open, ThroughDaemon) and not tcp:
+            return through_socket(str(self._open.path))
+        return await self._embedded.access(self, tcp=tcp)
 
     def queue_position(self, request_id: str) -> int | None:
         """How many requests wait ahead of this one on the device; None when it isn't queued."""
@@ -346,6 +445,38 @@ class AsyncOverspill:
         return found
 
     async def _answered(self, request: Request) -> AsyncGenerator[ReplyChunk]:
+        """With a person's consent where that is what it takes."""
+        started = False
+        try:
+            async with aclosing(self._placed(request)) as chunks:
+                async for chunk in chunks:
+                    started = True
+                    yield chunk
+            return
+        except ConsentRequired:
+            granted = None if started else await self._granted(request)
+            if granted is None:
+                raise
+        async with aclosing(self._placed(granted)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _granted(self, request: Request) -> Request | None:
+        """The request with the grant that somebody gave for it, asked once."""
+        ask = self._on_consent
+        if ask is None or request.grant is not None:
+            return None
+        plan = await self.plan_request(request)
+        grant: Grant | None = await called(lambda: ask(plan))
+        if grant is None:
+            return None
+        if grant.request_id != request.id:
+            raise UsageError(
+                "A grant is for another request.", mend="Grant the plan's own request_id."
+            )
+        return replace(request, grant=grant)
+
+    async def _placed(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """By the daemon, or where it is gone before the first piece by the app's own engines."""
         answerer, started = self._open, False
         try:
@@ -394,5 +525,8 @@ def _read(reply: Reply, read: Reader | None) -> Reply:
     if read is None:
         return reply
     value = None if reply.tool_calls and not reply.text else read(reply.text)
-    known = {field.name: getattr(reply, field.name) for field in fields(reply)}
-    return TypedReply(**known, output=value)
+    return TypedReply(**_fields(reply), output=value)
+
+
+def _fields(reply: Reply) -> dict[str, Any]:
+    return {field.name: getattr(reply, field.name) for field in fields(reply)}

@@ -71,7 +71,7 @@ class ThroughDaemon:
     """
 
     def __init__(self, path: Path, app: str, *, floor: Privacy, work: str | None = None) -> None:
-        self._path = path
+        self.path = path
         self._app = app
         self._floor = floor
         self._work = work
@@ -88,7 +88,7 @@ class ThroughDaemon:
         from overspill.transport.local import DaemonClient
 
         hello = Hello(self._app)
-        welcome = await run_sync(lambda: greet(self._path, hello, timeout_s=GREETING_TIMEOUT_S))
+        welcome = await run_sync(lambda: greet(self.path, hello, timeout_s=GREETING_TIMEOUT_S))
         if self._work is not None and welcome.work != self._work:
             raise DaemonRefused(
                 f"The daemon serves '{welcome.model}' by other settings than this app's.",

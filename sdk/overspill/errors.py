@@ -16,7 +16,8 @@
     │   └── PullFailed             a model could not be fetched; what came is kept
     ├── PolicyRefusal              the rules leave no route                               exit 4
     │   ├── ConsentRequired        only a third party is left and nobody granted it
-    │   └── BudgetExhausted        the purse or the deadline of a chain is used up
+    │   ├── BudgetExhausted        the purse or the deadline of a chain is used up
+    │   └── StepsExhausted         a run of tools went on beyond its steps
     ├── DoesNotFit                 too large for what is there                            exit 5
     │   └── ContextOverflow        the prompt (and its answer) exceed the context
     ├── BusyError                  try again later                                        exit 7
@@ -209,6 +210,19 @@ class BudgetExhausted(PolicyRefusal):
     """The purse or the deadline of a chain of calls is used up."""
 
     code = "budget_exhausted"
+
+
+class StepsExhausted(PolicyRefusal):
+    """A run went on calling tools beyond its steps; ``steps`` has what was done, in order."""
+
+    code = "steps_exhausted"
+    steps: tuple[Any, ...] = ()
+
+    def __init__(self, max_steps: int, steps: tuple[Any, ...] = ()) -> None:
+        super().__init__(
+            f"After {max_steps} answers the model still calls tools.", mend="Raise max_steps."
+        )
+        self.steps = steps
 
 
 class DoesNotFit(OverspillError):

@@ -10,19 +10,30 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
-from overspill.arguments import CallOptions, Messages, Options
-from overspill.client import AsyncOverspill
+from overspill.arguments import CallOptions, Messages, Options, RunOptions
+from overspill.checkup import SelfTest, not_opened
+from overspill.client import MAX_STEPS, AsyncOverspill, OnConsent
 from overspill.cloud_gate import CloudState
 from overspill.config import Settings
 from overspill.daemon import DaemonUse
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import OverspillError
+from overspill.openai_access import OpenAIAccess
 from overspill.remote import RemoteEngine
+from overspill.routing.policy import RoutingPolicy
+from overspill.tools import ToolArgument
 from overspill.types.card import ModelCard
 from overspill.types.chat import Grammar, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
-from overspill.types.reply import Availability, ReceiptRecord, Reply, ReplyChunk, TypedReply
+from overspill.types.reply import (
+    Availability,
+    ReceiptRecord,
+    Reply,
+    ReplyChunk,
+    RunReply,
+    TypedReply,
+)
 from overspill.types.route import Plan
 
 if TYPE_CHECKING:
@@ -80,6 +91,7 @@ class Overspill:
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
         daemon: DaemonUse = "auto",
+        on_consent: OnConsent | None = None,
     ) -> None:
         self._core = AsyncOverspill(
             app,
@@ -88,6 +100,7 @@ class Overspill:
             cloud=cloud,
             embedder=embedder,
             daemon=daemon,
+            on_consent=on_consent,
         )
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
@@ -152,6 +165,44 @@ class Overspill:
     ) -> Generator[ReplyChunk, None, None]:
         """The answer in pieces; closing the generator cancels the work."""
         return self._iterate(lambda: self._core.stream(messages, **options))
+
+    @overload
+    def run(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[ToolArgument],
+        max_steps: int = MAX_STEPS,
+        output: type[_T],
+        **options: Unpack[RunOptions],
+    ) -> RunReply[_T]: ...
+    @overload
+    def run(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[ToolArgument],
+        max_steps: int = MAX_STEPS,
+        output: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunReply[Any]: ...
+    def run(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[ToolArgument],
+        max_steps: int = MAX_STEPS,
+        output: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> RunReply[Any]:
+        """Ask, make the calls that the model wants, until it answers; see
+        :meth:`AsyncOverspill.run`. Plain functions are called in threads of their own."""
+        reply: RunReply[Any] = self._open.call(
+            lambda: self._core.run(
+                messages, tools=tools, max_steps=max_steps, output=output, **options
+            )
+        )
+        return reply
 
     def run_request(self, request: Request) -> Generator[ReplyChunk, None, None]:
         """As :meth:`stream`, for a request that is already built."""
@@ -223,6 +274,14 @@ class Overspill:
         """The newest receipts; see :meth:`AsyncOverspill.receipts`."""
         return self._open.call(self._core.receipts, limit)
 
+    def selftest(self) -> SelfTest:
+        """What works on this machine; see :meth:`AsyncOverspill.selftest`."""
+        return self._open.call(self._core.selftest)
+
+    def openai(self, *, tcp: bool = False) -> OpenAIAccess:
+        """How other clients reach the same models; see :meth:`AsyncOverspill.openai`."""
+        return self._open.call(lambda: self._core.openai(tcp=tcp))
+
     def queue_position(self, request_id: str) -> int | None:
         """How many requests wait ahead; see :meth:`AsyncOverspill.queue_position`."""
         return self._open.call(self._core.queue_position, request_id)
@@ -241,6 +300,11 @@ class Overspill:
     def daemon_problem(self) -> OverspillError | None:
         """Why a daemon that was looked for is not used."""
         return self._core.daemon_problem
+
+    @property
+    def routing_policy(self) -> RoutingPolicy:
+        """The rules in force; see :meth:`AsyncOverspill.routing_policy`."""
+        return self._core.routing_policy
 
     @property
     def uses_daemon(self) -> bool:
@@ -274,3 +338,13 @@ class Overspill:
     def close(self) -> None:
         """Stop everything; the same as leaving the ``with`` block."""
         self.__exit__(None, None, None)
+
+
+def selftest(settings: Settings | None = None) -> SelfTest:
+    """What works on this machine with an engine of one's own; see
+    :meth:`AsyncOverspill.selftest`. Raises nothing that it can tell."""
+    try:
+        with Overspill(app="selftest", settings=settings, daemon="never") as ai:
+            return ai.selftest()
+    except OverspillError as error:
+        return not_opened(error)

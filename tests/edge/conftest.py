@@ -176,27 +176,45 @@ def start_daemon(settings: Settings) -> StartDaemon:
     return start
 
 
+@asynccontextmanager
+async def _node(home: Path, settings: Settings) -> AsyncIterator[tuple[Settings, str, Any]]:
+    options = NodeOptions(
+        models=(ModelSpec("river", "echo"),),
+        listen=f"unix:{home}/node.sock",
+        state=home / "node",
+    )
+    async with serve_node(options) as serving:
+        policy, routing = home / "trust.toml", home / "routing.toml"
+        nothing = hashlib.sha256().digest()  # echo has no file
+        policy.write_text(dev_policy(bytes.fromhex(serving.dev_root), {"river": nothing}))
+        routing.write_text('version = "stay where it can be done"\nthreshold = 1.0\n')
+        store = NodeStore(home / "node")
+        code = store.new_code(1 << 40)
+        store.close()
+        ours = replace(settings, privacy=Privacy.ANY, device_key="file", routing_policy=routing)
+        yield ours.with_cloud(serving.listen, trust_policy=policy), code, serving
+
+
 @pytest.fixture
 def node_at(home: Path, settings: Settings) -> Callable[[], AbstractAsyncContextManager[Any]]:
     """``async with node_at() as (settings, code)``: a real node that serves `echo` as river."""
 
     @asynccontextmanager
     async def open_node() -> AsyncIterator[tuple[Settings, str]]:
-        options = NodeOptions(
-            models=(ModelSpec("river", "echo"),),
-            listen=f"unix:{home}/node.sock",
-            state=home / "node",
-        )
-        async with serve_node(options) as serving:
-            policy, routing = home / "trust.toml", home / "routing.toml"
-            nothing = hashlib.sha256().digest()  # echo has no file
-            policy.write_text(dev_policy(bytes.fromhex(serving.dev_root), {"river": nothing}))
-            routing.write_text('version = "stay where it can be done"\nthreshold = 1.0\n')
-            store = NodeStore(home / "node")
-            code = store.new_code(1 << 40)
-            store.close()
-            ours = replace(settings, privacy=Privacy.ANY, device_key="file", routing_policy=routing)
-            yield ours.with_cloud(serving.listen, trust_policy=policy), code
+        async with _node(home, settings) as (ours, code, _):
+            yield ours, code
+
+    return open_node
+
+
+@pytest.fixture
+def node_with_engine(home: Path, settings: Settings) -> Callable[[], Any]:
+    """As ``node_at``, with the node's engine as a third."""
+
+    @asynccontextmanager
+    async def open_node() -> AsyncIterator[tuple[Settings, str, Any]]:
+        async with _node(home, settings) as (ours, code, serving):
+            yield ours, code, serving.models["river"].engine
 
     return open_node
 

@@ -151,6 +151,8 @@ class Plan:
     estimated_s: float | None
     estimated_cost: float
     assurance: str
+    request_id: str = ""
+    """The request that was planned: what a :class:`Grant` for it names."""
 
     @property
     def route(self) -> Route:

@@ -23,6 +23,7 @@ from overspill.engines.registry import open_engine
 from overspill.transport.local import LocalOptions, serve_local
 from overspill.wire import convert
 
+_STDIN = 0
 _PARENT_CHECK_S = 1.0
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
     _forbid_core_dumps()
     answer = _take_stdout()
-    orders = json.loads(sys.stdin.buffer.readline() or b"{}")
+    orders = json.loads(_first_line() or b"{}")
     if not orders:
         sys.exit("overspill.worker is started by overspill itself.")
     watch = threading.Thread(
@@ -85,6 +86,12 @@ def _say(answer: BinaryIO, line: Mapping[str, str]) -> None:
     answer.close()
 
 
+def _first_line() -> bytes:
+    """By its descriptor: in a windowed bundle there is no ``sys.stdin``."""
+    with os.fdopen(os.dup(_STDIN), "rb", buffering=0) as stdin:
+        return stdin.readline()
+
+
 def _take_stdout() -> BinaryIO:
     """Keep stdout for the one answer; whatever a library prints goes to stderr."""
     mine = os.fdopen(os.dup(1), "wb")
@@ -97,11 +104,10 @@ def _end_with_parent(folder: str, parent: int) -> NoReturn:
 
     A child that it forked may hold our stdin open; then we see that our parent is another.
     """
-    stdin = sys.stdin.fileno()
     if sys.platform == "win32":
-        os.read(stdin, 1)
+        os.read(_STDIN, 1)
     else:
-        while not select.select([stdin], [], [], _PARENT_CHECK_S)[0] and os.getppid() == parent:
+        while not select.select([_STDIN], [], [], _PARENT_CHECK_S)[0] and os.getppid() == parent:
             pass
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)

@@ -21,6 +21,7 @@ from typing import Any
 from overspill import errors
 from overspill.config import child_environment
 from overspill.engines.options import EngineOptions
+from overspill.freeze import WORKER, python_command
 from overspill.transport.local import LocalClient
 from overspill.types.card import ModelCard
 from overspill.wire import convert
@@ -181,10 +182,7 @@ _WORKER_ENVIRONMENT = {
 async def _spawn(folder: Path) -> asyncio.subprocess.Process:
     with (folder / "stderr").open("wb") as stderr:
         return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "overspill.worker",
+            *python_command(WORKER),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
