@@ -174,6 +174,9 @@ def test_a_scorer_file_survives_reading(steep: Scorer) -> None:
         (RoutingPolicy(scorer_sha256="5c", expires_unix=9), "policy_expired"),
         (RoutingPolicy(scorer_sha256="5c"), "gain_within_threshold"),
         (RoutingPolicy(expires_unix=9), "gain_within_threshold"),
+        (RoutingPolicy(certificate={"quantization": "Q4_0"}), "quantization_not_certified"),
+        (RoutingPolicy(certificate={"quantization": "unknown"}), "gain_within_threshold"),
+        (RoutingPolicy(certificate={"quantization": ""}), "gain_within_threshold"),
     ],
 )
 def test_a_certified_threshold_counts_with_its_scorer_and_in_its_time(

@@ -242,10 +242,12 @@ def _leaves_to_monitor(case: _Case, remote: Route, over: float) -> bool:
 
 def _doubt(case: _Case, score: Score) -> str | None:
     """Why the scorer's word keeps nothing on the device, or None: a strict policy wants a scorer
-    fitted on this very pair, a calibrated one the scorer it was certified with, and an expired one
-    is strict."""
+    fitted on this very pair, a calibrated one the scorer and the quantization that it was certified
+    with, and an expired one is strict."""
     if not case.policy.is_for(case.scorer.sha256):
         return "scorer_not_certified"
+    if not case.policy.is_for_quantization(case.cards[Route.DEVICE].quantization):
+        return "quantization_not_certified"
     expired = case.policy.is_expired(case.situation.now_unix)
     if expired and case.policy.scorer_sha256:
         return "policy_expired"

@@ -138,6 +138,11 @@ class RoutingPolicy:
         """Whether the threshold is meant for that scorer."""
         return self.scorer_sha256 in ("", scorer_sha256)
 
+    def is_for_quantization(self, quantization: str) -> bool:
+        """Whether the certificate is for the device's model in that quantization, by its card; one
+        that names none is for any."""
+        return self.certificate.get("quantization") in (None, "", quantization)
+
 
 def parse_policy(text: str, source: str = "routing policy") -> RoutingPolicy:
     """Read a policy file's text. ``source`` names it in errors.
