@@ -44,7 +44,7 @@ class CcEventLog:
     @property
     def secure_boot(self) -> bool | None:
         """Whether the firmware measured that secure boot was on; None when it measured nothing."""
-        return self.log.secure_boot_in(_CONFIGURATION_REGISTER)
+        return self.log.secure_boot_in(_CONFIGURATION_REGISTER, SHA384)
 
 
 def parse_ccel(data: bytes) -> CcEventLog:

@@ -2,12 +2,14 @@
 read strictly, and what its replay says: the registers' values, and whether secure boot was on.
 
 An event's data are believed only where its digest is theirs; the log as a whole only once its
-replay gives the quoted registers.
+replay gives the quoted registers. An event's kind is in no digest: whoever hands out the log may
+write any, so no conclusion rests on one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -26,14 +28,15 @@ _MAX_PCR: Final = 23
 _MAX_EVENTS: Final = 4096
 _STEP: Final = "8"
 _NO_ACTION: Final = 0x00000003
-_SEPARATOR: Final = 0x00000004
-_EFI_VARIABLE: Final = 0x80000001
-_EFI_ACTION: Final = 0x80000007
+_SEPARATORS: Final = (bytes(4), b"\xff" * 4, b"\x01\0\0\0")
+"""The data of a separator, and of one that tells of an error (section 10.4.5 of the profile)."""
 _SPEC_ID: Final = b"Spec ID Event03\0"
 _STARTUP: Final = b"StartupLocality\0"
 _SECURE_BOOT_PCR: Final = 7
 _GLOBAL_VARIABLE: Final = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
-_DEBUG_MODE: Final = b"UEFI Debug Mode"
+_SECURE_BOOT_NAME: Final = "SecureBoot".encode("utf-16-le")
+_SECURE_BOOT_VARIABLE: Final = _GLOBAL_VARIABLE + struct.pack("<Q", len("SecureBoot"))
+_DEBUG_MODES: Final = (b"UEFI Debug Mode", b"UEFI Debug Mode\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +77,33 @@ class EventLog:
     @property
     def secure_boot(self) -> bool | None:
         """Whether the firmware measured that secure boot was on; None when it measured nothing."""
-        return self.secure_boot_in(_SECURE_BOOT_PCR)
+        return self.secure_boot_in(_SECURE_BOOT_PCR, SHA256)
 
-    def secure_boot_in(self, register: int) -> bool | None:
-        """The same for a log whose firmware measures its configuration into ``register``.
+    def secure_boot_in(self, register: int, bank: int) -> bool | None:
+        """The same for a log whose firmware measures its configuration into ``register``; ``bank``
+        is the one whose replay was compared.
 
-        Only what came before the separator counts (later events are the boot loader's), it has to
-        be said once, and a debug mode of the firmware makes it false.
+        Only what came before the separator counts: what follows is the boot loader's, which may
+        measure anything. Separator, variable and debug mode are known by their digests, never by
+        the kinds that the log gives them, or a log with other kinds would move the border. The
+        variable has to be there once or more and say yes each time; without a separator nothing
+        was said.
         """
         said: list[bool] = []
+        name = _NAMES[bank]
+        separators = {hashlib.new(name, data).digest() for data in _SEPARATORS}
+        debugged = {hashlib.new(name, data).digest() for data in _DEBUG_MODES}
         for event in self.events:
             if event.pcr != register:
                 continue
-            if event.kind == _SEPARATOR:
-                break
-            if event.kind == _EFI_ACTION and event.data.startswith(_DEBUG_MODE):
+            digest = event.digests.get(bank)
+            if digest in separators:
+                return all(said) if said else None
+            if digest in debugged:
                 said.append(False)
-            if event.kind == _EFI_VARIABLE and _is_measured(event):
+            elif digest == hashlib.new(name, event.data).digest():
                 said += [value == b"\x01" for value in _secure_boot_variable(event.data)]
-        return all(said) if said else None
+        return None
 
 
 def log_bytes(data: bytes) -> int:
@@ -164,24 +175,18 @@ def _event(reader: ByteReader, banks: tuple[int, ...]) -> Event:
     return Event(pcr, kind, digests, reader.take(_u32(reader, "an event's size"), "an event"))
 
 
-def _is_measured(event: Event) -> bool:
-    return event.digests.get(SHA256) == hashlib.sha256(event.data).digest() or (
-        SHA256 not in event.digests
-        and event.digests.get(SHA384) == hashlib.sha384(event.data).digest()
-    )
-
-
 def _secure_boot_variable(data: bytes) -> list[bytes]:
-    """The value of UEFI_VARIABLE_DATA, when the variable is SecureBoot."""
+    """The value of UEFI_VARIABLE_DATA, when that is what this is and the variable SecureBoot."""
+    if not data.startswith(_SECURE_BOOT_VARIABLE):
+        return []
     reader = ByteReader(data, _malformed)
-    guid = reader.take(16, "a variable's GUID")
+    reader.take(16, "a variable's GUID")
     name_units = int.from_bytes(reader.take(8, "a name's length"), "little")
     value_bytes = int.from_bytes(reader.take(8, "a value's length"), "little")
     name = reader.take(2 * name_units, "a variable's name")
     value = reader.take(value_bytes, "a variable's value")
     reader.end("a variable")
-    is_it = guid == _GLOBAL_VARIABLE and name == "SecureBoot".encode("utf-16-le")
-    return [value] if is_it else []
+    return [value] if name == _SECURE_BOOT_NAME else []
 
 
 def _u16(reader: ByteReader, what: str) -> int:

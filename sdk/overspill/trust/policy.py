@@ -207,7 +207,7 @@ def parse_policy(text: str, source: str = "the trust policy") -> TrustPolicy:
     """Parses a policy strictly. Raises ``ConfigurationError`` naming ``source``, key and mend."""
     try:
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, or a number of thousands of digits
         raise ConfigurationError(
             f"{source} is not valid TOML: {error}.", mend="Correct the file."
         ) from error

@@ -234,12 +234,22 @@ def _check_chain(
     if path[1].name not in (f"SEV-{product}", f"SEV-VLEK-{product}"):
         raise rejected("issuer_unexpected", "3", expected=f"SEV-{product}", actual=path[1].name)
     is_current = has_crl_for_each(path[1:], materials.crls)
-    if policy is not None and policy.crl_required and not is_current:
+    if policy is not None and not is_current:
+        _check_crl_missing(path[-1], materials.crls, policy)
+    names = " <- ".join(one.name for one in path)
+    return f"{names}; {'not revoked' if is_current else f'no CRL of {path[-1].name} was given'}"
+
+
+def _check_crl_missing(root: Certificate, others: tuple[Crl, ...], policy: SnpPolicy) -> None:
+    """Whether a path may do without its CRL; another's in its place is never passed over."""
+    if others:
+        raise rejected(
+            "crl_issuer", "3", expected=f"a CRL of {root.name}", actual=others[0].issuer_name
+        )
+    if policy.crl_required:
         raise rejected(
             "crl_missing", "3", expected="AMD's CRL ([sev-snp] crl_required)", actual="none"
         )
-    names = " <- ".join(one.name for one in path)
-    return f"{names}; {'not revoked' if is_current else 'no CRL was given'}"
 
 
 def _check_belongs(report: SnpReport, key: Certificate, product: str) -> str:

@@ -133,8 +133,8 @@ def _check_collateral(evidence: Evidence) -> None:
 def _check_vouched(
     evidence: Evidence, parts: TpmEvidence, area: PublicArea, now_unix: int, policy: TpmPolicy
 ) -> str:
-    """Reasons: those of a chain; ``ak_certificate_mismatch``, ``ek_certificate_usage``,
-    ``ak_not_activated``."""
+    """Reasons: those of a chain; ``ak_certificate_mismatch``, ``activation_unexpected``,
+    ``ek_certificate_usage``, ``ak_not_activated``."""
     if "ak_certificate" in evidence.collateral:
         path = _chain(evidence, "ak", policy.ak_roots, now_unix)
         if path[0].public_key != area.key:
@@ -143,6 +143,13 @@ def _check_vouched(
                 "4",
                 expected="this key's certificate",
                 actual="another's",
+            )
+        if parts.activation:
+            raise rejected(
+                "activation_unexpected",
+                "4",
+                expected="no activation beside the key's own certificate",
+                actual=f"{len(parts.activation)} bytes",
             )
         return f"certified by {path[-1].name}"
     path = _chain(evidence, "ek", policy.ek_roots, now_unix)

@@ -6,18 +6,24 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from overspill.trust.base import Subject
 from overspill.trust.certificates import parse_certificate
+from overspill.trust.event_log import parse_event_log
 from overspill.trust.measured import MeasuredLog
+from overspill.trust.nkc import NO_NONCE, qualifying_data
 from overspill.trust.policy import TrustPolicy, parse_policy
 from overspill.trust.raw import RawAppraisal, RawContext, appraise_raw
 from overspill.trust.roots import VendorRoots
-from overspill.types.evidence import Assurance
+from overspill.trust.tpm import EK_USAGE, TpmEvidence, activation_message
+from overspill.trust.tpm_hardware import HEAD as TPM_HEAD
+from overspill.types.evidence import Assurance, Evidence
 
 MAKERS = Path(__file__).resolve().parent / "makers.py"
 
@@ -137,3 +143,92 @@ def subject_of(makers, pinned_node) -> Callable[..., Subject]:
         return Subject(config.encode(), config, raw, MeasuredLog.decode(raw), nonce, makers.NOW)
 
     return make
+
+
+# --- a node with a hardware TPM ------------------------------------------------------------------
+
+
+@pytest.fixture
+def registers(makers):
+    """``registers(subject, log)``: what firmware and measured log lead to."""
+
+    def lead(subject, log: bytes) -> dict[int, bytes]:
+        values = parse_event_log(log).replay()
+        for pcr, digest in subject.log.extensions():
+            start = values.get(pcr, bytes(32))
+            values[pcr] = hashlib.sha256(start + digest).digest()
+        return values
+
+    return lead
+
+
+OPERATOR = Ed25519PrivateKey.from_private_bytes(bytes([5] * 32))
+
+
+@dataclass
+class TpmNode:
+    """A node with a hardware TPM of a look-alike maker."""
+
+    makers: ModuleType
+    lead: Callable[..., dict[int, bytes]]
+    subject: Subject
+
+    def evidence(self, *, grounds="ek", log=None, dev=False, nonce=None, **how) -> Evidence:
+        makers, subject = self.makers, self.subject
+        log = makers.event_log() if log is None else log
+        values = how.get("values") or self.lead(subject, log)
+        ak = makers.key("attestation key", makers.P256)
+        public = makers.ecc_public(ak, how.get("attributes", makers.GOOD_AK))
+        quote = makers.attest(
+            qualifying_data(subject.nkc_bytes, nonce, dev), values, **how.get("quote", {})
+        )
+        collateral = {"event_log": log, **getattr(self, f"_{grounds}")(how)}
+        name = b"\0\x0b" + hashlib.sha256(public).digest()
+        activation = OPERATOR.sign(
+            activation_message(collateral.get("ek_certificate", b""), how.get("ak_name", name))
+        )
+        if grounds == "ak" and not how.get("activated"):
+            activation = b""
+        signer = how.get("signer", ak)
+        parts = TpmEvidence(
+            nonce or NO_NONCE, public, quote, makers.ecc_signature(signer, quote), activation
+        )
+        return Evidence("tpm", parts.encode(TPM_HEAD), collateral | how.get("more", {}))
+
+    @property
+    def maker(self):
+        return self.makers.Authority("TPM maker")
+
+    def _ek(self, how) -> dict[str, bytes]:
+        usage = self.makers.tlv(0x30, self.makers.oid(how.get("usage", EK_USAGE.dotted_string)))
+        between = self.makers.Authority("TPM maker 2", issuer=how.get("maker", self.maker))
+        ek = self.makers.Authority(
+            "EK",
+            self.makers.P256,
+            between,
+            is_authority=how.get("is_authority", False),
+            extensions=(("2.5.29.37", usage),),
+        )
+        return {"ek_certificate": ek.der, "ek_chain": between.pem}
+
+    def _ak(self, how) -> dict[str, bytes]:
+        seed = how.get("ak_seed", "attestation key")
+        leaf = self.makers.Authority("AK", self.makers.P256, self.maker, seed, is_authority=False)
+        return {"ak_certificate": leaf.der, "ak_chain": b""}
+
+
+@pytest.fixture
+def tpm_node(makers, registers, subject_of):
+    """``tpm_node(nonce)``: a TPM that quotes over a node's configuration and log."""
+    return lambda nonce=None: TpmNode(makers, registers, subject_of(nonce))
+
+
+@pytest.fixture
+def tpm_policy(makers, policy_of):
+    """A policy with grounds of both kinds."""
+    pem = makers.Authority("TPM maker").pem.decode()
+    operator = OPERATOR.public_key().public_bytes_raw().hex()
+    section = (
+        f'ek_roots = ["""\n{pem}"""]\nak_roots = ["""\n{pem}"""]\nactivation_keys = ["{operator}"]'
+    )
+    return policy_of("tpm", floor="HARDWARE_TPM", tpm=section)

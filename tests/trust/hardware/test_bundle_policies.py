@@ -95,6 +95,9 @@ def test_a_crl_in_a_bundle_counts(judged, snp, makers, policy_of):
     assert judged(snp(amd, current), strict)[0] == "accepted"
     revoked = {"crl": amd.ark.crl(amd.ask.serial)}
     assert judged(snp(amd, revoked), policy)[:2] == ("certificate_revoked", "8.3")
+    anothers = {"crl": makers.Amd("Genoa").ark.crl()}
+    for some in (policy, strict):  # demanded or not, it is not passed over
+        assert judged(snp(amd, anothers), some)[:2] == ("crl_issuer", "8.3")
 
 
 def test_all_that_a_bundle_may_bring_at_once(judged, snp, makers, policy_of):
@@ -189,7 +192,7 @@ def test_the_details_that_steps_show(judged, snp, makers, policy_of):
     )
     amd = makers.Amd()
     found = steps([amd.report(), amd.endorsement.der, amd.ask.der], (context, policy, roots))
-    assert found["8.3"] == "SEV-VCEK <- SEV-Milan <- ARK-Milan; no CRL was given"
+    assert found["8.3"] == "SEV-VCEK <- SEV-Milan <- ARK-Milan; no CRL of ARK-Milan was given"
     assert found["8.4"] == f"chip {makers.CHIP.hex()[:16]}..."
     assert found["8.6"] == "no nonce was given"
     assert found["8.9"] == "any chip"

@@ -66,8 +66,10 @@ def test_a_log_replays_whatever_fills_its_area(filling):
     ("events", "secure_boot"),
     [
         ((), None),
-        ((event(1, VARIABLE, variable("SecureBoot", b"\0")),), False),
-        ((event(7, VARIABLE, variable("SecureBoot", b"\1")),), None),
+        ((event(1, VARIABLE, variable("SecureBoot", b"\0")), event(1, SEPARATOR, bytes(4))), False),
+        ((event(7, VARIABLE, variable("SecureBoot", b"\1")), event(1, SEPARATOR, bytes(4))), None),
+        ((event(1, VARIABLE, variable("SecureBoot", b"\1")), event(1, 13, bytes(4))), True),
+        ((event(1, VARIABLE, variable("SecureBoot", b"\1")),), None),
         ((event(1, SEPARATOR, bytes(4)), event(1, VARIABLE, variable("SecureBoot", b"\1"))), None),
     ],
 )

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from overspill.errors import EvidenceRejected
 from overspill.trust import json_strict
+from overspill.trust.ccel import parse_ccel
+from overspill.trust.certificates import parse_certificate, parse_crl, read_pem
 from overspill.trust.event_log import parse_event_log
 from overspill.trust.materials import Role, recognise
 from overspill.trust.nvidia_report import parse_report as parse_gpu
@@ -19,8 +21,12 @@ from overspill.trust.snp_report import parse_report as parse_snp
 from overspill.trust.snp_vtpm import VtpmEvidence
 from overspill.trust.tdx_collateral import cut_out, read_qe_identity, read_tcb_info
 from overspill.trust.tdx_quote import parse_quote as parse_tdx
+from overspill.trust.tpm import TpmEvidence
+from overspill.trust.tpm_hardware import HEAD as TPM_HEAD
 from overspill.trust.tpm_keys import is_signed, parse_public
+from overspill.trust.tpm_structures import parse_quote
 from overspill.trust.vtpm import parse_hcl
+from overspill.trust.xml_signed import parse_signed
 
 
 def good_inputs(makers) -> dict[str, tuple[object, bytes]]:
@@ -43,11 +49,26 @@ def good_inputs(makers) -> dict[str, tuple[object, bytes]]:
         "tcb-info": (lambda data: read_tcb_info(cut_out(data, "tcbInfo").body), info),
         "qe": (lambda data: read_qe_identity(cut_out(data, "enclaveIdentity").body), identity),
         "json": (lambda data: json_strict.loads(data, step="1"), b'{"a":[1,null,"x"]}'),
+        "quote": (parse_quote, quote),
+        "tpm": (
+            lambda data: TpmEvidence.decode(data, TPM_HEAD),
+            TpmEvidence(bytes(32), makers.ecc_public(private), quote, signature, b"").encode(
+                TPM_HEAD
+            ),
+        ),
+        "ccel": (parse_ccel, makers.event_log()),
+        "certificate": (parse_certificate, intel.pck.der),
+        "crl": (parse_crl, intel.authority.crl(7)),
+        "pem": (read_pem, intel.chain),
+        "rim": (parse_signed, makers.rim()),
         "vtpm": (VtpmEvidence.decode, VtpmEvidence(bytes(32), hcl, quote, signature).encode()),
     }
 
 
-NAMES = "snp tdx tdx5 gpu hcl log public rsa signature tcb-info qe json vtpm".split()
+NAMES = (
+    "snp tdx tdx5 gpu hcl log public rsa signature tcb-info qe json vtpm quote tpm ccel "
+    "certificate crl pem rim"
+).split()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,28 +6,24 @@ import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from types import ModuleType
+from dataclasses import replace
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from overspill.errors import EvidenceRejected
-from overspill.trust.base import Subject
 from overspill.trust.event_log import SHA384, parse_event_log
 from overspill.trust.nkc import NO_NONCE, qualifying_data
 from overspill.trust.raw import RawContext, appraise_raw
 from overspill.trust.snp_vtpm import SevSnpVtpmVerifier, VtpmEvidence
-from overspill.trust.tpm import EK_USAGE, TpmEvidence, activation_message
-from overspill.trust.tpm_hardware import HEAD, HardwareTpmVerifier
+from overspill.trust.tpm_hardware import HardwareTpmVerifier
 from overspill.trust.tpm_keys import parse_public
 from overspill.trust.tpm_structures import parse_quote
 from overspill.trust.vtpm import parse_hcl
 from overspill.types.evidence import Assurance, Evidence
 
+VARIABLE, SEPARATOR = 0x80000001, 0x00000004
 VALUES = {pcr: hashlib.sha256(bytes([pcr])).digest() for pcr in range(8)}
 
 
@@ -260,17 +256,35 @@ def test_registers_that_a_policy_lists(certified, judge, refused, policy_of):
 
 
 def test_secure_boot_is_what_the_firmware_measured(makers):
-    said = makers.event(7, 0x80000001, makers.variable("SecureBoot", b"\1"))
-    forged = makers.event(7, 0x80000001, makers.variable("SecureBoot", b"\1"), bytes(32))
+    on, off = (makers.event(7, VARIABLE, makers.variable("SecureBoot", v)) for v in (b"\1", b"\0"))
+    forged = makers.event(7, VARIABLE, makers.variable("SecureBoot", b"\1"), bytes(32))
     debug = makers.event(7, 0x80000007, b"UEFI Debug Mode")
-    other = makers.event(7, 0x80000001, makers.variable("PK", b"\1"))
-    after = makers.event(7, 4, bytes(4)) + said
+    other = makers.event(7, VARIABLE, makers.variable("PK", b"\1"))
+    elsewhere = makers.event(1, VARIABLE, makers.variable("SecureBoot", b"\1"))
+    end = makers.event(7, SEPARATOR, bytes(4))
     for events, expected in (
-        (said, True), (forged, None), (said + debug, False), (other, None), (after, None),
-        (said + makers.event(7, 0x80000001, makers.variable("SecureBoot", b"\0")), False),
-        (makers.event(1, 0x80000001, makers.variable("SecureBoot", b"\1")), None),
+        (on + end, True), (forged + end, None), (on + debug + end, False), (other + end, None),
+        (end + on, None), (off + end, False), (on + off + end, False), (elsewhere + end, None),
+        (on, None), (end + on + end, None), (on + end + off + debug, True),
     ):  # fmt: skip
         assert parse_event_log(makers.spec_id() + events).secure_boot is expected
+
+
+@pytest.mark.parametrize("border", [bytes(4), b"\xff" * 4, b"\1\0\0\0"])
+def test_other_kinds_in_the_log_do_not_move_what_the_firmware_measured(makers, border):
+    """A boot loader on a machine without secure boot measures the variable as it would like it, and
+    hands out a log with other kinds and data, which no register covers: nothing is believed."""
+    off = hashlib.sha256(makers.variable("SecureBoot", b"\0")).digest()
+    end, debug = hashlib.sha256(border).digest(), hashlib.sha256(b"UEFI Debug Mode").digest()
+    wish = makers.event(7, VARIABLE, makers.variable("SecureBoot", b"\1"))
+    plain = makers.event(7, VARIABLE, b"", off) + makers.event(7, SEPARATOR, border)
+    for kind, shown in ((VARIABLE, b"x"), (13, b"x"), (VARIABLE, border)):
+        hidden = makers.event(7, kind, shown, off) + makers.event(7, kind, shown, end)
+        forged = parse_event_log(makers.spec_id() + hidden + wish)
+        assert forged.replay() == parse_event_log(makers.spec_id() + plain + wish).replay()
+        assert forged.secure_boot is None
+    renamed = makers.event(7, 13, b"x", debug) + makers.event(7, SEPARATOR, border)
+    assert parse_event_log(makers.spec_id() + wish + renamed).secure_boot is False
 
 
 def test_a_startup_locality_starts_register_0(makers):
@@ -398,90 +412,6 @@ def test_a_tdx_guests_vtpm(makers, judge, refused):
 # --- bundles ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def registers(makers):
-    """``registers(subject, log)``: what firmware and measured log lead to."""
-
-    def lead(subject, log: bytes) -> dict[int, bytes]:
-        values = parse_event_log(log).replay()
-        for pcr, digest in subject.log.extensions():
-            start = values.get(pcr, bytes(32))
-            values[pcr] = hashlib.sha256(start + digest).digest()
-        return values
-
-    return lead
-
-
-OPERATOR = Ed25519PrivateKey.from_private_bytes(bytes([5] * 32))
-
-
-@dataclass
-class TpmNode:
-    """A node with a hardware TPM of a look-alike maker."""
-
-    makers: ModuleType
-    lead: Callable[..., dict[int, bytes]]
-    subject: Subject
-
-    def evidence(self, *, grounds="ek", log=None, dev=False, nonce=None, **how) -> Evidence:
-        makers, subject = self.makers, self.subject
-        log = makers.event_log() if log is None else log
-        values = how.get("values") or self.lead(subject, log)
-        ak = makers.key("attestation key", makers.P256)
-        public = makers.ecc_public(ak, how.get("attributes", makers.GOOD_AK))
-        quote = makers.attest(
-            qualifying_data(subject.nkc_bytes, nonce, dev), values, **how.get("quote", {})
-        )
-        collateral = {"event_log": log, **getattr(self, f"_{grounds}")(how)}
-        name = b"\0\x0b" + hashlib.sha256(public).digest()
-        activation = OPERATOR.sign(
-            activation_message(collateral.get("ek_certificate", b""), how.get("ak_name", name))
-        )
-        signer = how.get("signer", ak)
-        parts = TpmEvidence(
-            nonce or NO_NONCE, public, quote, makers.ecc_signature(signer, quote), activation
-        )
-        return Evidence("tpm", parts.encode(HEAD), collateral | how.get("more", {}))
-
-    @property
-    def maker(self):
-        return self.makers.Authority("TPM maker")
-
-    def _ek(self, how) -> dict[str, bytes]:
-        usage = self.makers.tlv(0x30, self.makers.oid(how.get("usage", EK_USAGE.dotted_string)))
-        between = self.makers.Authority("TPM maker 2", issuer=how.get("maker", self.maker))
-        ek = self.makers.Authority(
-            "EK",
-            self.makers.P256,
-            between,
-            is_authority=how.get("is_authority", False),
-            extensions=(("2.5.29.37", usage),),
-        )
-        return {"ek_certificate": ek.der, "ek_chain": between.pem}
-
-    def _ak(self, how) -> dict[str, bytes]:
-        seed = how.get("ak_seed", "attestation key")
-        leaf = self.makers.Authority("AK", self.makers.P256, self.maker, seed, is_authority=False)
-        return {"ak_certificate": leaf.der, "ak_chain": b""}
-
-
-@pytest.fixture
-def tpm_node(makers, registers, subject_of):
-    """``tpm_node(nonce)``: a TPM that quotes over a node's configuration and log."""
-    return lambda nonce=None: TpmNode(makers, registers, subject_of(nonce))
-
-
-@pytest.fixture
-def tpm_policy(makers, policy_of):
-    """A policy with grounds of both kinds."""
-    pem = makers.Authority("TPM maker").pem.decode()
-    operator = OPERATOR.public_key().public_bytes_raw().hex()
-    section = (
-        f'ek_roots = ["""\n{pem}"""]\nak_roots = ["""\n{pem}"""]\nactivation_keys = ["{operator}"]'
-    )
-    return policy_of("tpm", floor="HARDWARE_TPM", tpm=section)
-
-
 def verdict(verifier, evidence, subject, policy) -> str:
     try:
         verifier.check(evidence, subject, policy)
@@ -510,6 +440,7 @@ def test_a_bundles_tpm(tpm_node, tpm_policy, grounds):
         ({"usage": "1.3.6.1.5.5.7.3.1"}, "ek_certificate_usage"),
         ({"is_authority": True}, "ek_certificate_usage"),
         ({"grounds": "ak", "ak_seed": "another"}, "ak_certificate_mismatch"),
+        ({"grounds": "ak", "activated": True}, "activation_unexpected"),
         ({"more": {"x": b""}}, "collateral_unexpected"),
         ({"quote": {"bank": 0x0004}}, "pcr_bank"),
         ({"quote": {"magic": 1}}, "tpm_magic"),
