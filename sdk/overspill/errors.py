@@ -201,9 +201,13 @@ class PolicyRefusal(OverspillError):
 
 
 class ConsentRequired(PolicyRefusal):
-    """Only a third party is left, and nobody granted this one interaction."""
+    """Only a third party is left, and nobody granted this one interaction.
+
+    ``reason`` says what is wrong with a grant that there is: ``grant_expired``, ``grant_spent`` ...
+    """
 
     code = "consent_required"
+    reason: str = ""
 
 
 class BudgetExhausted(PolicyRefusal):

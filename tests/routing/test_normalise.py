@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from overspill.routing.language import guess_language
 from overspill.routing.normalise import normalise, outgoing_text
 from overspill.types.chat import Message, Request, Sampling, Tool, ToolCall
 
+# As a caller without a type checker writes it.
+anything: Callable[..., Message] = Message
 USER = Message("user", "hello there")
 CALL = Message("assistant", "", tool_calls=(ToolCall("c1", "clock", '{"zone": "nine"}'),))
 RESULT = Message("tool", "12:00", tool_call_id="c1")
@@ -22,8 +25,8 @@ RESULT = Message("tool", "12:00", tool_call_id="c1")
     ("messages", "param"),
     [
         ((), "messages"),
-        ((Message("robot", "x"),), "messages[0].role"),
-        ((Message("user", ["x"]),), "messages[0].content"),
+        ((anything("robot", "x"),), "messages[0].role"),
+        ((anything("user", ["x"]),), "messages[0].content"),
         ((Message("user", "\ud800"),), "messages[0].content"),
         ((Message("user", "  \n"),), "messages"),
         ((Message("system", "be brief"),), "messages"),
