@@ -32,6 +32,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ALLOWED_SKIPS = REPOSITORY / "tests" / "allowed_skips.txt"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much of what is drawn at random is tried."""
+    parser.addoption(
+        "--plan-requests",
+        type=int,
+        default=200,
+        help="random requests of which plan and real route are compared (default 200)",
+    )
+    parser.addoption(
+        "--ledger-requests",
+        type=int,
+        default=200,
+        help="random requests whose receipts are compared with a node's ledger (default 200)",
+    )
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio: grpc.aio knows no other loop."""
