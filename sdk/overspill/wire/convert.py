@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast, get_args
 
 from overspill import errors
+from overspill.types.budget import Left
 from overspill.types.card import ModelCard
 from overspill.types.chat import (
     Chunk,
@@ -79,6 +80,7 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
     if local:
         out.app = request.app
         out.privacy = request.privacy.value
+        out.redact = request.redact
         if request.cache_scope is not None:
             out.cache_scope = request.cache_scope
         if request.watch is not None:
@@ -86,6 +88,8 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
             out.watch.CopyFrom(watch)
         if request.grant is not None:
             out.grant.CopyFrom(_grant_to_proto(request.grant))
+        if request.left is not None:
+            out.left.CopyFrom(_left_to_proto(request.left))
     return out
 
 
@@ -129,6 +133,8 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
         grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
         parallel_tool_calls=not message.single_tool_call,
         watch=_watch_from_proto(message.watch) if local and message.HasField("watch") else None,
+        redact=local and message.redact,
+        left=_left_from_proto(message.left) if local and message.HasField("left") else None,
         grant=_grant_from_proto(message.grant) if local and message.HasField("grant") else None,
     )
 
@@ -144,6 +150,19 @@ def _grant_to_proto(grant: Grant) -> chat_pb2.Grant:
 
 def _grant_from_proto(message: chat_pb2.Grant) -> Grant:
     return Grant(message.provider, message.request_id, message.expires_unix, message.signature)
+
+
+def _left_to_proto(left: Left) -> chat_pb2.Left:
+    return chat_pb2.Left(seconds=left.seconds, cost=left.cost, tokens=left.tokens, calls=left.calls)
+
+
+def _left_from_proto(message: chat_pb2.Left) -> Left:
+    return Left(
+        seconds=message.seconds if message.HasField("seconds") else None,
+        cost=message.cost if message.HasField("cost") else None,
+        tokens=message.tokens if message.HasField("tokens") else None,
+        calls=message.calls,
+    )
 
 
 def _watch_from_proto(message: chat_pb2.Watch) -> Watch:

@@ -104,7 +104,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("id", "model", "messages", "max_tokens", "sampling", "stop", "tools", "tool_choice", "tool_name", "json_schema", "top_logprobs", "deadline_s", "first_token_s", "attempt", "prefix", "app", "privacy", "lane", "adapter", "draft", "cache_scope", "grammar", "single_tool_call", "watch", "raw_prompt", "grant")
+    __slots__ = ("id", "model", "messages", "max_tokens", "sampling", "stop", "tools", "tool_choice", "tool_name", "json_schema", "top_logprobs", "deadline_s", "first_token_s", "attempt", "prefix", "app", "privacy", "lane", "adapter", "draft", "cache_scope", "grammar", "single_tool_call", "watch", "raw_prompt", "grant", "redact", "left")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +131,8 @@ class ChatRequest(_message.Message):
     WATCH_FIELD_NUMBER: _ClassVar[int]
     RAW_PROMPT_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
+    REDACT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
@@ -157,7 +159,9 @@ class ChatRequest(_message.Message):
     watch: Watch
     raw_prompt: str
     grant: Grant
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., tool_name: _Optional[str] = ..., json_schema: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., deadline_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., attempt: _Optional[int] = ..., prefix: _Optional[str] = ..., app: _Optional[str] = ..., privacy: _Optional[str] = ..., lane: _Optional[str] = ..., adapter: _Optional[str] = ..., draft: _Optional[str] = ..., cache_scope: _Optional[str] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., single_tool_call: bool = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., raw_prompt: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ...) -> None: ...
+    redact: bool
+    left: Left
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., tool_name: _Optional[str] = ..., json_schema: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., deadline_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., attempt: _Optional[int] = ..., prefix: _Optional[str] = ..., app: _Optional[str] = ..., privacy: _Optional[str] = ..., lane: _Optional[str] = ..., adapter: _Optional[str] = ..., draft: _Optional[str] = ..., cache_scope: _Optional[str] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., single_tool_call: bool = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., raw_prompt: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., redact: bool = ..., left: _Optional[_Union[Left, _Mapping]] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ("tokens", "state_ids")
@@ -166,6 +170,18 @@ class Watch(_message.Message):
     tokens: int
     state_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, tokens: _Optional[int] = ..., state_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Left(_message.Message):
+    __slots__ = ("seconds", "cost", "tokens", "calls")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    cost: float
+    tokens: int
+    calls: int
+    def __init__(self, seconds: _Optional[float] = ..., cost: _Optional[float] = ..., tokens: _Optional[int] = ..., calls: _Optional[int] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("provider", "request_id", "expires_unix", "signature")
