@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
@@ -211,23 +211,58 @@ class Budget:
         return min(counted)[1]
 
     async def _in_time(self, chunks: AsyncGenerator[ReplyChunk]) -> AsyncGenerator[ReplyChunk]:
-        """The chunks that come before the deadline; each step has a timeout of its own, since a
-        generator may be taken up by another task for each."""
+        """The chunks that come before the deadline. What was under way then is cancelled, but not
+        waited for: a road that is gone can take seconds to be left."""
         text: list[str] = []
-        async with aclosing(chunks):
+        step: asyncio.Future[ReplyChunk | None] | None = None
+        is_late = False
+        try:
             while True:
-                try:
-                    async with asyncio.timeout(self.seconds_left):
-                        chunk = await anext(chunks)
-                except StopAsyncIteration:
+                step = asyncio.ensure_future(anext(chunks, None))
+                await asyncio.wait({step}, timeout=self.seconds_left)
+                is_late = not step.done()
+                if is_late:
+                    raise _too_late("".join(text))
+                chunk = self._result(step, text)
+                if chunk is None:
                     return
-                except (TimeoutError, DeadlineExceeded) as error:
-                    left = self.seconds_left
-                    if isinstance(error, DeadlineExceeded) and left is not None and left > 0:
-                        raise  # the call's own deadline was nearer
-                    raise _too_late("".join(text)) from None
                 text.append(chunk.text)
                 yield chunk
+        finally:
+            leaving = asyncio.ensure_future(_leave(step, chunks))
+            _LEAVING.add(leaving)
+            leaving.add_done_callback(_LEAVING.discard)
+            if not is_late:
+                await asyncio.shield(leaving)
+
+    def _result(
+        self, step: asyncio.Future[ReplyChunk | None], text: list[str]
+    ) -> ReplyChunk | None:
+        """The step's chunk. An engine's own word that the deadline passed means the chain's, once
+        that has."""
+        try:
+            return step.result()
+        except DeadlineExceeded:
+            left = self.seconds_left
+            if left is None or left > 0:
+                raise  # the call's own was nearer
+            raise _too_late("".join(text)) from None
+
+
+_LEAVING: set[asyncio.Future[None]] = set()
+"""Answers that are being left: the event loop alone would forget them."""
+
+
+async def _leave(
+    step: asyncio.Future[ReplyChunk | None] | None, chunks: AsyncGenerator[ReplyChunk]
+) -> None:
+    """End the step that runs, then the answer; it ends as it likes, nobody waits for it."""
+    if step is not None and not step.done():
+        step.cancel()
+        await asyncio.wait({step})
+        if not step.cancelled():
+            step.exception()  # looked at: it was left already
+    await chunks.aclose()
 
 
 def _least(one: float | None, other: float | None) -> float | None:

@@ -20,7 +20,7 @@ from overspill.arguments import (
     build_embedding,
     build_request,
 )
-from overspill.budget import Budget, current_budget, use_budget
+from overspill.budget import Budget, ChainLengths, current_budget, use_budget
 from overspill.checkup import SelfTest, try_all
 from overspill.cloud_gate import CloudState
 from overspill.config import Settings, load_settings
@@ -110,6 +110,8 @@ class AsyncOverspill:
         self._embedded = Embedded()
         self._on_consent = on_consent
         self._moving = asyncio.Lock()
+        self._chains = ChainLengths()
+        self._prices: dict[str, ModelCard] = {}
 
     async def __aenter__(self) -> Self:
         self._answerer = await self._find_daemon() if self._daemon != "never" else None
@@ -259,11 +261,12 @@ class AsyncOverspill:
     async def run_request(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """As :meth:`stream`, for a request that is already built (a daemon's, say)."""
         budget = current_budget()
-        request = budget.shape(request) if budget else request
-        async with aclosing(self._answered(request)) as chunks:
+        if budget is None:
+            answer = self._answered(request)
+        else:
+            answer = budget.run(request, self._answered, self._open.priced)
+        async with aclosing(answer) as chunks:
             async for chunk in chunks:
-                if chunk.finish is not None and budget:
-                    budget.spend(chunk.finish, await self._open.priced(chunk.finish.model))
                 yield chunk
 
     async def embed(
@@ -378,13 +381,33 @@ class AsyncOverspill:
         return await self._own_answerer("A device is enrolled").enroll(code)
 
     @contextmanager
-    def budget(self, *, seconds: float | None = None, cost: float | None = None) -> Iterator[None]:
-        """A chain of calls that shares one deadline (seconds from here) and one purse.
+    def budget(
+        self,
+        *,
+        seconds: float | None = None,
+        cost: float | None = None,
+        tokens: int | None = None,
+        calls: int | None = None,
+    ) -> Iterator[Budget]:
+        """A chain of calls that shares one deadline (seconds from here), one purse, and tokens.
 
-        Inside, each call gets what is left; a call with nothing left raises ``BudgetExhausted``.
+        What is left shapes where each call runs, and ends it; a call with nothing left raises
+        ``BudgetExhausted``. ``calls`` is how many there will be, where that is known. A budget
+        inside another one never has more than is left around it.
         """
-        with use_budget(Budget(seconds=seconds, cost=cost)):
-            yield
+        budget = Budget(
+            seconds=seconds,
+            cost=cost,
+            tokens=tokens,
+            calls=calls or self._chains.expected,
+            around=current_budget(),
+            prices=self._prices,
+        )
+        with use_budget(budget):
+            try:
+                yield budget
+            finally:
+                self._chains.observe(budget.calls_made)
 
     @property
     def app(self) -> str:

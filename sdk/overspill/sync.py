@@ -5,12 +5,13 @@ The async core runs on an event loop in a thread of its own; every method here o
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from overspill.arguments import CallOptions, Messages, Options, RunOptions
+from overspill.budget import Budget
 from overspill.checkup import SelfTest, not_opened
 from overspill.client import MAX_STEPS, AsyncOverspill, OnConsent
 from overspill.cloud_gate import CloudState
@@ -325,15 +326,15 @@ class Overspill:
         return self._open.call(self._core.enroll, code)
 
     def budget(
-        self, *, seconds: float | None = None, cost: float | None = None
-    ) -> AbstractContextManager[None]:
-        """A chain of calls that shares one deadline and one purse."""
-        return self._budget(seconds, cost)
-
-    @contextmanager
-    def _budget(self, seconds: float | None, cost: float | None) -> Iterator[None]:
-        with self._core.budget(seconds=seconds, cost=cost):
-            yield
+        self,
+        *,
+        seconds: float | None = None,
+        cost: float | None = None,
+        tokens: int | None = None,
+        calls: int | None = None,
+    ) -> AbstractContextManager[Budget]:
+        """A chain of calls that shares what it has; see :meth:`AsyncOverspill.budget`."""
+        return self._core.budget(seconds=seconds, cost=cost, tokens=tokens, calls=calls)
 
     def close(self) -> None:
         """Stop everything; the same as leaving the ``with`` block."""

@@ -100,18 +100,20 @@ def unaffordable(
 
 
 def answer_limit(request: Request, card: ModelCard, prompt_tokens: int) -> int | None:
-    """The longest answer by ``card``'s model that a chain can pay for, None without a limit.
-
-    At least 1, and never more than the request's own ``max_tokens``.
-    """
-    left, limits = request.left, [request.max_tokens]
+    """The longest answer by ``card``'s model that a chain can pay for; the request's own
+    ``max_tokens`` where that is shorter, or nothing is as scarce. At least 1."""
+    left, limits = request.left, []
     if left is not None and left.tokens is not None:
         limits.append(left.tokens - prompt_tokens)
     if left is not None and left.cost is not None and card.price_completion_per_mtok > 0:
         rest = left.cost - card.cost(prompt_tokens, 0)
         limits.append(int(1e6 * rest / card.price_completion_per_mtok))
-    known = [limit for limit in limits if limit is not None]
-    return max(1, min(known)) if known else None
+    own = request.max_tokens
+    scarce = max(1, min(limits)) if limits else None
+    if scarce is None or (own is not None and own <= scarce):
+        return own
+    # More than fits is no limit: the engine has its own.
+    return scarce if own is not None or prompt_tokens + scarce < card.context else None
 
 
 @dataclass(frozen=True, slots=True)
