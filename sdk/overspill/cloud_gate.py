@@ -19,7 +19,8 @@ from overspill.types.evidence import AttestationResult
 
 PROBLEM_MEMORY_S = 5.0
 """A first problem is remembered for so long; each further one in a row for twice as long."""
-MAX_PROBLEM_MEMORY_S = 60.0
+MAX_PROBLEM_MEMORY_S = 8.0
+"""A cloud that is back is found within ten seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from typing import TypeVar
 import anyio
 
 from overspill.errors import (
+    BusyError,
     InvalidRequest,
+    KeyUnknown,
     OverspillError,
     ReceiptInvalid,
     StreamBroken,
@@ -28,7 +30,7 @@ from overspill.errors import (
 from overspill.sealing.frames import CLIENT, SERVER, Frame, FrameOpener, FrameSealer, FrameType
 from overspill.sealing.hpke import seal_secret
 from overspill.sealing.receipt import ReceiptClaims, check_receipt, response_content
-from overspill.sealing.schedule import KeySchedule, cancel_mac, derive, stream_id
+from overspill.sealing.schedule import KeySchedule, cancel_mac, derive, resume_mac, stream_id
 from overspill.sealing.signing import REQUEST_ID_BYTES, DeviceSigner, sign_request
 from overspill.transport.base import SealedHead, Transport
 from overspill.types.chat import Chunk, Finish, ToolCall
@@ -42,11 +44,17 @@ _T = TypeVar("_T")
 class ExchangeLimits:
     """Silence for ``idle_timeout_s`` is a dead road: a busy node says so every 2 s.
 
-    ``closing_timeout_s`` bounds what comes after the answer: the road's end, or a Cancel.
+    ``closing_timeout_s`` bounds what comes after the answer: the road's end, or a Cancel. A lost
+    connection is replaced for ``resume_timeout_s``; a node that was silent gets
+    ``silent_resume_s``, and then another one is asked.
     """
 
     idle_timeout_s: float = 7.0
     closing_timeout_s: float = 2.0
+    resume_timeout_s: float = 2.5
+    silent_resume_s: float = 1.0
+    first_pause_s: float = 0.02
+    max_pause_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +109,53 @@ def seal_request(
     )
 
 
+class Migrated(StreamBroken):
+    """The node will not finish this stream, and says so: go on elsewhere, at once."""
+
+
+class _Silent(StreamBroken):
+    """A node that says nothing may be frozen: another connection to it is not worth much."""
+
+
+Reopen = Callable[[int | None], AsyncGenerator[bytes]]
+"""The stream over another connection: from a frame on, or from its start for None."""
+
+
 class Incoming:
-    """The node's frames, opened in order."""
+    """The node's frames, opened in order. Without ``reopen`` a lost connection is the end."""
 
     def __init__(
-        self, call: AsyncGenerator[bytes], keys: KeySchedule, limits: ExchangeLimits
+        self,
+        call: AsyncGenerator[bytes],
+        keys: KeySchedule,
+        limits: ExchangeLimits,
+        reopen: Reopen | None = None,
     ) -> None:
         self._call = call
         self._keys = keys
         self._limits = limits
+        self._reopen = reopen
         self._opener: FrameOpener | None = None
+        self.resumed = 0
+        """How often a lost connection was replaced."""
 
     async def begin(self) -> None:
         """Read the response nonce. Raises ``KeyUnknown``, ``InvalidRequest`` or ``BusyError``,
         the three answers that a node may give unsealed, and ``TransportError``."""
-        nonce = await self._next()
+        try:
+            nonce = await self._next()
+        except StreamBroken as error:
+            nonce = await self._again(error)
         if nonce is None:
             raise StreamTruncated("The node closed the stream without a word.", mend="Try again.")
         self._opener = FrameOpener(self._keys.response(nonce), SERVER)
 
     async def frame(self) -> Frame:
         """The next frame. Raises ``StreamTruncated`` at an end without a final frame."""
-        data = await self._next()
+        try:
+            data = await self._next()
+        except TransportError as error:
+            data = await self._again(error)
         if data is None:
             self._opened.finish()
             raise StreamTruncated("The stream ended before its final frame.")
@@ -149,10 +182,38 @@ class Incoming:
             raise UsageError("begin() comes before frames are read.")
         return self._opener
 
+    async def _again(self, lost: TransportError) -> bytes | None:
+        """What is due, over another connection. Raises ``lost`` when there is none in time."""
+        reopen = self._reopen
+        if reopen is None:
+            raise lost
+        within_s, pause_s = self._limits.resume_timeout_s, self._limits.first_pause_s
+        if isinstance(lost, _Silent):
+            within_s = min(within_s, self._limits.silent_resume_s)
+        with anyio.move_on_after(within_s):
+            while True:
+                with anyio.CancelScope(shield=True):
+                    await self._call.aclose()
+                try:
+                    self._call = reopen(None if self._opener is None else self._opener.next_index)
+                except TransportError:
+                    break  # this side closed the road for good
+                try:
+                    data = await anext(self._call, None)
+                except TransportError:
+                    await anyio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, self._limits.max_pause_s)
+                except (BusyError, InvalidRequest, KeyUnknown):
+                    break  # it is not there any more
+                else:
+                    self.resumed += 1
+                    return data
+        raise lost
+
     async def _next(self) -> bytes | None:
         with anyio.move_on_after(self._limits.idle_timeout_s):
             return await anext(self._call, None)
-        raise StreamBroken(
+        raise _Silent(
             f"The node was silent for {self._limits.idle_timeout_s:g} s.", mend="Try again."
         )
 
@@ -185,7 +246,7 @@ class Exchange:
         self._model = model
         self._limits = limits
         call = transport.chat(outgoing.head, outgoing.each_frame())
-        self._incoming = Incoming(call, outgoing.keys, limits)
+        self._incoming = Incoming(call, outgoing.keys, limits, self._reopen)
         self._text: list[str] = []
         self._calls: list[ToolCall] = []
         self._next_seq = 0
@@ -216,10 +277,23 @@ class Exchange:
                     yield Chunk(finish=await self._confirmed(event))
                     return
                 case plaintext.Migrate():
-                    raise StreamBroken("The node is shutting down.", mend="Go on elsewhere.")
+                    raise Migrated("The node is shutting down.", mend="Go on elsewhere.")
                 case OverspillError():
                     self._over = True
                     raise event
+
+    @property
+    def resumed(self) -> int:
+        """How often a lost connection was replaced."""
+        return self._incoming.resumed
+
+    def _reopen(self, next_frame: int | None) -> AsyncGenerator[bytes]:
+        outgoing = self.outgoing
+        if next_frame is None:  # the same start again is the same stream
+            return self._transport.chat(outgoing.head, outgoing.each_frame())
+        stream = stream_id(outgoing.head.sealed_key)
+        mac = resume_mac(outgoing.keys, stream, next_frame)
+        return self._transport.resume(stream, mac, next_frame)
 
     async def aclose(self) -> None:
         """Leave; a stream that is not over is cancelled at the node, explicitly."""

@@ -76,7 +76,7 @@ def open_cloud(settings: Settings) -> RemoteEngine:
     read.
     """
     return RemoteEngine(
-        open_transport(settings),
+        open_transports(settings),
         open_trust_policy(settings),
         open_device_key(settings),
         log_state=open_log_state(settings),
@@ -114,14 +114,27 @@ def _key_place(settings: Settings) -> tuple[Path, KeyPlace]:
 
 
 def open_transport(settings: Settings) -> Transport:
-    """The road to the cloud. Raises ``ConfigurationError`` when none is set."""
+    """The road to the cloud, to its first replica where there are several.
+
+    Raises ``ConfigurationError`` when none is set.
+    """
+    return open_transports(settings)[0]
+
+
+def open_transports(settings: Settings) -> list[Transport]:
+    """The roads to the cloud's replicas: the address may name several, with commas between them.
+
+    Raises ``ConfigurationError`` when none is set.
+    """
     from overspill.transport.grpc import GrpcOptions, GrpcTransport
 
     cloud = settings.cloud
-    if cloud is None:
+    addresses = [] if cloud is None else [one.strip() for one in cloud.address.split(",")]
+    if cloud is None or not all(addresses):
         raise ConfigurationError("No cloud is set.", mend="Set [cloud] address, or --cloud.")
     ca = None if cloud.ca is None else _text(cloud.ca).encode()
-    return GrpcTransport(cloud.address, GrpcOptions(ca_pem=ca) if ca else None)
+    options = GrpcOptions(ca_pem=ca) if ca else None
+    return [GrpcTransport(address, options) for address in addresses]
 
 
 def open_trust_policy(settings: Settings) -> TrustPolicy:

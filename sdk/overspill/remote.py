@@ -15,41 +15,53 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
+from overspill.continuation import Continuation
 from overspill.engines.base import Engine, EngineHealth
 from overspill.errors import (
+    BusyError,
     ConnectFailed,
-    EvidenceRejected,
+    DeadlineExceeded,
+    EngineDied,
+    EngineError,
     KeyUnknown,
     OverspillError,
-    ReceiptInvalid,
     StreamCorrupt,
+    TransportError,
     UsageError,
 )
-from overspill.exchange import Exchange, ExchangeLimits, Incoming, parsed, seal_request
-from overspill.log_watch import verify_remembering
+from overspill.exchange import (
+    Exchange,
+    ExchangeLimits,
+    Incoming,
+    Migrated,
+    parsed,
+    seal_request,
+)
 from overspill.receipt_records import KeptEvidence, make_record
+from overspill.replica import Attested, Replica, by_rendezvous
 from overspill.sealing.frames import FrameType
-from overspill.sealing.receipt import check_cards
 from overspill.sealing.rotation import sign_rotation
 from overspill.sealing.signing import DeviceSigner
 from overspill.state.log_state import LogStateStore
 from overspill.transport.base import Transport
-from overspill.trust.freshness import NONCE_BYTES
-from overspill.trust.measured import MeasuredLog
+from overspill.transport.guard import Guard, GuardOptions, RetryBudget
 from overspill.trust.policy import TrustPolicy
-from overspill.trust.verifier import Context, verify
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
 from overspill.types.evidence import AttestationResult, EvidenceBundle
 from overspill.types.reply import ReceiptRecord
 from overspill.wire import plaintext
+
+_T = TypeVar("_T")
+MOVABLE = (BusyError, EngineError, TransportError)
+"""After these another replica may go on; a trust error is final, a usage error fails anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,10 @@ class RemoteOptions:
     limits: ExchangeLimits = field(default_factory=ExchangeLimits)
     refresh_before_s: int = 30
     max_records: int = 256
+    guard: GuardOptions = field(default_factory=GuardOptions)
+    max_tries: int = 4
+    """Of one request, on all replicas together."""
+    retry_pause_s: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +93,12 @@ class RemoteRecord:
     result: AttestationResult
 
 
-@dataclass(frozen=True, slots=True)
-class _Attested:
-    """Verified evidence, and the models (and ``MODEL/ADAPTER``) that it names, by SHA-256."""
-
-    result: AttestationResult
-    bundle: EvidenceBundle
-    models: dict[str, bytes]
-    context: Context
-
-
 class RemoteEngine(Engine):
-    """An engine behind a transport. ``signer`` is the enrolled device's key, ``clock`` gives
-    Unix seconds, ``log_state`` keeps what was seen of the log that releases are in.
+    """An engine behind one transport, or behind one for each of several replicas: when one fails
+    in mid-answer, another goes on from the text that came.
+
+    ``signer`` is the enrolled device's key, ``clock`` gives Unix seconds, ``log_state`` keeps what
+    was seen of the log that releases are in.
 
     Raises ``EvidenceRejected`` before anything leaves; from the stream ``DeviceRejected``,
     ``StreamCorrupt``, ``StreamTruncated``, ``ReceiptInvalid``; ``TransportError`` for the road.
@@ -98,7 +107,7 @@ class RemoteEngine(Engine):
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Transport | Sequence[Transport],
         policy: TrustPolicy,
         signer: DeviceSigner,
         options: RemoteOptions | None = None,
@@ -106,15 +115,25 @@ class RemoteEngine(Engine):
         clock: Callable[[], float] = time.time,
         log_state: LogStateStore | None = None,
     ) -> None:
-        self._log_state = log_state
-        self._transport = transport
-        self._policy = policy
         self._signer = signer
         self._options = options or RemoteOptions()
         self._clock = clock
-        self._attesting = anyio.Lock()
-        self._attested: _Attested | None = None
-        self._cards: tuple[bytes, tuple[ModelCard, ...]] | None = None
+        roads = transport if isinstance(transport, Sequence) else (transport,)
+        replicas = [
+            Replica(
+                road,
+                policy,
+                Guard(self._options.guard, time.monotonic),
+                clock=clock,
+                log_state=log_state,
+                refresh_before_s=self._options.refresh_before_s,
+            )
+            for road in roads
+        ]
+        # Random, and forgotten with this object: it names nobody.
+        self._replicas = by_rendezvous(replicas, os.urandom(16))
+        self._retries = RetryBudget(self._options.guard)
+        self._moves: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         self._records: OrderedDict[str, RemoteRecord] = OrderedDict()
         self._sent: OrderedDict[str, int] = OrderedDict()
 
@@ -122,16 +141,17 @@ class RemoteEngine(Engine):
 
     @property
     def address(self) -> str:
-        """Where the node is."""
-        return self._transport.address
+        """Where the preferred replica is."""
+        return self._replicas[0].address
 
     @property
     def card(self) -> ModelCard:
         """The signed card of the model that answers; before :meth:`start` only its name."""
         wanted = self._options.model
-        for card in self._cards[1] if self._cards else ():
-            if wanted in (None, card.name):
-                return card
+        for replica in self._replicas:
+            for card in replica.cards[1] if replica.cards else ():
+                if wanted in (None, card.name):
+                    return card
         return ModelCard(name=wanted or "cloud", context=0, runtime="remote")
 
     async def start(self) -> None:
@@ -150,16 +170,7 @@ class RemoteEngine(Engine):
 
         Raises as :meth:`attest`, and ``ReceiptInvalid`` for a signature that is not the node's.
         """
-        attested = await self._verified()
-        if self._cards is not None and self._cards[0] == attested.result.nkc_sha256:
-            return self._cards[1]
-        try:
-            return await self._fetch_cards(attested)
-        except ReceiptInvalid:
-            # Signed under a configuration that the node renewed since? Then what it shows now is
-            # verified like a stranger's, and a second failure is final.
-            self._forget(attested)
-        return await self._fetch_cards(await self._verified())
+        return await self._on_any(lambda replica: replica.fetch_cards())
 
     async def count_prompt_tokens(self, request: Request) -> int | None:
         """Unknown: to have them counted, the prompt would have to leave first."""
@@ -187,6 +198,10 @@ class RemoteEngine(Engine):
         """Bytes that left for a request so far, finished or not; 0 when nothing did."""
         return self._sent.get(request_id, 0)
 
+    def moves(self, request_id: str) -> tuple[str, ...]:
+        """Where a request went on when a replica failed it, and why; empty when none did."""
+        return self._moves.get(request_id, ())
+
     async def enroll(self, code: str, *, label: str = "", not_after_unix: int = 0) -> int:
         """Enrol this device with a one-time code, sealed like everything else.
 
@@ -211,10 +226,13 @@ class RemoteEngine(Engine):
         return until
 
     async def _enrol(self, enrolment: plaintext.Enrolment, signer: DeviceSigner) -> int:
-        attested = await self._verified()
         body = plaintext.enrolment_to_bytes(enrolment)
+        return await self._on_any(lambda replica: self._enrol_at(replica, body, signer))
+
+    async def _enrol_at(self, replica: Replica, body: bytes, signer: DeviceSigner) -> int:
+        attested = await replica.verified()
         outgoing = seal_request(attested.result, signer, body, self._unix_ms())
-        call = self._transport.enroll(outgoing.head, outgoing.each_frame())
+        call = replica.transport.enroll(outgoing.head, outgoing.each_frame())
         async with aclosing(Incoming(call, outgoing.keys, self._options.limits)) as incoming:
             await incoming.begin()
             frame = await incoming.frame()
@@ -227,89 +245,124 @@ class RemoteEngine(Engine):
         return parsed(plaintext.enrolled_from_bytes, frame.plaintext).not_after_unix
 
     async def aclose(self) -> None:
-        """Close the road."""
-        await self._transport.aclose()
+        """Close the roads."""
+        for replica in self._replicas:
+            await replica.transport.aclose()
 
     # One request, in calling order ------------------------------------------------------------
 
     async def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
         if request.model is None:
             request = replace(request, model=self._options.model)
-        attested, exchange = await self._begin(request)
-        text: list[str] = []
-        try:
-            async with aclosing(exchange.chunks()) as chunks:
-                async for chunk in chunks:
-                    text.append(chunk.text)
-                    if chunk.finish is not None:
-                        self._remember(request.id, attested, exchange)
-                    yield chunk
-        except OverspillError as error:
-            error.partial = "".join(text)
-            raise
-        finally:
-            await exchange.aclose()
+        journey, failed = Continuation(request), list[Replica]()
+        self._retries.earn()
+        while True:
+            replica = self._pick(failed, request.id)
+            try:
+                async with aclosing(self._on(replica, journey)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                return
+            except MOVABLE as error:
+                failed.append(replica)
+                if not self._may_move(journey, error, failed):
+                    error.partial = journey.text
+                    raise
+                self._move(journey, replica, error)
+                await anyio.sleep(self._options.retry_pause_s if not journey.text else 0)
+            except OverspillError as error:
+                error.partial = journey.text
+                raise
 
-    async def _begin(self, request: Request) -> tuple[_Attested, Exchange]:
-        attested = await self._verified()
+    def _pick(self, failed: list[Replica], request_id: str) -> Replica:
+        """The preferred replica among those that did not fail this request yet, if there are any.
+
+        Raises ``BusyError`` when all are resting: nothing is sent.
+        """
+        fresh = [replica for replica in self._replicas if replica not in failed]
+        for replica in fresh or self._replicas:
+            if replica.guard.allow():
+                return replica
+        raise BusyError(
+            f"{self.address} refused or failed too much lately to be asked now.",
+            mend="Try again in a moment.",
+            retry_after_s=self._options.guard.min_open_s,
+            reason="THROTTLED",
+        )
+
+    def _may_move(
+        self, journey: Continuation, error: OverspillError, failed: list[Replica]
+    ) -> bool:
+        """Whether another try is in order. What has begun goes on without asking the budget: that
+        bounds tries for which nobody has worked yet."""
+        if isinstance(error, DeadlineExceeded) or len(failed) >= self._options.max_tries:
+            return False
+        alone = len(self._replicas) == 1
+        if journey.text or isinstance(error, Migrated):
+            return journey.is_possible and not alone
+        if alone and not isinstance(error, TransportError):
+            return False  # another try at the same node is for the road only
+        return self._retries.spend()
+
+    def _move(self, journey: Continuation, replica: Replica, error: OverspillError) -> None:
+        journey.changes.append(f"cloud {replica.address} -> cloud: {error.code}")
+        self._keep(self._moves, journey.original.id, tuple(journey.changes))
+
+    async def _on(self, replica: Replica, journey: Continuation) -> AsyncGenerator[Chunk]:
+        """The rest of the answer from one replica; its guard hears how that went."""
+        taken = False
         try:
-            return attested, await self._send(attested, request)
+            attested, exchange = await self._begin(replica, journey.request())
+            before = journey.tokens
+            try:
+                async with aclosing(exchange.chunks()) as chunks:
+                    async for chunk in chunks:
+                        if not taken:
+                            taken = True
+                            replica.guard.accepted()
+                        if chunk.finish is not None:
+                            self._remember(journey.original.id, replica, attested, exchange)
+                            chunk = _with_tokens(chunk, before)
+                        journey.note(chunk)
+                        yield chunk
+            finally:
+                await exchange.aclose()
+        except BusyError:
+            replica.guard.refused()
+            raise
+        except (TransportError, EngineDied):
+            replica.guard.failed()
+            raise
+
+    async def _begin(self, replica: Replica, request: Request) -> tuple[Attested, Exchange]:
+        attested = await replica.verified()
+        try:
+            return attested, await self._send(replica, attested, request)
         except KeyUnknown:
             # The node changed its key since; it opened nothing. What it shows now is verified
             # like a stranger's, and a second refusal is final.
-            self._forget(attested)
-        attested = await self._verified()
-        return attested, await self._send(attested, request)
+            replica.forget(attested)
+        attested = await replica.verified()
+        return attested, await self._send(replica, attested, request)
 
-    async def _fetch_cards(self, attested: _Attested) -> tuple[ModelCard, ...]:
-        result = attested.result
-        data, signature = await self._transport.get_cards()
-        check_cards(data, signature, result.receipt_public_key, result.nkc_sha256)
-        cards = parsed(plaintext.cards_from_bytes, data)
-        _check_digests(cards, attested.models)
-        self._cards = (result.nkc_sha256, cards)
-        return cards
+    async def _verified(self) -> Attested:
+        return await self._on_any(lambda replica: replica.verified())
 
-    def _forget(self, attested: _Attested) -> None:
-        if self._attested is attested:
-            self._attested = None
+    async def _on_any(self, ask: Callable[[Replica], Awaitable[_T]]) -> _T:
+        """What the first replica that can be reached answers."""
+        *others, last = sorted(self._replicas, key=lambda replica: replica.guard.is_open)
+        for replica in others:
+            try:
+                return await ask(replica)
+            except TransportError:
+                replica.guard.failed()
+        return await ask(last)
 
-    async def _verified(self) -> _Attested:
-        async with self._attesting:
-            now = int(self._clock())
-            known = self._attested
-            if known is None or known.result.accepted_until <= now + self._margin_s(known):
-                self._attested = known = await self._fetch_and_verify(now)
-            return known
-
-    def _margin_s(self, known: _Attested) -> int:
-        # A little early, but evidence that is short-lived by policy still counts while it holds.
-        lifetime = known.result.accepted_until - known.result.not_before
-        return min(self._options.refresh_before_s, lifetime // 10)
-
-    async def _fetch_and_verify(self, now_unix: int) -> _Attested:
-        nonce = os.urandom(NONCE_BYTES) if self._policy.freshness == "nonce" else None
-        if nonce is None:  # (1)
-            bundle = await self._transport.get_bundle()
-        else:
-            bundle = await self._transport.challenge(nonce)
-        context = Context(
-            now_unix=now_unix,
-            address=self._transport.address,
-            is_local=self._transport.is_local,
-            nonce=nonce,
-        )
-        if self._log_state is None:  # (2)
-            result = verify(bundle, context, self._policy)
-        else:
-            result = verify_remembering(bundle, context, self._policy, self._log_state)
-        return _Attested(result, bundle, _digests(MeasuredLog.decode(bundle.measured_log)), context)
-
-    async def _send(self, attested: _Attested, request: Request) -> Exchange:
+    async def _send(self, replica: Replica, attested: Attested, request: Request) -> Exchange:
         body = plaintext.request_to_bytes(request)  # (4)
         outgoing = seal_request(attested.result, self._signer, body, self._unix_ms())  # (3)
         exchange = Exchange(  # (5)
-            self._transport,
+            replica.transport,
             attested.result,
             attested.models,
             outgoing,
@@ -327,25 +380,27 @@ class RemoteEngine(Engine):
             self._keep(self._sent, request.id, self.bytes_sent(request.id) + size)
         return exchange
 
-    def _remember(self, request_id: str, attested: _Attested, exchange: Exchange) -> None:
+    def _remember(
+        self, request_id: str, replica: Replica, attested: Attested, exchange: Exchange
+    ) -> None:
         record = RemoteRecord(
             request_id=request_id,
             bytes_sent=self.bytes_sent(request_id),
-            receipt=self._receipt_record(request_id, attested, exchange),
+            receipt=self._receipt_record(request_id, replica.address, attested, exchange),
             bundle=attested.bundle,
             result=attested.result,
         )
         self._keep(self._records, request_id, record)
 
     def _receipt_record(
-        self, request_id: str, attested: _Attested, exchange: Exchange
+        self, request_id: str, address: str, attested: Attested, exchange: Exchange
     ) -> ReceiptRecord:
         if exchange.claims is None or exchange.receipt is None:
             raise UsageError("Only a confirmed exchange has a receipt.")
         context, keys = attested.context, exchange.outgoing.keys
         return make_record(
             request_id,
-            self.address,
+            address,
             exchange.receipt,
             exchange.claims,
             attested.result,
@@ -367,22 +422,10 @@ class RemoteEngine(Engine):
         return int(self._clock() * 1000)
 
 
-def _digests(log: MeasuredLog) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for model in log.models.models:
-        found[model.name] = model.file_sha256
-        found |= {f"{model.name}/{name}": digest for name, digest in model.adapters}
-    return found
-
-
-def _check_digests(cards: tuple[ModelCard, ...], models: dict[str, bytes]) -> None:
-    """Raises ``EvidenceRejected`` for a card of a model that the evidence does not name."""
-    for card in cards:
-        measured = models.get(card.name)
-        if measured is None or measured.hex() != card.sha256:
-            raise EvidenceRejected(
-                "card_mismatch",
-                "cards",
-                expected=f"model '{card.name}' as the evidence names it",
-                actual=card.sha256 or "no digest",
-            )
+def _with_tokens(chunk: Chunk, before: int) -> Chunk:
+    """The end of a continuation counts what came before it, too."""
+    if chunk.finish is None or not before:
+        return chunk
+    usage = chunk.finish.usage
+    usage = replace(usage, completion_tokens=usage.completion_tokens + before)
+    return replace(chunk, finish=replace(chunk.finish, usage=usage))

@@ -4,7 +4,8 @@ A session asks ``routing.decide`` (pure) for a route, runs that route's engine a
 chunks up. Only here does a request move to another engine: it **escalates** when the monitor says
 that the device's answer is not worth showing, **spills** when an engine is busy and **falls back**
 when one fails, and always before the first piece of text, so that the route an app was told is the
-route that answered. Nobody below retries across engines.
+route that answered. One exception: what the cloud began and cannot end, the device ends, from the
+text that came; the route says so from that piece on. Nobody below retries across engines.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+from overspill.continuation import Continuation
 from overspill.engines.base import Engine
 from overspill.errors import (
     BusyError,
@@ -53,6 +55,7 @@ class Session:
         self._routes = routes
         self._request = replace(request, privacy=request.privacy.tightened_by(routes.floor))
         self._draft = request.draft
+        self._journey = Continuation(self._request)
 
     async def plan(self) -> Plan:
         """Where the request would run and what would leave; nothing is generated."""
@@ -72,6 +75,7 @@ class Session:
                 async with aclosing(self._start(taken, left, gathered)) as chunks:
                     async for chunk in chunks:
                         started = True
+                        self._journey.note(chunk)
                         yield chunk
                 return
             except Escalated as escalated:
@@ -81,9 +85,10 @@ class Session:
             except MOVABLE as error:
                 if taken.route is Route.CLOUD and not isinstance(error, BusyError):
                     self._routes.cloud.remember(error)
-                if started or not left:
+                if not left or (started and not self._goes_on(taken, left[0], error)):
                     raise
                 taken = self._move(taken, left.pop(0), error, gathered)
+                self._journey.changes.append(taken.changes[-1])
 
     # In calling order -------------------------------------------------------------------------
 
@@ -113,6 +118,12 @@ class Session:
             changes=(*taken.changes, change),
         )
         return self._told(moved, gathered)
+
+    def _goes_on(self, taken: RouteTaken, following: Route, error: OverspillError) -> bool:
+        """Whether the device may end what the cloud began. Not after a trust error: text from a
+        peer that is wrong is no beginning."""
+        is_down = taken.route is Route.CLOUD and following is Route.DEVICE
+        return is_down and not isinstance(error, TrustError) and self._journey.is_possible
 
     def _escalate(self, taken: RouteTaken, watcher: Watcher, gathered: Gathered) -> RouteTaken:
         """To the cloud, with what the device wrote as a draft, where it may leave."""
@@ -215,9 +226,10 @@ class Session:
 
     def _request_for(self, route: Route, gathered: Gathered, watch: Watch | None) -> Request:
         card, tokens = gathered.cards[route], gathered.situation.tokens_for(route) or 0
+        asked = self._journey.request() if self._journey.text else self._request
         return replace(
-            self._request,
-            max_tokens=answer_limit(self._request, card, tokens),
+            asked,
+            max_tokens=answer_limit(asked, card, tokens),
             watch=watch,
             draft=self._draft if route is Route.CLOUD else self._request.draft,
         )
@@ -251,6 +263,7 @@ class Session:
         cloud = self._routes.cloud.engine
         if cloud is not None:  # also after a fall-back: what left has left
             taken = replace(taken, bytes_sent=cloud.bytes_sent(self._request.id))
+            taken = replace(taken, changes=(*taken.changes, *cloud.moves(self._request.id)))
         if taken.route is not Route.CLOUD or cloud is None:
             return replace(piece, route=taken)
         receipt = cloud.record(self._request.id).receipt

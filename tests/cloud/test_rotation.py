@@ -139,7 +139,7 @@ async def send(engine, new: SoftwareKey, rotation: bytes, not_after_unix: int = 
     body = plaintext.enrolment_to_bytes(asked)
     now_ms = int(engine._clock() * 1000)
     outgoing = seal_request(result, new, body, now_ms)
-    call = engine._transport.enroll(outgoing.head, outgoing.each_frame())
+    call = engine._replicas[0].transport.enroll(outgoing.head, outgoing.each_frame())
     incoming = Incoming(call, outgoing.keys, ExchangeLimits())
     try:
         await incoming.begin()

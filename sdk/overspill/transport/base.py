@@ -66,6 +66,10 @@ class Transport(Protocol):
     def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """As :meth:`chat`, for an enrolment."""
 
+    def resume(self, stream_id: bytes, mac: bytes, next_frame: int) -> AsyncGenerator[bytes]:
+        """Sealed frames of a stream whose connection was lost, from ``next_frame`` on; no nonce
+        before them. ``InvalidRequest`` when the node does not have them (any more)."""
+
     async def cancel(self, stream_id: bytes, mac: bytes) -> None:
         """Tell the node to stop a stream."""
 

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from overspill import errors
 from overspill.transport.base import SealedHead, is_local_address
 from overspill.types.evidence import EvidenceBundle
 from overspill.wire import convert
-from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, trust_pb2, trust_pb2_grpc
+from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, status_pb2, trust_pb2, trust_pb2_grpc
 
 _T = TypeVar("_T")
 _Code = grpc.StatusCode
@@ -101,6 +102,12 @@ class GrpcTransport:
         """As :meth:`chat`, for an enrolment."""
         return self._stream(self._opened().sealed.Enroll, head, frames)
 
+    def resume(self, stream_id: bytes, mac: bytes, next_frame: int) -> AsyncGenerator[bytes]:
+        """Sealed frames of a stream whose connection was lost, from ``next_frame`` on."""
+        request = sealed_pb2.ResumeRequest(stream_id=stream_id, mac=mac, next_frame=next_frame)
+        self._bytes_sent += request.ByteSize()
+        return self._read(self._opened().sealed.Resume, request, has_nonce=False)
+
     async def cancel(self, stream_id: bytes, mac: bytes) -> None:
         """Tell the node to stop a stream."""
         request = sealed_pb2.CancelRequest(stream_id=stream_id, mac=mac)
@@ -137,17 +144,22 @@ class GrpcTransport:
             call.cancel()
             self._calls.discard(call)
 
-    async def _stream(
+    def _stream(
         self, method: Callable[..., Any], head: SealedHead, frames: AsyncIterator[bytes]
     ) -> AsyncGenerator[bytes]:
-        call = method(self._messages(head, frames))
+        return self._read(method, self._messages(head, frames), has_nonce=True)
+
+    async def _read(
+        self, method: Callable[..., Any], request: Any, *, has_nonce: bool
+    ) -> AsyncGenerator[bytes]:
+        call = method(request)
         self._calls.add(call)
         begun = False
         try:
             answers = aiter(call)
             message = await _in_a_task(anext(answers, None))
             if message is not None:
-                yield _part(message, expect_nonce=True)
+                yield _part(message, expect_nonce=has_nonce)
                 begun = True
             async for message in answers:
                 yield _part(message, expect_nonce=False)
@@ -210,6 +222,10 @@ async def _awaited(answer: Awaitable[_T]) -> _T:
 def _channel(address: str, options: GrpcOptions) -> grpc.aio.Channel:
     settings: list[tuple[str, Any]] = [
         ("grpc.http2.ping_timeout_ms", options.ping_timeout_ms),
+        # A lost connection is made again at once, and then every second: streams wait for it.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.keepalive_time_ms", options.keepalive_ms),
         ("grpc.keepalive_timeout_ms", options.ping_timeout_ms),
         ("grpc.http2.max_pings_without_data", 0),
@@ -261,7 +277,7 @@ def _mapped(error: grpc.aio.AioRpcError, address: str, *, begun: bool) -> errors
     code, detail = error.code(), (error.details() or "").splitlines()[0:1]
     text = f"{code.name}: {detail[0] if detail else 'no detail'}"
     if code is _Code.RESOURCE_EXHAUSTED:
-        return errors.BusyError(f"{address} is busy.", mend="Try again in a moment.")
+        return _busy(error, address)
     if code is _Code.INVALID_ARGUMENT:
         return errors.InvalidRequest(f"{address} refused the call ({text}).")
     if code is _Code.UNIMPLEMENTED:
@@ -269,6 +285,35 @@ def _mapped(error: grpc.aio.AioRpcError, address: str, *, begun: bool) -> errors
             f"{address} does not speak this protocol version.", mend="Upgrade the older side."
         )
     return _broken(address, text, begun=begun)
+
+
+def _busy(error: grpc.aio.AioRpcError, address: str) -> errors.BusyError:
+    """With google.rpc's details, where they came and are what they should be."""
+    reason, retry_after_s = "", None
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            reason, retry_after_s = _details(value)
+    return errors.BusyError(
+        f"{address} is busy{f' ({reason})' if reason else ''}.",
+        mend="Try again in a moment.",
+        retry_after_s=retry_after_s,
+        reason=reason,
+    )
+
+
+def _details(data: bytes) -> tuple[str, float | None]:
+    reason, retry_after_s = "", None
+    try:
+        for detail in status_pb2.RpcStatus.FromString(data).details:
+            kind = detail.type_url.rpartition("/")[2]
+            if kind == "google.rpc.ErrorInfo":
+                reason = status_pb2.ErrorInfo.FromString(detail.value).reason[:32]
+            elif kind == "google.rpc.RetryInfo":
+                delay = status_pb2.RetryInfo.FromString(detail.value).retry_delay
+                retry_after_s = delay.seconds + delay.nanos / 1e9
+    except DecodeError:
+        return "", None
+    return reason if reason.replace("_", "").isalpha() else "", retry_after_s
 
 
 def _broken(address: str, why: str, *, begun: bool) -> errors.TransportError:

@@ -41,7 +41,10 @@ class SealedNode(Protocol):
     def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """As :meth:`chat`, for an enrolment."""
 
-    async def cancel(self, stream_id: bytes, mac: bytes) -> None:
+    def resume(self, stream: bytes, mac: bytes, next_frame: int) -> AsyncGenerator[bytes]:
+        """Sealed frames from ``next_frame`` on."""
+
+    async def cancel(self, stream: bytes, mac: bytes) -> None:
         """Stop a stream."""
 
 
@@ -104,6 +107,20 @@ class MemoryTransport:
     def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """As :meth:`chat`, for an enrolment."""
         return self._stream(self._node.enroll, head, frames)
+
+    async def resume(self, stream_id: bytes, mac: bytes, next_frame: int) -> AsyncGenerator[bytes]:
+        """Sealed frames from ``next_frame`` on; taps see the frame's own index."""
+        self._count(stream_id, mac)
+        async with aclosing(self._node.resume(stream_id, mac, next_frame)) as answer:
+            self._calls.add(answer)
+            try:
+                index = next_frame + 1
+                async for frame in answer:
+                    for arrived in self.taps.on_response(index, frame):
+                        yield arrived
+                    index += 1
+            finally:
+                self._calls.discard(answer)
 
     async def cancel(self, stream_id: bytes, mac: bytes) -> None:
         """Tell the node to stop a stream."""
