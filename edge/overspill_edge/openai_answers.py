@@ -49,7 +49,11 @@ def route_headers(piece: ReplyChunk) -> dict[str, str]:
 
 
 def overspill_object(request: Request, last: ReplyChunk) -> dict[str, Any]:
-    """How the answer came about; ``receipt`` is the node's signed bytes in base64."""
+    """How the answer came about; ``receipt`` is the node's signed bytes in base64.
+
+    ``thrown_tokens`` were generated on the device and shown to nobody: the answer's usage is not
+    theirs.
+    """
     route, receipt = last.route, last.receipt
     return {
         "request_id": request.id,
@@ -60,6 +64,8 @@ def overspill_object(request: Request, last: ReplyChunk) -> dict[str, Any]:
         "assurance": route.assurance,
         "node": route.node,
         "changes": list(route.changes),
+        "low_confidence": route.low_confidence,
+        "thrown_tokens": route.thrown.completion_tokens,
         "receipt_id": None if receipt is None else receipt.id,
         "receipt": None if receipt is None else base64.b64encode(receipt.data).decode(),
     }

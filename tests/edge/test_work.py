@@ -101,6 +101,8 @@ async def test_comments_keep_a_client_alive_while_it_waits(start_daemon, eventua
     assert done == "data: [DONE]"
     usage = json.loads(chunks[-1].removeprefix("data: "))
     assert usage["overspill"]["route"] == "device"
+    assert usage["overspill"]["low_confidence"]  # it says one thing, over and over
+    assert usage["overspill"]["thrown_tokens"] == 0
     said = [json.loads(c.removeprefix("data: "))["choices"] for c in chunks[:-1]]
     text = "".join(choice[0]["delta"].get("content", "") for choice in said)
     assert text == "echo: " + "x" * 3000 or len(text) == 1024

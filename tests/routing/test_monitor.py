@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from overspill.routing.complexity import Scorer
 from overspill.routing.decide import decide
-from overspill.routing.monitor import Monitor, Progress
+from overspill.routing.monitor import Monitor, Progress, has_time_to_move
 from overspill.routing.monitor_features import (
     features,
     is_looping,
@@ -23,7 +23,14 @@ from overspill.routing.policy import RoutingPolicy
 from overspill.routing.situation import Situation
 from overspill.types.card import ModelCard
 from overspill.types.chat import Message, Privacy, Request, TokenSignal, Tool, ToolCall
-from overspill.types.route import Route, RouteDecision, RouteReason, Verdict
+from overspill.types.route import (
+    DeviceProfile,
+    NetworkState,
+    Route,
+    RouteDecision,
+    RouteReason,
+    Verdict,
+)
 
 DEVICE = ModelCard("brook", 1024, "llama.cpp", quantization="Q8_0")
 CLOUD = ModelCard("river", 4096, "llama.cpp")
@@ -376,3 +383,28 @@ def test_a_request_that_stays_is_left_to_nobody(decided):
     decision = decided(LEANING, privacy=Privacy.DEVICE)
     assert (decision.route, decision.reason) == (Route.DEVICE, RouteReason.PRIVACY)
     assert decision.alternatives == ()
+
+
+@pytest.mark.parametrize(
+    ("limits", "hold_tokens", "moves"),
+    [
+        ({}, 32, True),
+        # The device takes 1 s and 0.1 s a token, the cloud 1 s and 0.02 s a token of 50.
+        ({"deadline_s": 3.2}, 1, True),
+        ({"deadline_s": 3.2}, 8, False),
+        ({"deadline_s": 6.5}, 32, True),
+        ({"deadline_s": 6.5}, 500, False),
+        ({"first_token_s": 2.5}, 1, True),
+        ({"first_token_s": 2.5}, 8, False),
+        ({"deadline_s": 60.0, "first_token_s": 2.0}, 1, False),
+    ],
+)
+def test_a_trial_that_would_cost_the_deadline_is_none(limits, hold_tokens, moves):
+    request = replace(REQUEST, max_tokens=50, **limits)
+    situation = Situation(
+        device=DeviceProfile(prefill_tokens_per_s=100.0, decode_tokens_per_s=10.0),
+        network=NetworkState(rtt_s=0.9, prefill_tokens_per_s=1000.0, decode_tokens_per_s=50.0),
+        prompt_tokens={Route.DEVICE: 100},
+    )
+    assert has_time_to_move(request, situation, hold_tokens) is moves
+    assert has_time_to_move(request, replace(situation, network=NetworkState()), hold_tokens)

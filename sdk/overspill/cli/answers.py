@@ -31,7 +31,8 @@ class ShownAnswer:
             return "no answer"
         ttft = "no text" if self.ttft_s is None else f"{self.ttft_s:.2f} s to the first token"
         left = f"{self.route.bytes_sent} bytes left this device"
-        return f"{self.route.route.value}: {self.route.model}, {ttft}, {left}"
+        doubt = ", low confidence" if self.route.low_confidence else ""
+        return f"{self.route.route.value}: {self.route.model}, {ttft}, {left}{doubt}"
 
 
 def show(ai: Overspill, request: Request, shown: ShownAnswer) -> None:
@@ -56,3 +57,11 @@ def explain(decision: RouteDecision) -> None:
         removed = " removes " + ", ".join(stage.removed) if stage.removed else ""
         detail = f" ({stage.detail})" if stage.detail else ""
         print(f"  stage {stage.stage}: {stage.code}{removed} {numbers}{detail}", file=sys.stderr)
+
+
+def explain_checks(route: RouteTaken) -> None:
+    """Each look of the monitor at the device's answer, in a line of standard error."""
+    for check in route.monitor:
+        at = "at the end" if check.check == "end" else f"after {check.tokens} tokens"
+        gain = "" if check.gain is None else f" gain={check.gain:g} threshold={check.threshold:g}"
+        print(f"  stage 5: {at}, {check.verdict}: {check.code}{gain}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overspill.cli.answers import ShownAnswer, explain, show
+from overspill.cli.answers import ShownAnswer, explain, explain_checks, show
 from overspill.cli.common import (
     CloudAddress,
     DraftModel,
@@ -86,6 +86,7 @@ def run(
         show(ai, request, shown)
     if why and shown.route is not None:
         explain(shown.route.decision)
+        explain_checks(shown.route)
 
 
 def plan(

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overspill.cli.answers import ShownAnswer, explain, show
+from overspill.cli.answers import ShownAnswer, explain, explain_checks, show
 from overspill.cli.common import (
     CloudAddress,
     Model,
@@ -98,6 +98,7 @@ class Conversation:
             print("(There is no answer yet.)", file=sys.stderr)
             return
         explain(self.last.route.decision)
+        explain_checks(self.last.route)
 
     def _ask(self, text: str) -> None:
         """Ask with all that was said before; a failed question is not part of the conversation."""

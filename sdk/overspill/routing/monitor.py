@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from overspill.routing.lateness import answer_length, estimates
 from overspill.routing.monitor_features import (
     dot,
     features,
@@ -33,6 +34,7 @@ from overspill.routing.monitor_features import (
 )
 from overspill.routing.monitor_policy import CHECKS, END, MonitorPolicy
 from overspill.routing.policy import RoutingPolicy
+from overspill.routing.situation import Situation
 from overspill.routing.validity import answer_fault, call_fault
 from overspill.types.card import ModelCard
 from overspill.types.chat import Request, TokenSignal, ToolCall, Watch
@@ -221,6 +223,23 @@ class Monitor:
         if check == END or gain <= heads.clear:
             return Verdict.SHOW, "gain_within_threshold"
         return Verdict.GO_ON, "not_clear_yet"
+
+
+def has_time_to_move(request: Request, situation: Situation, hold_tokens: int) -> bool:
+    """Whether the cloud could still answer in time after the device was tried for as long as text
+    is held back, by measured speeds. A route that nobody has measured counts as in time."""
+    if request.deadline_s is None and request.first_token_s is None:
+        return True
+    known = estimates(request, situation, (Route.DEVICE, Route.CLOUD))
+    device, cloud = known.get(Route.DEVICE), known.get(Route.CLOUD)
+    if device is None or cloud is None:
+        return True
+    held = min(1.0, hold_tokens / max(1.0, answer_length(request, situation).tokens))
+    tried_s = device.first_s + held * (device.mean_s - device.first_s)
+    whole, first = request.deadline_s, request.first_token_s
+    return (whole is None or tried_s + cloud.mean_s <= whole) and (
+        first is None or tried_s + cloud.first_s <= first
+    )
 
 
 def _clip(probability: float) -> float:
