@@ -26,6 +26,7 @@ from overspill_cloud.admission import Admission, Database
 from overspill_cloud.attester import choose_attester, open_attester
 from overspill_cloud.attester.base import Attester
 from overspill_cloud.attester.dev import UnsafeDevAttester
+from overspill_cloud.attester.nvidia import MANIFESTS_FOLDER, NvidiaGpu, open_gpu
 from overspill_cloud.certificates import TlsFiles
 from overspill_cloud.closed import close_or_refuse
 from overspill_cloud.keys import KeyRing
@@ -59,7 +60,8 @@ class ModelSpec:
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
     """All that an operator chooses. ``state`` keeps devices, replay window and ledger; ``release``
-    is a signed release with its ``.tlog-proof`` beside it; ``open_ports`` are those of the machine
+    is a signed release with its ``.tlog-proof`` beside it; ``gpu`` adds an NVIDIA GPU's evidence to
+    the machine's; ``open_ports`` are those of the machine
     that are meant to be open beside the node's own."""
 
     models: tuple[ModelSpec, ...]
@@ -67,6 +69,7 @@ class NodeOptions:
     state: Path
     attester: str = "dev"
     release: Path | None = None
+    gpu: bool = False
     open_ports: tuple[int, ...] = ()
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -174,6 +177,7 @@ async def serve(
     log_to: TextIO | None = None,
     stated: tuple[str, ...] = (),
     attesters: Callable[[str, Path], Attester] = open_attester,
+    gpus: Callable[[Path], NvidiaGpu] = open_gpu,
     machine: Machine | None = None,
 ) -> AsyncGenerator[Serving]:
     """A node that serves within the block, and drains at its end. ``stated`` names what could
@@ -187,11 +191,14 @@ async def serve(
     async with AsyncExitStack() as stack:
         attester = await asyncio.to_thread(attesters, options.attester, options.state)
         stack.callback(attester.close)
+        gpu = gpus(options.state / MANIFESTS_FOLDER) if options.gpu else None
+        if gpu is not None:
+            stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
         models = [await _load(spec, options.engine, stack) for spec in options.models]
         database = Database(Store(options.state))
         stack.callback(database.close)
-        keys = await asyncio.to_thread(_keys, options, attester, models, clock, log, closed)
+        keys = await asyncio.to_thread(_keys, options, attester, gpu, models, clock, log, closed)
         named = {model.name: model for model in models}
         node = Node(
             NodeParts(
@@ -249,6 +256,7 @@ def _open(spec: ModelSpec, options: EngineOptions) -> Engine:
 def _keys(
     options: NodeOptions,
     attester: Attester,
+    gpu: NvidiaGpu | None,
     models: Sequence[ServedModel],
     clock: Callable[[], float],
     log: events.EventLog,
@@ -259,7 +267,7 @@ def _keys(
     release = None
     if options.release is not None:
         release = ReleaseFile(options.release, measured)
-    return KeyRing(attester, measured, models, clock, log, release)
+    return KeyRing(attester, measured, models, clock, log, release, gpu)
 
 
 def _closed(attester: Attester, machine: Machine, options: NodeOptions) -> tuple[str, ...]:

@@ -68,6 +68,9 @@ def serve(
         Path | None,
         typer.Option(help="Signed release (DSSE), its proof beside it in FILE.tlog-proof."),
     ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Add the NVIDIA GPU's evidence to the machine's.")
+    ] = False,
     open_port: Annotated[
         list[int] | None,
         typer.Option(help="A port that is meant to be open beside the node's; may be repeated."),
@@ -99,6 +102,7 @@ def serve(
         state=_state(state),
         attester=attester,
         release=release,
+        gpu=gpu,
         open_ports=tuple(open_port or ()),
         tls_certificate=tls_cert,
         tls_key=tls_key,

@@ -18,11 +18,13 @@ from typing import Final
 from overspill.errors import BusyError, InvalidRequest, OverspillError
 from overspill.sealing.hpke import AEAD_CHACHA20_POLY1305, KDF_HKDF_SHA256, NodeKeyPair
 from overspill.sealing.receipt import ReceiptKey
-from overspill.trust.nkc import NodeKeyConfig
+from overspill.trust.nkc import NO_DIGEST, NodeKeyConfig
+from overspill.trust.nvidia import claims_digest
 from overspill.types.evidence import Evidence, EvidenceBundle
 from overspill.wire import convert
 from overspill_cloud import events
 from overspill_cloud.attester.base import Attester
+from overspill_cloud.attester.nvidia import NvidiaGpu
 from overspill_cloud.measure import NodeMeasurements
 from overspill_cloud.models import ServedModel
 from overspill_cloud.release import UNRELEASED, ReleaseFile
@@ -81,8 +83,10 @@ class KeyRing:
         clock: Callable[[], float],
         log: events.EventLog,
         release: ReleaseFile | None = None,
+        gpu: NvidiaGpu | None = None,
     ) -> None:
         self._attester = attester
+        self._gpu = gpu
         self._release = release
         self._measured = measured
         self._models = models
@@ -116,7 +120,8 @@ class KeyRing:
         self._challenges.take()
         bundle = self._current.bundle
         evidence = await asyncio.to_thread(self._evidence, bundle.node_key_config, nonce)
-        return replace(bundle, evidence=(evidence,))
+        # A GPU's own nonce is of the keys: its evidence stays what the configuration names.
+        return replace(bundle, evidence=(evidence, *bundle.evidence[1:]))
 
     async def renew_forever(self) -> None:
         """Renew every 30 minutes by the clock, until cancelled.
@@ -165,6 +170,8 @@ class KeyRing:
         not_before = int(self._clock()) - BACKDATE_S
         # Read again each time: its proof is renewed beside the node, with a newer cosignature.
         release = UNRELEASED if self._release is None else self._release.read()
+        gpu = self._gpu_evidence(pair)
+        gpu_digest = claims_digest(gpu[0]) if gpu else NO_DIGEST
         config = NodeKeyConfig(
             mode=self._attester.mode,
             kem_id=pair.kem_id,
@@ -178,6 +185,7 @@ class KeyRing:
             config_digest=self._measured.config_digest,
             boot_id=self._boot_id,
             release_id=release.release_id,
+            gpu_claims_digest=gpu_digest,
             freshness_anchor_sha256=release.anchor_sha256,
         )
         nkc = config.encode()
@@ -192,10 +200,11 @@ class KeyRing:
             not_after=config.not_after,
             bundle=EvidenceBundle(
                 node_key_config=nkc,
-                evidence=(self._evidence(nkc, None),),
+                evidence=(self._evidence(nkc, None), *gpu),
                 release=release.envelope,
                 release_proof=release.proof,
                 measured_log=self._measured.log,
+                gpu_claims_digest=gpu_digest if gpu else b"",
                 freshness_anchor=release.anchor,
             ),
             cards=(cards, receipt_key.sign_cards(digest, cards)),
@@ -205,3 +214,8 @@ class KeyRing:
         # One at a time: challenges come from any thread, and a TPM is one device.
         with self._attesting:
             return self._attester.evidence(nkc, nonce, self._measured.log)
+
+    def _gpu_evidence(self, pair: NodeKeyPair) -> tuple[Evidence, ...]:
+        if self._gpu is None:
+            return ()
+        return (self._gpu.evidence(self._boot_id, pair.public_bytes),)
