@@ -49,7 +49,7 @@ peers: $(VENV)/.test
 
 soak: $(VENV)/.test
 	@mkdir -p build
-	@$(BIN)/overspill soak $(ARGS)
+	@$(BIN)/python tests/faults/soak.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -33,7 +33,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
         ("demo", "overspill demo"),
         ("test", "pytest"),
         ("bench", "overspill bench --out build/bench"),
-        ("soak", "overspill soak"),
+        ("soak", "tests/faults/soak.py"),
     ],
 )
 def test_make_passes_arguments_on(

@@ -1,0 +1,190 @@
+"""Nodes as processes of their own over one state folder, and clients for them."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import hashlib
+import ipaddress
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from overspill.exchange import ExchangeLimits
+from overspill.identity.keys import SoftwareKey
+from overspill.remote import RemoteEngine, RemoteOptions
+from overspill.transport.grpc import GrpcOptions, GrpcTransport
+from overspill.trust.policy import TrustPolicy, parse_policy
+from overspill.trust.template import dev_policy
+
+FAR_UNIX = 1 << 40
+
+
+def write_certificate(certificate: Path, key_file: Path) -> None:
+    """A self-signed certificate for loopback, put in place whole."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    for path, data in ((key_file, secret), (certificate, built.public_bytes(pem))):
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(data)
+        fresh.replace(path)
+
+
+@dataclass
+class NodeProcess:
+    """One ``overspill-cloud serve``; ``kill`` and ``start`` keep its port."""
+
+    fleet: Fleet
+    number: int
+    process: subprocess.Popen[str] | None = None
+    listen: str = "127.0.0.1:0"
+    dev_root: str = ""
+    log: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = self.fleet.folder / f"node-{self.number}.log"
+
+    def start(self) -> None:
+        fleet = self.fleet
+        command = [sys.executable, str(Path(__file__).with_name("echo_node.py"))]
+        command += ["--listen", self.listen, "--state", str(fleet.folder / "state")]
+        command += ["--tls-cert", str(fleet.certificate), "--tls-key", str(fleet.key_file)]
+        with self.log.open("a") as err:
+            self.process = subprocess.Popen(
+                [*command, *fleet.options], stdout=subprocess.PIPE, stderr=err, text=True
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(self.log.read_text()[-2000:])
+        facts = json.loads(line)
+        self.listen, self.dev_root = facts["listen"], facts["dev_root"]
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGCONT)
+                self.process.kill()
+            self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self.process = None
+
+    def ended(self) -> int:
+        """Streams that it logged as ended."""
+        return self.log.read_text().count('"StreamEnded"')
+
+    def refused(self) -> int:
+        return self.log.read_text().count('"RequestRefused"')
+
+
+@dataclass
+class Fleet:
+    """Some nodes; leave through ``running``."""
+
+    folder: Path
+    options: Sequence[str] = ()
+    nodes: list[NodeProcess] = field(default_factory=list)
+    key: SoftwareKey = field(default_factory=lambda: SoftwareKey.generate(FAR_UNIX))
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "tls.crt"
+
+    @property
+    def key_file(self) -> Path:
+        return self.folder / "tls.key"
+
+    def policy(self) -> TrustPolicy:
+        root = bytes.fromhex(self.nodes[0].dev_root)
+        return parse_policy(dev_policy(root, {"echo": hashlib.sha256().digest()}))
+
+    def client(
+        self,
+        addresses: Sequence[str] | None = None,
+        *,
+        key: SoftwareKey | None = None,
+        options: RemoteOptions | None = None,
+        **limits: float,
+    ) -> RemoteEngine:
+        road = GrpcOptions(ca_pem=self.certificate.read_bytes())
+        found = addresses or [node.listen for node in self.nodes]
+        return RemoteEngine(
+            [GrpcTransport(address, road) for address in found],
+            self.policy(),
+            key or self.key,
+            options or RemoteOptions(limits=ExchangeLimits(**limits)),
+        )
+
+    def code(self) -> str:
+        """An enrolment code, by the operator's own command."""
+        command = [sys.executable, "-m", "overspill_cloud", "enroll-code", "--json"]
+        command += ["--state", str(self.folder / "state")]
+        return str(json.loads(subprocess.check_output(command, text=True))["code"])
+
+    async def enrol(self, key: SoftwareKey | None = None) -> None:
+        engine = self.client(key=key)
+        await engine.enroll(await asyncio.to_thread(self.code))
+        await engine.aclose()
+
+
+@contextmanager
+def running(folder: Path, count: int, *options: str) -> Iterator[Fleet]:
+    """``count`` nodes of ``echo`` over one state folder, with TLS."""
+    fleet = Fleet(folder, options)
+    write_certificate(fleet.certificate, fleet.key_file)
+    try:
+        for number in range(count):
+            node = NodeProcess(fleet, number)
+            fleet.nodes.append(node)
+            node.start()
+        yield fleet
+    finally:
+        for node in fleet.nodes:
+            node.stop()
+
+
+def rss_bytes(process: subprocess.Popen[str]) -> int:
+    """Resident memory of a process (Linux)."""
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def until(condition, within_s: float) -> float:  # type: ignore[no-untyped-def]
+    """Seconds until ``condition()`` held; infinite when it never did."""
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > within_s:
+            return float("inf")
+        await asyncio.sleep(0.05)
+    return time.monotonic() - begun
