@@ -15,7 +15,7 @@ import pytest
 
 from overspill.engines.gguf_fit import GgufFitOptions, gguf_fit
 from overspill.engines.gguf_header import GgufHeader, TensorInfo, read_header
-from overspill.engines.gguf_memory import LlamaUse, cpu_features, gguf_need
+from overspill.engines.gguf_memory import LlamaUse, cpu_features, fuses_attention, gguf_need
 from overspill.engines.registry import EngineOptions, open_engine
 from overspill.errors import DoesNotFit
 
@@ -112,6 +112,8 @@ MODELS = {
 CASES = [
     ("qwen2-q4_0", {"context_tokens": 1024, "max_sequences": 4}),
     ("qwen2-q4_0", {"context_tokens": 1024, "max_sequences": 1, "exact_attention": True}),
+    # Long enough for attention in separate operations, where that is faster.
+    ("qwen2-q4_0", {"context_tokens": 3072, "max_sequences": 1}),
     ("llama-q4_k", {"context_tokens": 512, "max_sequences": 2}),
     ("llama-q8_0", {"context_tokens": 1024, "max_sequences": 8}),
     ("gemma3-q8_0", {"context_tokens": 1024, "max_sequences": 2}),
@@ -225,6 +227,28 @@ def test_only_what_this_cpu_repacks_is_counted_twice(model_file):
     small = model_file("llama-q8_0")
     assert not _need(small, cpu_features=frozenset({"AVX2", "REPACK"})).repacked_bytes
     assert _need(small, cpu_features=frozenset({"NEON", "DOTPROD", "REPACK"})).repacked_bytes
+
+
+@pytest.mark.parametrize(
+    ("context_tokens", "batch_tokens", "features", "fused"),
+    [
+        (2048, 512, {"AVX2"}, True),
+        (2049, 512, {"AVX2"}, False),
+        # 14 heads, 4 bytes a score: 9,216 cells are within 256 MiB, 9,472 are not.
+        (9216, 512, {"AVX2"}, False),
+        (9472, 512, {"AVX2"}, True),
+        (9472, 256, {"AVX2"}, False),
+        (4096, 512, {"NEON", "FP16_VA"}, True),
+        (4096, 512, (), True),
+    ],
+)
+def test_long_contexts_on_x86_compute_attention_in_separate_operations(
+    model_file, context_tokens, batch_tokens, features, fused
+):
+    path = model_file("qwen2-q4_0")
+    assert fused is fuses_attention(
+        path, read_header(path), context_tokens, batch_tokens, frozenset(features)
+    )
 
 
 def test_the_cache_grows_with_grouped_heads_and_whole_blocks_of_cells(model_file):

@@ -7,7 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from overspill.engines.gguf_header import GgufHeader, read_header
-from overspill.engines.gguf_memory import F32_BYTES, LlamaUse, cpu_features, gguf_need
+from overspill.engines.gguf_memory import (
+    F32_BYTES,
+    LlamaUse,
+    cpu_features,
+    fuses_attention,
+    gguf_need,
+)
 from overspill.engines.memory import F16_BYTES, Fit, MemoryNeed, available_memory, settle
 from overspill.errors import InvalidRequest
 
@@ -53,7 +59,7 @@ def gguf_fit(
             batch_tokens=options.batch_tokens,
             cpu_features=features,
             cache_bytes_each=F32_BYTES if options.exact_attention else F16_BYTES,
-            fused=not options.exact_attention,
+            fused=is_fused(path, header, context_tokens, options),
         )
         need = gguf_need(path, header, use)
         beside_bytes = options.projector_bytes + options.adapter_bytes
@@ -66,6 +72,15 @@ def gguf_fit(
         max_sequences=options.max_sequences,
         available_bytes=available_memory() if available_bytes is None else available_bytes,
         shrink=options.shrink_context,
+    )
+
+
+def is_fused(path: Path, header: GgufHeader, context_tokens: int, options: GgufFitOptions) -> bool:
+    """Whether this context computes attention in one operation, which may round to half
+    precision; see :func:`~overspill.engines.gguf_memory.fuses_attention`."""
+    features = native_features()
+    return not options.exact_attention and fuses_attention(
+        path, header, context_tokens, options.batch_tokens, features
     )
 
 
