@@ -320,26 +320,29 @@ def _messages(asked: ResponsesRequest) -> Iterator[Message]:
     if asked.instructions:
         yield Message("system", asked.instructions)
     waiting: Message | None = None
-    for item in asked.input:
-        if isinstance(item, _CallItem):
-            # Calls are items of their own here, and a part of the assistant's turn elsewhere.
-            turn = waiting or Message("assistant", "")
-            call = ToolCall(item.call_id, item.name, item.arguments)
-            waiting = replace(turn, tool_calls=(*turn.tool_calls, call))
-            continue
-        if isinstance(item, _ReasoningItem):
-            continue
-        if waiting is not None:
+    for turn in (_turn(item) for item in asked.input if not isinstance(item, _ReasoningItem)):
+        joined = _joined(waiting, turn)
+        if joined is None and waiting is not None:
             yield waiting
-        waiting = _turn(item)
+        waiting = joined or turn
     if waiting is not None:
         yield waiting
 
 
-def _turn(item: _MessageItem | _OutputItem) -> Message:
+def _turn(item: _MessageItem | _CallItem | _OutputItem) -> Message:
     if isinstance(item, _OutputItem):
         return Message("tool", item.output.text, tool_call_id=item.call_id)
+    if isinstance(item, _CallItem):
+        call = ToolCall(item.call_id, item.name, item.arguments)
+        return Message("assistant", "", tool_calls=(call,))
     return item.message
+
+
+def _joined(before: Message | None, turn: Message) -> Message | None:
+    """Calls are items of their own here, and elsewhere a part of the assistant's turn before."""
+    if before is None or before.role != "assistant" or not turn.tool_calls:
+        return None
+    return replace(before, tool_calls=(*before.tool_calls, *turn.tool_calls))
 
 
 def _tools(asked: ResponsesRequest) -> dict[str, Any]:

@@ -274,6 +274,18 @@ class Command:
             process.communicate()
 
 
+@pytest.fixture(scope="session")
+def command_in() -> Callable[[Path], Command]:
+    """A command on a home that outlives one test."""
+
+    def make(home: Path) -> Command:
+        (home / "config").mkdir()
+        (home / "config" / "config.toml").write_text("isolate = false\n")
+        return Command(home)
+
+    return make
+
+
 @pytest.fixture
 def command(home: Path) -> Command:
     """With the engine in the daemon's own process, which starts faster."""
