@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from overspill.gathering import Gathered
+from overspill.routing.lateness import answer_length, expected_s
 from overspill.types.chat import Request
 from overspill.types.route import Plan, Route, RouteDecision
 
-EXPECTED_ANSWER_TOKENS = 128
-"""Assumed where the request sets no limit."""
 SEAL_OVERHEAD_BYTES = 1_408
 """Head, encapsulated key, request signature and frame headers around one request."""
 
 
 def forecast(request: Request, decision: RouteDecision, gathered: Gathered) -> Plan:
-    """The plan for a decision; nothing is generated and nothing is sent."""
+    """The plan for a decision; nothing is generated and nothing is sent. Seconds are by the speeds
+    that were measured, the cost by the length that answers of this kind have."""
     card = gathered.cards.get(decision.route)
     prompt_tokens = gathered.situation.tokens_for(decision.route) or 0
-    answer_tokens = request.max_tokens or EXPECTED_ANSWER_TOKENS
+    answer_tokens = answer_length(request, gathered.situation).tokens
     leaving = _payload_bytes(request) + SEAL_OVERHEAD_BYTES if decision.route is Route.CLOUD else 0
     result = gathered.cloud.result
     assurance = result.assurance.name if result and decision.route is Route.CLOUD else "NONE"
@@ -26,7 +26,7 @@ def forecast(request: Request, decision: RouteDecision, gathered: Gathered) -> P
         prompt_tokens=prompt_tokens,
         would_leave=_would_leave(decision.route, assurance),
         bytes_leaving=leaving,
-        estimated_s=_seconds(decision.route, prompt_tokens, answer_tokens, gathered),
+        estimated_s=expected_s(decision.route, request, gathered.situation),
         estimated_cost=card.cost(prompt_tokens, answer_tokens) if card else 0.0,
         assurance=assurance,
     )
@@ -44,13 +44,3 @@ def _would_leave(route: Route, assurance: str) -> str:
     if route is Route.CLOUD:
         return f"the conversation and its tools, sealed to a node proven as {assurance}"
     return "nothing"
-
-
-def _seconds(
-    route: Route, prompt_tokens: int, answer_tokens: int, gathered: Gathered
-) -> float | None:
-    profile = gathered.situation.device
-    prefill, decode = profile.prefill_tokens_per_s, profile.decode_tokens_per_s
-    if route is not Route.DEVICE or not prefill or not decode:
-        return None
-    return prompt_tokens / prefill + answer_tokens / decode

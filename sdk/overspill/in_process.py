@@ -70,11 +70,13 @@ class InProcess:
             floor=settings.privacy,
             receipts=ReceiptStore(settings.places.state / "receipts.sqlite"),
             conversations=Conversations(),
-            meter=DeviceMeter(),
+            meter=DeviceMeter(settings.places.state / "pace.json"),
         )
 
     async def aclose(self) -> None:
         """Cancel what runs and free the engines. May be called twice."""
+        if self._routes is not None:
+            self._routes.meter.save()
         self._routes = None
         await self._close_engines()
 

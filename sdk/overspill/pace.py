@@ -29,6 +29,8 @@ _P95_SIGMAS = 1.645
 _MIN_PREFILL_TOKENS = 16
 _MIN_DECODE_TOKENS = 8
 _FIRST_BAND_TOKENS = 512
+_LEAST_S = 1e-7
+"""Per token: faster is no measurement."""
 
 
 class Average:
@@ -114,10 +116,11 @@ class Pace:
         computed = usage.prompt_tokens - usage.cached_tokens
         if computed >= _MIN_PREFILL_TOKENS and usage.prefill_s > 0:
             average = self._prefill.setdefault(band, Average())
-            average.observe(usage.prefill_s / computed, now_s)
+            average.observe(max(_LEAST_S, usage.prefill_s / computed), now_s)
         rate = usage.decode_tokens_per_s
         if usage.completion_tokens >= _MIN_DECODE_TOKENS and rate is not None:
-            self._decode.setdefault(band, Average()).observe(1.0 / rate, now_s)
+            average = self._decode.setdefault(band, Average())
+            average.observe(max(_LEAST_S, 1.0 / rate), now_s)
 
     def speeds(self, context_tokens: int, now_s: float) -> Speeds:
         """The speeds to expect at a size of context."""
@@ -166,6 +169,11 @@ def _band(tokens: int) -> int:
     return max(0, math.ceil(math.log2(max(tokens, 1) / _FIRST_BAND_TOKENS)))
 
 
+def _told(seconds: float, most_s: float) -> float:
+    """A node's word, within what was seen here; what is no time is none."""
+    return min(seconds, most_s) if seconds > 0.0 else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """When an answer's pieces came, in seconds from its start, as the caller saw them."""
@@ -212,8 +220,8 @@ class CloudMeter:
     def observe(self, finish: Finish, timing: Timing, now_s: float) -> None:
         """Learn from a finished answer."""
         usage = finish.usage
-        queue_s = min(max(usage.queue_s, 0.0), timing.first_s)
-        prefill_s = min(max(usage.prefill_s, 0.0), timing.first_s - queue_s)
+        queue_s = _told(usage.queue_s, timing.first_s)
+        prefill_s = _told(usage.prefill_s, timing.first_s - queue_s)
         self._rtt.observe(timing.first_s - queue_s - prefill_s, now_s)
         self._queue.observe(queue_s, now_s)
         seen = Usage(

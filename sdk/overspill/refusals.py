@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from overspill.engines.base import no_vision
 from overspill.errors import (
+    BudgetExhausted,
     ConsentRequired,
     ContextOverflow,
     DoesNotFit,
     OverspillError,
     PolicyRefusal,
 )
+from overspill.routing.cost import PURSE, TOKENS
 from overspill.types.card import ModelCard
 from overspill.types.route import Route, RouteDecision, StageReason
 
@@ -61,7 +63,21 @@ def refusal(
         return _overflow(causes, cards)
     if _codes(causes, Route.DEVICE) == {"context"}:
         return _overflow(causes, {Route.DEVICE: cards[Route.DEVICE]})
+    spent = {"cost": PURSE, "tokens": TOKENS}
+    for name, code in spent.items():
+        if any(code in _codes(causes, route) for route in causes):
+            return _unaffordable(causes, name, code)
     return _listed(causes)
+
+
+def _unaffordable(causes: Causes, name: str, code: str) -> BudgetExhausted:
+    """With what is left: the other routes were away for reasons of their own."""
+    found = next(r for reasons in causes.values() for r in reasons if r.code == code)
+    return BudgetExhausted(
+        f"The chain's budget has {found.numbers[f'{name}_left']:g} left of {name}, and this call "
+        "may take more.",
+        mend=f"Give the budget more {name}, or lower 'max_tokens'.",
+    )
 
 
 def _codes(causes: Causes, route: Route) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from overspill import profile
 from overspill.profile import DeviceMeter
+from overspill.types.card import ModelCard
 from overspill.types.usage import Usage
 
 
@@ -82,3 +84,44 @@ def test_free_memory_is_known_on_linux() -> None:
     free = profile.free_memory_bytes()
     assert free is not None
     assert free > 0
+
+
+CARD = ModelCard("brook", 1024, "llama.cpp", size_bytes=7)
+
+
+def test_speeds_are_kept_from_one_start_to_the_next_by_model(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "pace.json"
+    meter = DeviceMeter(path)
+    meter.use(CARD)
+    meter.observe(usage(100, 51, prefill_s=0.5, decode_s=2.0))
+    meter.save()
+    again = DeviceMeter(path)
+    again.use(CARD)
+    assert again.profile().decode_tokens_per_s == pytest.approx(25)
+    again.use(replace(CARD, quantization="Q4_0"))
+    assert again.profile().decode_tokens_per_s is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"machine": "another", "models": {}}', '{"models": 3}']
+)
+def test_a_file_of_speeds_that_is_none_costs_nothing_else(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "pace.json"
+    path.write_text(text, encoding="utf-8")
+    meter = DeviceMeter(path)
+    meter.use(CARD)
+    assert meter.profile().decode_tokens_per_s is None
+
+
+def test_what_the_battery_gives_and_how_near_the_heat_is(tmp_path: Path) -> None:
+    supply(tmp_path, "BAT0", type="Battery", power_now="12500000", status="Discharging")
+    assert profile.discharge_w(tmp_path) == 12.5
+    supply(
+        tmp_path,
+        "thermal_zone0",
+        temp="91000",
+        trip_point_0_type="passive",
+        trip_point_0_temp="95000",
+    )
+    assert profile.thermal_headroom_c(tmp_path) == 4.0
+    assert profile.thermal_headroom_c(tmp_path / "missing") is None
