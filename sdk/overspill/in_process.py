@@ -14,6 +14,7 @@ from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import ConfigurationError, ModelNotFound, OverspillError
 from overspill.gathering import Routes
+from overspill.in_time import in_time
 from overspill.modelroom import is_pullable
 from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
 from overspill.profile import DeviceMeter
@@ -82,7 +83,10 @@ class InProcess:
 
     async def run(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """The answer in pieces."""
-        async with aclosing(self._session(request).run()) as chunks:
+        answer = self._session(request).run()
+        if request.deadline_s is not None or request.first_token_s is not None:
+            answer = in_time(request, answer)
+        async with aclosing(answer) as chunks:
             async for chunk in chunks:
                 yield chunk
 
