@@ -35,7 +35,7 @@ from overspill.refusals import refusal
 from overspill.routing.cost import answer_limit
 from overspill.redacting import RedactingEngine
 from overspill.routing.decide import decide, remember
-from overspill.routing.monitor import Monitor
+from overspill.routing.monitor import Monitor, has_time_to_move
 from overspill.routing.privacy import floor_of
 from overspill.routing.session_memory import after_escalation
 from overspill.types.chat import Chunk, Finish, Privacy, Request, Watch
@@ -47,6 +47,9 @@ MOVABLE = (BusyError, EngineError, ModelError, TransportError, TrustError)
 """After these another route may answer; a usage error would fail everywhere. A trust error moves
 a request to the device only: the node that it names is never asked again for this request."""
 
+_LEAST_TIME_S = 0.001
+"""For the next route, where the time is up: its own refusal tells of it."""
+
 
 class Session:
     """The life of one request over the routes of a client."""
@@ -55,6 +58,7 @@ class Session:
         self._routes = routes
         self._request = replace(request, privacy=request.privacy.tightened_by(routes.floor))
         self._draft = request.draft
+        self._started_s = 0.0
         self._journey = Continuation(self._request)
 
     async def plan(self) -> Plan:
@@ -64,6 +68,7 @@ class Session:
 
     async def run(self) -> AsyncGenerator[ReplyChunk]:
         """Yield the answer. Raises the refusal, or the last route's error with its partial text."""
+        self._started_s = time.monotonic()
         gathered, decision = await self._decide()
         self._remember(gathered, decision)
         if decision.route is Route.REFUSED:
@@ -168,7 +173,7 @@ class Session:
     ) -> AsyncGenerator[ReplyChunk]:
         """The route's stream; with the decision's hedge, if it has one and is what was decided."""
         hedge = taken.decision.hedge
-        if hedge is None or taken.changes:
+        if hedge is None or taken.changes or taken.reason is RouteReason.TRIAL:
             self._routes.hedges.note(hedged=False)
             return self._on(taken, gathered, may_leave=Route.CLOUD in left)
         change = f"{taken.route.value} -> {hedge.route.value}: hedge"
@@ -196,7 +201,7 @@ class Session:
         timing = Stopwatch()
         monitor = self._monitor(taken, gathered, may_leave=may_leave)
         watcher = Watcher(monitor)
-        request = self._request_for(taken.route, gathered, monitor.watch)
+        request = self._request_for(taken, gathered, monitor.watch)
         try:
             async with aclosing(self._engine(taken.route).generate(request)) as chunks:
                 async for chunk in chunks:
@@ -213,20 +218,25 @@ class Session:
 
     def _monitor(self, taken: RouteTaken, gathered: Gathered, *, may_leave: bool) -> Monitor:
         """What judges the answer; of a cloud's, only whether it is one."""
-        here = taken.route is Route.DEVICE
-        return Monitor.of(
+        here, situation = taken.route is Route.DEVICE, gathered.situation
+        monitor = Monitor.of(
             self._request,
             taken.decision,
             self._routes.policy,
             gathered.cards,
-            gathered.situation.now_unix,
+            situation.now_unix,
             taken.route,
             may_leave=may_leave and here,
         )
+        in_time = has_time_to_move(self._request, situation, monitor.hold_tokens)
+        return monitor if in_time else replace(monitor, may_leave=False)
 
-    def _request_for(self, route: Route, gathered: Gathered, watch: Watch | None) -> Request:
+    def _request_for(self, taken: RouteTaken, gathered: Gathered, watch: Watch | None) -> Request:
+        route = taken.route
         card, tokens = gathered.cards[route], gathered.situation.tokens_for(route) or 0
         asked = self._journey.request() if self._journey.text else self._request
+        if taken.changes:
+            asked = _with_time_left(asked, time.monotonic() - self._started_s)
         return replace(
             asked,
             max_tokens=answer_limit(asked, card, tokens),
@@ -272,6 +282,16 @@ class Session:
         except ConfigurationError as error:  # the answer is confirmed, and carries its receipt
             warnings.warn(f"{error}", stacklevel=2)
         return replace(piece, route=replace(taken, node=receipt.node), receipt=receipt)
+
+
+def _with_time_left(request: Request, spent_s: float) -> Request:
+    """The request for the next route: its limits count from the start of the first."""
+
+    def left(limit_s: float | None) -> float | None:
+        return None if limit_s is None else max(_LEAST_TIME_S, limit_s - spent_s)
+
+    limits = left(request.deadline_s), left(request.first_token_s)
+    return replace(request, deadline_s=limits[0], first_token_s=limits[1])
 
 
 def _judged(taken: RouteTaken, watcher: Watcher) -> RouteTaken:
