@@ -67,7 +67,8 @@ def test_routing_reads_the_policy_and_knows_it_by_its_hash(policy_file: Path) ->
 
 def test_the_page_stands_alone_and_has_every_baseline(policy_file: Path) -> None:
     page = policy_file.with_suffix(".html").read_text(encoding="utf-8")
-    for name in ("router", "random", "length", "domain_prior", "confidence", "oracle"):
+    orders = ("router", "random", "length", "domain_prior", "confidence", "oracle")
+    for name in (*orders, "always_device", "always_cloud", "larger_device"):
         assert f"<td>{name}</td>" in page
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page

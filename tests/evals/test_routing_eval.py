@@ -45,7 +45,11 @@ def test_the_report_has_the_contracts_shape(
     assert (report["n"], report["q_small"], report["q_large"]) == (240, 0.5, 1.0)
     assert {*RANKED, "ci", "ece", "auc", "flips", "accuracy_at"} <= set(report["router"])
     assert set(report["router"]["ci"]) == RANKED
-    assert {"random", "length", "domain_prior", "confidence", "oracle"} == set(report["baselines"])
+    fixed = {"always_device": 0.5, "always_cloud": 1.0, "larger_device": None}
+    orders = {"random", "length", "domain_prior", "confidence", "oracle"}
+    assert orders | fixed.keys() == set(report["baselines"])
+    assert {name: report["baselines"][name]["quality"] for name in fixed} == fixed
+    assert "larger device" in report["baselines"]["larger_device"]["reason"]
     assert all(set(baseline) >= RANKED for baseline in report["baselines"].values())
     assert report["baselines"]["random"]["apgr"] == pytest.approx(0.5)
     assert report["baselines"]["confidence"]["apgr"] is None

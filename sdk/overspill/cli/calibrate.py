@@ -14,6 +14,7 @@ from overspill.cli.eval_options import (
     DataFile,
     GroupColumn,
     LargeColumn,
+    LargerColumn,
     PromptColumn,
     SmallColumn,
     TrainFile,
@@ -46,6 +47,7 @@ def calibrate(
     large: LargeColumn = "large_correct",
     group: GroupColumn = None,
     confidence: ConfidenceColumn = None,
+    larger_device: LargerColumn = None,
     device_model: Annotated[str, typer.Option(help="Name on the small model's card.")] = "small",
     cloud_model: Annotated[str, typer.Option(help="Name on the large model's card.")] = "large",
     device_log: Annotated[
@@ -82,7 +84,7 @@ def calibrate(
 
     if out.suffix != ".toml":
         raise UsageError(f"--out is {out}.", mend="Name a .toml file.")
-    columns = Columns(prompt, small, large, group, confidence)
+    columns = Columns(prompt, small, large, group, confidence, larger_device)
     options = CalibrationOptions(
         epsilon,
         delta,

@@ -19,6 +19,10 @@ LargeColumn = Annotated[str, typer.Option("--large", help="Large model: right, o
 GroupColumn = Annotated[
     str | None, typer.Option("--group", help="Column of the benchmark. Default: subject, or task.")
 ]
+LargerColumn = Annotated[
+    str | None,
+    typer.Option("--larger-device", help="Column of a larger device model: right, or 0 to 1."),
+]
 ConfidenceColumn = Annotated[
     str | None, typer.Option("--confidence", help="Column of the small model's own confidence.")
 ]

@@ -15,6 +15,7 @@ from overspill.cli.eval_options import (
     DataFile,
     GroupColumn,
     LargeColumn,
+    LargerColumn,
     PromptColumn,
     SmallColumn,
     TrainFile,
@@ -51,6 +52,7 @@ def routing(
     large: LargeColumn = "large_correct",
     group: GroupColumn = None,
     confidence: ConfidenceColumn = None,
+    larger_device: LargerColumn = None,
     seed: Annotated[int, typer.Option(help="For folds, samples and resamples.")] = 0,
 ) -> int:
     """Fit a router, cross-fitted by group and near-duplicate, and judge it beside its baselines.
@@ -62,7 +64,7 @@ def routing(
     from overspill.evals.figures import routing_figures
     from overspill.evals.routing_eval import EvalOptions, evaluate
 
-    columns = Columns(prompt, small, large, group, confidence)
+    columns = Columns(prompt, small, large, group, confidence, larger_device)
     rows = load(data, columns)
     report = evaluate(rows, load(train, columns) if train else None, EvalOptions(seed=seed))
     report["figures"] = routing_figures(report)
@@ -86,7 +88,9 @@ def _print_table(report: dict[str, Any]) -> None:
     )
     print(f"{'':14}" + "".join(f"{name:>9}" for name in _SHOWN))
     for name, found in {"router": report["router"], **report["baselines"]}.items():
-        if found["apgr"] is None:
+        if found.get("quality") is not None:
+            print(f"{name:14} right {100 * found['quality']:.1f}%")
+        elif found["apgr"] is None:
             print(f"{name:14} undefined: {found['reason']}")
         else:
             print(f"{name:14}" + "".join(f"{found[key]:9.3f}" for key in _SHOWN))

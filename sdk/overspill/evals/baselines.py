@@ -84,5 +84,16 @@ BASELINES: dict[str, Callable[[Case], Floats | str]] = {
     "confidence": _confidence,
     "oracle": _oracle,
 }
-"""Scores by name: more is sent to the large model first. Always-small and always-large are the two
-ends of every curve: ``q_small`` and ``q_large``."""
+"""Scores by name: more is sent to the large model first."""
+
+
+def fixed_rules(data: Results) -> dict[str, float | str]:
+    """Mean quality of rules that order nothing, or why it is not known."""
+    larger = data.larger
+    return {
+        "always_device": float(data.outcomes.small.mean()),
+        "always_cloud": float(data.outcomes.large.mean()),
+        "larger_device": "no column holds a larger device model's results"
+        if larger is None
+        else float(larger.mean()),
+    }

@@ -34,13 +34,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column holds what. ``group`` None: ``subject``, else ``task``, else none."""
+    """Which column holds what. ``group`` None: ``subject``, else ``task``, else none. ``larger`` is
+    the result of a larger model on the device."""
 
     prompt: str = "prompt"
     small: str = "small_correct"
     large: str = "large_correct"
     group: str | None = None
     confidence: str | None = None
+    larger: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Results:
 
     ``groups`` is a benchmark, subject or task of each prompt; ``confidence`` the small model's own
     (any scale, more is surer), shape (n,). ``requests`` are the conversations and ``ids`` the
-    prompts' names in logs, where there are any.
+    prompts' names in logs, where there are any. ``larger`` is a larger device model's quality.
     """
 
     prompts: tuple[str, ...]
@@ -58,6 +60,7 @@ class Results:
     confidence: Floats | None = None
     requests: tuple[Request, ...] | None = None
     ids: tuple[str, ...] | None = None
+    larger: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -76,6 +79,7 @@ class Results:
             None if self.confidence is None else self.confidence[rows],
             None if self.requests is None else tuple(self.requests[i] for i in rows),
             None if self.ids is None else tuple(self.ids[i] for i in rows),
+            None if self.larger is None else self.larger[rows],
         )
 
 
@@ -101,6 +105,7 @@ def load(path: Path, columns: Columns) -> Results:
         else None,
         requests=cells.requests() if "messages" in records[0] else None,
         ids=tuple(cells.read("id", str)) if "id" in records[0] else None,
+        larger=np.array(cells.read(columns.larger, _label)) if columns.larger else None,
     )
 
 

@@ -151,9 +151,10 @@ def _divergence(
                 f"{one.spec} and {reference.spec} have other vocabularies: they are two models.",
                 mend="Give files of one model.",
             )
+        template = _template(base, reference.card.name)
         for prompt, played in pairs:
             answer = [int(token) for token in played.signals["token_ids"]]
-            asked = _asked(base, prompt, reference.card.name)
+            asked = _asked(base, template, prompt)
             wanted, given = (_log_probs(backend, asked, answer) for backend in (base, other))
             divergences.append((np.exp(wanted) * (wanted - given)).sum(axis=1))
             same.append(wanted.argmax(axis=1) == given.argmax(axis=1))
@@ -177,16 +178,19 @@ def _backend(spec: str) -> Iterator[Backend]:
         backend.close()
 
 
-def _asked(backend: Backend, prompt: Prompt, model: str) -> list[int]:
-    """The prompt's tokens, as the engine would ask it."""
+def _template(backend: Backend, model: str) -> ChatTemplate:
     words = backend.vocabulary
-    template = ChatTemplate(
-        backend.chat_template, model=model, bos_text=words.bos_text, eos_text=words.eos_text
-    )
+    texts = {"bos_text": words.bos_text, "eos_text": words.eos_text}
+    return ChatTemplate(backend.chat_template, model=model, **texts)
+
+
+def _asked(backend: Backend, template: ChatTemplate, prompt: Prompt) -> list[int]:
+    """The prompt's tokens, as the engine would ask it."""
     request = prompt.request(privacy=Privacy.DEVICE, max_tokens=1)
     tokens = backend.tokenize(template.render(request.messages, request.tools))
-    if words.bos_id is not None and tokens[:1] != [words.bos_id]:
-        tokens.insert(0, words.bos_id)
+    bos = backend.vocabulary.bos_id
+    if bos is not None and tokens[:1] != [bos]:
+        tokens.insert(0, bos)
     return tokens
 
 

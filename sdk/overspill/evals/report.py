@@ -13,7 +13,7 @@ import numpy as np
 
 from overspill.errors import MissingExtra
 from overspill.evals import metrics
-from overspill.evals.baselines import BASELINES, Case
+from overspill.evals.baselines import BASELINES, Case, fixed_rules
 from overspill.evals.calibrate import Calibration, CalibrationOptions
 from overspill.evals.metrics import Floats
 
@@ -69,6 +69,7 @@ def page(found: Calibration, options: CalibrationOptions, facts: Mapping[str, An
     outcomes = found.judged.outcomes
     small, large = float(outcomes.small.mean()), float(outcomes.large.mean())
     rows = "".join(_row(name, score, found) for name, score in orders(found, options).items())
+    rows += "".join(_fixed_row(name, one) for name, one in fixed_rules(found.judged).items())
     problem = metrics.gap_problem(outcomes)
     return _PAGE.format(
         title=html.escape(f"Routing {options.pair[0]} to {options.pair[1]}"),
@@ -111,6 +112,12 @@ def _row(name: str, score: Floats | str, found: Calibration) -> str:
     ]
     cells.append(f"{100 * at:.1f}")
     return f"<tr><td>{name}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _fixed_row(name: str, quality: float | str) -> str:
+    if isinstance(quality, str):
+        return f"<tr><td>{name}</td><td colspan=6>{html.escape(quality)}</td></tr>"
+    return f"<tr><td>{name}</td><td colspan=5></td><td>{100 * quality:.1f}</td></tr>"
 
 
 _PAGE = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import numpy as np
 
 from overspill.errors import UsageError
 from overspill.evals import metrics
-from overspill.evals.baselines import BASELINES, Case
+from overspill.evals.baselines import BASELINES, Case, fixed_rules
 from overspill.evals.data import Results
 from overspill.evals.fit import Design, FitOptions, Ints, Task, features_of, fit
 from overspill.evals.folds import assign_folds, near_duplicates, training_rows
@@ -209,6 +209,13 @@ def _baselines(data: Results, train: Results | None, options: EvalOptions) -> di
             report[name] = {**dict.fromkeys(metrics.RANKING), "reason": found}
         else:
             report[name] = _ranked(found, data.outcomes)
+    for name, quality in fixed_rules(data).items():
+        known = isinstance(quality, float)
+        report[name] = {
+            **dict.fromkeys(metrics.RANKING),
+            "quality": quality if known else None,
+            "reason": "it orders nothing: it has a quality only" if known else quality,
+        }
     return report
 
 
