@@ -39,6 +39,7 @@ from overspill.errors import (
 )
 from overspill.in_process import InProcess
 from overspill.openai_access import Embedded, OpenAIAccess, through_socket
+from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
 from overspill.toolrun import called, run_tools
@@ -78,7 +79,8 @@ class AsyncOverspill:
     of this user where one runs, accepts the app and does the work that ``settings`` name, and
     engines of the app's own else; ``require`` raises ``ConnectFailed``, ``VersionMismatch`` or
     ``DaemonRefused`` in place of that; ``never`` does not look for one. ``device``, ``cloud`` and
-    ``embedder`` replace what the settings name, are closed with the client, and mean ``never``.
+    ``embedder`` replace what the settings name, are closed with the client, and mean ``never``, as
+    does ``third_party``: a provider's API behind consent (see ``overspill.providers``).
 
     ``on_consent`` (plain, called in a thread, or async) is asked for each request that only a third
     party could answer, with its plan, and gives a :class:`Grant` for that request, or None.
@@ -92,6 +94,7 @@ class AsyncOverspill:
         device: Engine | None = None,
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
+        third_party: GrantedEngine | None = None,
         daemon: DaemonUse = "auto",
         on_consent: OnConsent | None = None,
     ) -> None:
@@ -99,8 +102,10 @@ class AsyncOverspill:
         self._settings = settings or load_settings()
         self._daemon_problem: OverspillError | None = None
         self._has_own_settings = settings is not None
-        self._own = InProcess(self._settings, device=device, cloud=cloud, embedder=embedder)
-        brought = any(part is not None for part in (device, cloud, embedder))
+        self._own = InProcess(
+            self._settings, device=device, cloud=cloud, embedder=embedder, third_party=third_party
+        )
+        brought = any(part is not None for part in (device, cloud, embedder, third_party))
         if brought and daemon == "require":
             raise UsageError(
                 "Engines of one's own are not given to a daemon.", mend="Leave out one of the two."
@@ -497,7 +502,7 @@ class AsyncOverspill:
             raise UsageError(
                 "A grant is for another request.", mend="Grant the plan's own request_id."
             )
-        return replace(request, grant=grant)
+        return self._own.signed(replace(request, grant=grant))
 
     async def _placed(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """By the daemon, or where it is gone before the first piece by the app's own engines."""

@@ -20,6 +20,7 @@ from overspill.hedging import HedgeShare
 from overspill.lengths import AnswerLengths
 from overspill.pace import Timing
 from overspill.profile import DeviceMeter
+from overspill.providers.granted import GrantedEngine
 from overspill.routing.policy import RoutingPolicy
 from overspill.routing.privacy import floor_of
 from overspill.routing.situation import Situation
@@ -45,6 +46,7 @@ class Routes:
     lengths: AnswerLengths = field(default_factory=AnswerLengths)
     hedges: HedgeShare = field(default_factory=HedgeShare)
 
+    third_party: GrantedEngine | None = None
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
@@ -67,6 +69,8 @@ async def gather(routes: Routes, request: Request) -> Gathered:
     cards = _cards(routes, cloud, request.model)
     tokens, device_problem = await _count(routes.device, request)
     if device_problem is not None and Route.CLOUD not in cards:
+    if routes.third_party is not None:
+        cards[Route.THIRD_PARTY] = routes.third_party.card
         raise device_problem
     situation = Situation(
         device=_device_profile(routes, tokens or 0),

@@ -18,6 +18,7 @@ from overspill.in_time import in_time
 from overspill.modelroom import is_pullable
 from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
 from overspill.profile import DeviceMeter
+from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
 from overspill.session import Session
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 class InProcess:
     """The engines and rules that ``settings`` name; ``device``, ``cloud`` and ``embedder`` replace
-    what they name, and are closed with this."""
+    what they name, and are closed with this, as ``third_party`` is."""
 
     def __init__(
         self,
@@ -45,9 +46,11 @@ class InProcess:
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
     ) -> None:
+        third_party: GrantedEngine | None = None,
         self._settings = settings
         self._device, self._cloud, self._embedder = device, cloud, embedder
         self.device_problem: OverspillError | None = None
+        self._third_party = third_party
         """What kept the device's model from starting, where a cloud must do alone."""
         self._routes: Routes | None = None
         self._pulling = 0
@@ -73,9 +76,14 @@ class InProcess:
             conversations=Conversations(),
             meter=DeviceMeter(settings.places.state / "pace.json"),
         )
+            third_party=self._third_party,
 
     async def aclose(self) -> None:
         """Cancel what runs and free the engines. May be called twice."""
+    def signed(self, request: Request) -> Request:
+        """The request with its grant signed, where a third party is there to want that."""
+        return self._third_party.signed(request) if self._third_party else request
+
         if self._routes is not None:
             self._routes.meter.save()
         self._routes = None
@@ -213,6 +221,6 @@ class InProcess:
         return engine
 
     async def _close_engines(self) -> None:
-        for engine in (self._device, self._cloud, self._embedder):
+        for engine in (self._device, self._cloud, self._embedder, self._third_party):
             if engine is not None:
                 await engine.aclose()

@@ -23,6 +23,8 @@ from overspill.trust.policy import load_policy as load_trust_policy
 if TYPE_CHECKING:
     from overspill.identity.rotation import KeyRotation
     from overspill.identity.select import KeyPlace
+    from overspill.providers.granted import GrantedEngine
+    from overspill.providers.openai_api import ProviderOptions
 
 
 def open_device(settings: Settings) -> Engine:
@@ -81,6 +83,22 @@ def open_cloud(settings: Settings) -> RemoteEngine:
         open_device_key(settings),
         log_state=open_log_state(settings),
     )
+
+
+def open_third_party(settings: Settings, options: ProviderOptions) -> GrantedEngine:
+    """A provider's API as the last resort, behind this device's book of grants.
+
+    Nobody is contacted. Raises as :func:`open_device_key` and :func:`open_routing_policy`.
+    """
+    from overspill.providers.granted import GrantedEngine
+    from overspill.providers.grants import GrantBook
+    from overspill.providers.openai_api import OpenAIEngine
+    from overspill.redacting import RedactingEngine
+
+    api = OpenAIEngine(options)
+    book = GrantBook(settings.places.state / "grants.sqlite", open_device_key(settings))
+    veiled = RedactingEngine(api, open_routing_policy(settings))
+    return GrantedEngine(veiled, options.name, book, bytes_sent=api.bytes_sent)
 
 
 def open_log_state(settings: Settings) -> LogStateStore:

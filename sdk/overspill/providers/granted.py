@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 from overspill.engines.base import Engine, EngineHealth
 from overspill.providers.grants import GrantBook
@@ -23,12 +24,26 @@ class GrantedEngine(Engine):
         engine: Engine,
         provider: str,
         book: GrantBook,
+        *,
         clock: Callable[[], float] = time.time,
+        bytes_sent: Callable[[str], int] = lambda request_id: 0,
     ) -> None:
         self.provider = provider
         self._engine = engine
         self._book = book
         self._clock = clock
+        self.bytes_sent = bytes_sent
+        """What went to the provider for a request's id; 0 for one that it never saw."""
+
+    def signed(self, request: Request) -> Request:
+        """The request with the grant that a person just gave, signed for what it says now.
+
+        Raises ``ConsentRequired`` for a grant of something else.
+        """
+        grant = request.grant
+        if grant is None:
+            return request
+        return replace(request, grant=self._book.sign(grant, request, int(self._clock())))
 
     @property
     def card(self) -> ModelCard:

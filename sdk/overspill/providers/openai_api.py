@@ -7,9 +7,10 @@ front of it. Redirects are not followed, and nothing is tried twice.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -33,6 +34,9 @@ from overspill.types.chat import Chunk, Request
 
 if TYPE_CHECKING:
     import httpx2
+
+
+_REMEMBERED_REQUESTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +74,16 @@ class OpenAIEngine(Engine):
 
     def __init__(self, options: ProviderOptions) -> None:
         self._options = options
+        self._sent: OrderedDict[str, int] = OrderedDict()
 
     @property
     def card(self) -> ModelCard:
-        """The card that was configured: nobody proves it."""
-        return self._options.card
+        """The card that was configured, which nobody proves; its ``runtime`` is the provider."""
+        return replace(self._options.card, runtime=self._options.name)
+
+    def bytes_sent(self, request_id: str) -> int:
+        """The body's bytes for one of the last requests, by its id; 0 for any other."""
+        return self._sent.get(request_id, 0)
 
     async def count_prompt_tokens(self, request: Request) -> int | None:
         """Unknown: its tokenizer is not here, and it is not asked."""
@@ -83,6 +92,7 @@ class OpenAIEngine(Engine):
     async def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
         body = json.dumps(chat_body(request, self.card.name)).encode()
         reader = StreamReader(self.card.name)
+        self._note(request.id, len(body))
         async with self._answer(body) as lines:
             async for line in lines:
                 if line.startswith("data:"):
@@ -92,6 +102,11 @@ class OpenAIEngine(Engine):
                 if reader.done:
                     break
         yield reader.finish()
+
+    def _note(self, request_id: str, size_bytes: int) -> None:
+        self._sent[request_id] = self._sent.get(request_id, 0) + size_bytes
+        while len(self._sent) > _REMEMBERED_REQUESTS:
+            self._sent.popitem(last=False)
 
     @asynccontextmanager
     async def _answer(self, body: bytes) -> AsyncIterator[AsyncIterator[str]]:
