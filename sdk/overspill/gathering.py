@@ -45,8 +45,8 @@ class Routes:
     meter: DeviceMeter
     lengths: AnswerLengths = field(default_factory=AnswerLengths)
     hedges: HedgeShare = field(default_factory=HedgeShare)
-
     third_party: GrantedEngine | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
@@ -67,10 +67,10 @@ async def gather(routes: Routes, request: Request) -> Gathered:
     stays = floor_of(request, routes.floor, memory, routes.policy) is Privacy.DEVICE
     cloud = CloudState() if stays else await routes.cloud.state(_patience_s(routes, request))
     cards = _cards(routes, cloud, request.model)
-    tokens, device_problem = await _count(routes.device, request)
-    if device_problem is not None and Route.CLOUD not in cards:
     if routes.third_party is not None:
         cards[Route.THIRD_PARTY] = routes.third_party.card
+    tokens, device_problem = await _count(routes.device, request)
+    if device_problem is not None and Route.CLOUD not in cards:
         raise device_problem
     situation = Situation(
         device=_device_profile(routes, tokens or 0),

@@ -45,12 +45,12 @@ class InProcess:
         device: Engine | None = None,
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
-    ) -> None:
         third_party: GrantedEngine | None = None,
+    ) -> None:
         self._settings = settings
         self._device, self._cloud, self._embedder = device, cloud, embedder
-        self.device_problem: OverspillError | None = None
         self._third_party = third_party
+        self.device_problem: OverspillError | None = None
         """What kept the device's model from starting, where a cloud must do alone."""
         self._routes: Routes | None = None
         self._pulling = 0
@@ -75,15 +75,15 @@ class InProcess:
             receipts=ReceiptStore(settings.places.state / "receipts.sqlite"),
             conversations=Conversations(),
             meter=DeviceMeter(settings.places.state / "pace.json"),
-        )
             third_party=self._third_party,
+        )
 
-    async def aclose(self) -> None:
-        """Cancel what runs and free the engines. May be called twice."""
     def signed(self, request: Request) -> Request:
         """The request with its grant signed, where a third party is there to want that."""
         return self._third_party.signed(request) if self._third_party else request
 
+    async def aclose(self) -> None:
+        """Cancel what runs and free the engines. May be called twice."""
         if self._routes is not None:
             self._routes.meter.save()
         self._routes = None
