@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from overspill.client import AsyncOverspill
 from overspill_edge.app import Daemon, Ready, ServeOptions
@@ -38,7 +39,8 @@ async def serving_for(
     daemon = Daemon(options, client=nullcontext(client))
     ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(daemon.run(ready.set_result))
-    await asyncio.wait({ready, running}, return_when=asyncio.FIRST_COMPLETED)
+    both: set[asyncio.Future[Any]] = {ready, running}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if not ready.done():
         await running
     told = ready.result()

@@ -17,7 +17,7 @@ from typing import Any
 from overspill.budget import Budget, current_budget
 from overspill.errors import DeadlineExceeded, OverspillError, StepsExhausted
 from overspill.tools import BadArguments, BoundTool
-from overspill.types.chat import Message, Request, ToolCall, new_request_id
+from overspill.types.chat import Message, Request, ToolCall, ToolChoice, new_request_id
 from overspill.types.reply import Reply, Step, ToolResult
 
 Collect = Callable[[Request], Awaitable[Reply]]
@@ -69,7 +69,7 @@ def _next(
         Message("tool", result.content, tool_call_id=result.call.id, name=result.call.name)
         for result in results
     )
-    choice = "none" if request.tool_choice == "none" else "auto"
+    choice: ToolChoice = "none" if request.tool_choice == "none" else "auto"
     return replace(
         request,
         id=new_request_id(),

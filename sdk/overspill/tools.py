@@ -61,7 +61,7 @@ def tool(
     With ``parameters``, a JSON schema, its type hints are not looked at. Raises ``InvalidRequest``
     for a function whose parameters have no place in JSON, ``MissingExtra`` without pydantic.
     """
-    name = name or getattr(function, "__name__", "")
+    name = name or str(getattr(function, "__name__", ""))
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
             f"A tool cannot be called '{name[:80]}'.",

@@ -22,6 +22,9 @@ def _is_needed(module: str) -> bool:
 
 hiddenimports = collect_submodules("overspill", filter=_is_needed)
 datas = [*collect_data_files("overspill"), *copy_metadata("overspill")]
+if find_spec("llguidance") is not None:
+    # It asks for its own version when it is imported.
+    datas += copy_metadata("llguidance")
 binaries: list[tuple[str, str]] = []
 if find_spec("llama_cpp") is not None:
     # It loads its libraries by path, from a folder of its own.

@@ -129,7 +129,6 @@ class RunReply(TypedReply[OutputT]):
         return sum(step.reply.usage.total_tokens for step in self.steps)
 
 
-
 class AvailabilityState(StrEnum):
     """Whether a model can answer now."""
 
