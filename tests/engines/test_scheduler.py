@@ -253,6 +253,31 @@ def test_a_step_with_prompts_stays_near_what_it_takes_once_all_decode(decoding, 
     assert prompt_tokens == 64 * waiting or took_s >= 2.5 * joined_s - 2 * row_s - fixed_s
 
 
+@given(
+    decoding=st.integers(4, 15),
+    again_s=st.floats(0.0, 0.01),
+    token_s=st.floats(0.002, 0.006),
+)
+def test_a_long_prompt_keeps_steps_near_that_where_short_chunks_are_dear(
+    decoding, again_s, token_s
+):
+    """A chunk costs a second pass over the weights, and more a token than a whole prompt does."""
+    costs, options = StepCosts(), SchedulerOptions()
+    for rows in range(1, 32):
+        costs.note(rows, 0, 0.01 + 0.002 * rows)
+    costs.note(0, 512, 512 * 0.001)
+    writers = [_generation(n, [1] * 8, computed=8) for n in range(decoding)]
+    newcomer = _generation(decoding, [1] * 4000)
+    planner = StepPlanner(options, costs, batch_tokens=512)
+    for _ in range(40):
+        batch = planner.plan([*writers, newcomer], deque([newcomer]))
+        chunk = sum(len(row.tokens) for _, row in batch[decoding:])
+        took_s = 0.01 + 0.002 * decoding + again_s + token_s * chunk
+        costs.note(decoding, chunk, took_s)
+    joined_s = 0.01 + 0.002 * (decoding + 1)
+    assert took_s <= 1.1 * options.prefill_stretch * joined_s or chunk == MIN_CHUNK_TOKENS
+
+
 @pytest.mark.anyio
 async def test_streams_join_and_leave_between_steps(engine, backend):
     backend.allow()

@@ -49,6 +49,21 @@ def test_prefill_is_what_prompts_add_to_a_step():
     assert alone.prefill_tokens_per_s == pytest.approx(640)
 
 
+def test_beside_decoding_a_prompt_is_told_as_the_last_such_steps_were():
+    costs = _costs({8: 0.05})
+    costs.note(0, 512, 0.512)
+    assert costs.beside_tokens_per_s == pytest.approx(1000)
+    # A second pass over the weights, then 5 ms a token.
+    costs.note(8, 16, 0.05 + 0.02 + 16 * 0.005)
+    assert costs.beside_tokens_per_s == pytest.approx(160)
+    # Neither an interruption nor a step that was lucky says much.
+    costs.note(8, 16, 5.0)
+    assert costs.beside_tokens_per_s > 100
+    for _ in range(50):
+        costs.note(8, 16, 0.04)
+    assert costs.beside_tokens_per_s == pytest.approx(1000)
+
+
 def test_after_a_change_the_next_measurement_counts_and_the_last_is_the_guess_till_then():
     costs = _costs({1: 0.01, 4: 0.03})
     costs.distrust()

@@ -23,11 +23,20 @@ class StepCosts:
         self._seconds: dict[int, float] = {}
         self._stale: set[int] = set()
         self._prefill_tokens_per_s: float | None = None
+        self._beside_s: float | None = None
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
         """As measured where prompts were most of a step; None before that."""
         return self._prefill_tokens_per_s
+
+    @property
+    def beside_tokens_per_s(self) -> float | None:
+        """The same beside decoding sequences, as the last such steps were: chunks are short there,
+        and the weights are read once more for them. The plain rate before any, and at most."""
+        if self._beside_s is None or self._prefill_tokens_per_s is None:
+            return self._prefill_tokens_per_s
+        return 1 / max(self._beside_s, 1 / self._prefill_tokens_per_s)
 
     def note(self, rows: int, prompt_tokens: int, took_s: float) -> None:
         """A step with so many decoding rows and so many tokens of prompts took so long."""
@@ -37,8 +46,12 @@ class StepCosts:
             old = None if rows in self._stale else self._seconds.get(rows)
             self._seconds[rows] = _mean(old, took_s)
             self._stale.discard(rows)
-        elif prompt_tokens + rows >= MIN_RATE_TOKENS or prompt_tokens > 4 * rows:
-            self._note_prefill(rows, prompt_tokens, took_s)
+            return
+        added_s = took_s - ((self.decode_s(rows) or 0.0) if rows else 0.0)
+        if rows:
+            self._beside_s = _mean(self._beside_s, max(0.0, added_s) / prompt_tokens)
+        if prompt_tokens + rows >= MIN_RATE_TOKENS or prompt_tokens > 4 * rows:
+            self._note_prefill(prompt_tokens, added_s)
 
     def decode_s(self, rows: int) -> float | None:
         """What a step with so many rows takes; estimated from others, None before any."""
@@ -64,10 +77,9 @@ class StepCosts:
         and until then the last one is the best guess."""
         self._stale = set(self._seconds)
 
-    def _note_prefill(self, rows: int, prompt_tokens: int, took_s: float) -> None:
-        decoding_s = (self.decode_s(rows) or 0.0) if rows else 0.0
-        if took_s > decoding_s:
-            rate, old = prompt_tokens / (took_s - decoding_s), self._prefill_tokens_per_s
+    def _note_prefill(self, prompt_tokens: int, added_s: float) -> None:
+        if added_s > 0:
+            rate, old = prompt_tokens / added_s, self._prefill_tokens_per_s
             self._prefill_tokens_per_s = rate if old is None else old + WEIGHT * (rate - old)
 
 

@@ -22,8 +22,8 @@ Drafts = Mapping[Generation, Sequence[int]]
 Propose = Callable[[Sequence[Generation], int], Drafts]
 """Drafts for decoding sequences, at most so many tokens together."""
 
-MIN_CHUNK_TOKENS = 16
-"""A shorter chunk costs nearly what this one does."""
+MIN_CHUNK_TOKENS = 4
+"""A prompt goes on by so many in each step, however much the others have to wait for it."""
 
 
 class StepPlanner:
@@ -92,7 +92,7 @@ class StepPlanner:
         would hold up those who wait, and spare nobody what begins once they decode too.
         """
         room, chunk = self._batch_tokens - decoding, self._options.prefill_chunk_tokens
-        rate, idle_s = self._costs.prefill_tokens_per_s, self._costs.decode_s(decoding)
+        rate, idle_s = self._costs.beside_tokens_per_s, self._costs.decode_s(decoding)
         joined_s = self._costs.decode_s(decoding + waiting)
         if decoding and rate is not None and idle_s is not None and joined_s is not None:
             spare_s = self._options.prefill_stretch * joined_s - idle_s
