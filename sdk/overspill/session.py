@@ -47,9 +47,6 @@ MOVABLE = (BusyError, EngineError, ModelError, TransportError, TrustError)
 """After these another route may answer; a usage error would fail everywhere. A trust error moves
 a request to the device only: the node that it names is never asked again for this request."""
 
-_LEAST_TIME_S = 0.001
-"""For the next route, where the time is up: its own refusal tells of it."""
-
 
 class Session:
     """The life of one request over the routes of a client."""
@@ -58,7 +55,6 @@ class Session:
         self._routes = routes
         self._request = replace(request, privacy=request.privacy.tightened_by(routes.floor))
         self._draft = request.draft
-        self._started_s = 0.0
         self._journey = Continuation(self._request)
 
     async def plan(self) -> Plan:
@@ -68,7 +64,6 @@ class Session:
 
     async def run(self) -> AsyncGenerator[ReplyChunk]:
         """Yield the answer. Raises the refusal, or the last route's error with its partial text."""
-        self._started_s = time.monotonic()
         gathered, decision = await self._decide()
         self._remember(gathered, decision)
         if decision.route is Route.REFUSED:
@@ -85,6 +80,7 @@ class Session:
                 return
             except Escalated as escalated:
                 taken = self._escalate(taken, escalated.watcher, gathered)
+                self._journey.changes.append(taken.changes[-1])
                 # Should the cloud fail now, the device's answer is better than none.
                 left = [Route.DEVICE, *(route for route in left if route is not Route.CLOUD)]
             except MOVABLE as error:
@@ -201,7 +197,7 @@ class Session:
         timing = Stopwatch()
         monitor = self._monitor(taken, gathered, may_leave=may_leave)
         watcher = Watcher(monitor)
-        request = self._request_for(taken, gathered, monitor.watch)
+        request = self._request_for(taken.route, gathered, monitor.watch)
         try:
             async with aclosing(self._engine(taken.route).generate(request)) as chunks:
                 async for chunk in chunks:
@@ -231,22 +227,18 @@ class Session:
         in_time = has_time_to_move(self._request, situation, monitor.hold_tokens)
         return monitor if in_time else replace(monitor, may_leave=False)
 
-    def _request_for(self, taken: RouteTaken, gathered: Gathered, watch: Watch | None) -> Request:
-        route = taken.route
+    def _request_for(self, route: Route, gathered: Gathered, watch: Watch | None) -> Request:
+        """What the route is asked: of a request that moved, what is left of it."""
         card, tokens = gathered.cards[route], gathered.situation.tokens_for(route) or 0
-        asked = self._journey.request() if self._journey.text else self._request
-        if taken.changes:
-            asked = _with_time_left(asked, time.monotonic() - self._started_s)
+        asked = self._journey.request() if self._journey.changes else self._request
         return replace(
             asked,
             max_tokens=answer_limit(asked, card, tokens),
             watch=watch,
-            draft=self._draft if route is Route.CLOUD else self._request.draft,
+            draft=asked.draft or self._draft if route is Route.CLOUD else asked.draft,
         )
 
     def _engine(self, route: Route) -> Engine:
-        if route is Route.THIRD_PARTY and self._routes.third_party is not None:
-            return self._routes.third_party
         engine = self._routes.device if route is Route.DEVICE else self._routes.cloud.engine
         if engine is None:
             raise EngineError(f"There is no engine for the route '{route.value}'.")
@@ -276,10 +268,6 @@ class Session:
         if cloud is not None:  # also after a fall-back: what left has left
             taken = replace(taken, bytes_sent=cloud.bytes_sent(self._request.id))
             taken = replace(taken, changes=(*taken.changes, *cloud.moves(self._request.id)))
-        third_party = self._routes.third_party
-        if third_party is not None:
-            sent = third_party.bytes_sent(self._request.id)
-            taken = replace(taken, bytes_sent=taken.bytes_sent + sent)
         if taken.route is not Route.CLOUD or cloud is None:
             return replace(piece, route=taken)
         receipt = cloud.record(self._request.id).receipt
@@ -288,16 +276,6 @@ class Session:
         except ConfigurationError as error:  # the answer is confirmed, and carries its receipt
             warnings.warn(f"{error}", stacklevel=2)
         return replace(piece, route=replace(taken, node=receipt.node), receipt=receipt)
-
-
-def _with_time_left(request: Request, spent_s: float) -> Request:
-    """The request for the next route: its limits count from the start of the first."""
-
-    def left(limit_s: float | None) -> float | None:
-        return None if limit_s is None else max(_LEAST_TIME_S, limit_s - spent_s)
-
-    limits = left(request.deadline_s), left(request.first_token_s)
-    return replace(request, deadline_s=limits[0], first_token_s=limits[1])
 
 
 def _judged(taken: RouteTaken, watcher: Watcher) -> RouteTaken:
