@@ -239,6 +239,8 @@ class Session:
         )
 
     def _engine(self, route: Route) -> Engine:
+        if route is Route.THIRD_PARTY and self._routes.third_party is not None:
+            return self._routes.third_party
         engine = self._routes.device if route is Route.DEVICE else self._routes.cloud.engine
         if engine is None:
             raise EngineError(f"There is no engine for the route '{route.value}'.")
@@ -268,6 +270,10 @@ class Session:
         if cloud is not None:  # also after a fall-back: what left has left
             taken = replace(taken, bytes_sent=cloud.bytes_sent(self._request.id))
             taken = replace(taken, changes=(*taken.changes, *cloud.moves(self._request.id)))
+        third_party = self._routes.third_party
+        if third_party is not None:
+            sent = third_party.bytes_sent(self._request.id)
+            taken = replace(taken, bytes_sent=taken.bytes_sent + sent)
         if taken.route is not Route.CLOUD or cloud is None:
             return replace(piece, route=taken)
         receipt = cloud.record(self._request.id).receipt
