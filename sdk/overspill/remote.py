@@ -60,6 +60,7 @@ from overspill.types.reply import ReceiptRecord
 from overspill.wire import plaintext
 
 _T = TypeVar("_T")
+QUICK_RESUME_S = 0.7
 MOVABLE = (BusyError, EngineError, TransportError)
 """After these another replica may go on; a trust error is final, a usage error fails anywhere."""
 
@@ -130,6 +131,11 @@ class RemoteEngine(Engine):
             )
             for road in roads
         ]
+        self._limits = self._options.limits
+        if len(replicas) > 1:
+            # Where there is another one, a node that is gone is not waited for.
+            quick = min(self._limits.resume_timeout_s, QUICK_RESUME_S)
+            self._limits = replace(self._limits, resume_timeout_s=quick)
         # Random, and forgotten with this object: it names nobody.
         self._replicas = by_rendezvous(replicas, os.urandom(16))
         self._retries = RetryBudget(self._options.guard)
@@ -366,7 +372,7 @@ class RemoteEngine(Engine):
             attested.result,
             attested.models,
             outgoing,
-            self._options.limits,
+            self._limits,
             model=request.model,
         )
         size = outgoing.size_bytes

@@ -41,6 +41,10 @@ _CLAIMS: Final[tuple[tuple[str, str, str, Asked | None], ...]] = (
     ("R17.attempts", "ratio", "requests that reached a node that refuses all", at_most(1.1)),
     ("R17.recovered_s", "s", "until it is used again", at_most(10)),
     ("R18.violations", "streams", "tokens lost or doubled under random faults", at_most(0)),
+    ("S1.added_p99_ms", "ms", "512 streams at 20 tokens/s: engine to reader, p99", at_most(10)),
+    ("S1.aggregate", "share", "tokens that came, of those that the engine gives", at_least(0.95)),
+    ("S1.lost", "tokens", "tokens lost, doubled or reordered", at_most(0)),
+    ("S2.ttft_added_p50_ms", "ms", "TTFT over an engine that takes no time, p50", at_most(3)),
     ("R18.complete", "share", "answers that came to their end under random faults", None),
 )
 FIGURES: Final = {

@@ -83,7 +83,8 @@ class FaultProxy:
             asyncio.create_task(self._pass_on(upstream, writer, to_client=True)),
         ]
         self._tasks.update(ways)
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        with suppress(asyncio.CancelledError):  # the loop ends while a connection runs
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in ways:
             way.cancel()
             self._tasks.discard(way)

@@ -67,9 +67,10 @@ async def read_stamps(engine, tokens: int, late: list[float]) -> int:  # type: i
 
 async def steady(
     folder: Path, streams: int, tokens_per_s: float, seconds: float
-) -> tuple[list[float], int, float, int]:
+) -> tuple[list[float], int, float, int, float]:
     """``streams`` at ``tokens_per_s`` for some seconds: lateness (s), wrong tokens, growth of the
-    node's memory after the first fifth, and of its open files."""
+    node's memory after the first fifth, and of its open files, and tokens that came of those that
+    the engine gives (share)."""
     async with stamped(folder, tokens_per_s) as fleet:
         engine = fleet.client()
         await engine.attest()
@@ -91,24 +92,47 @@ async def steady(
         await asyncio.sleep(max(seconds / 5, min(125.0, seconds / 2)))
         begin_rss, begin_fds = rss_bytes(process), open_files(process)
         late.clear()
+        from_s = time.monotonic()
         await asyncio.sleep(max(0.0, ends - time.monotonic() - 2))
+        share = len(late) / (streams * tokens_per_s * (time.monotonic() - from_s))
         growth = rss_bytes(process) / begin_rss - 1
         fd_growth = open_files(process) - begin_fds
         await asyncio.gather(*workers)
         await engine.aclose()
-    return late, wrong, growth, fd_growth
+    return late, wrong, growth, fd_growth, share
 
 
 async def r1(scale: Scale, folder: Path) -> Measured:
     """256 streams at 20 tokens/s, sealed, over TLS, signed."""
     streams, seconds = scale.of(256, short=32), scale.seconds(600, short=6)
-    late, wrong, growth, fds = await steady(folder, streams, 20, seconds)
+    late, wrong, growth, fds, _ = await steady(folder, streams, 20, seconds)
     return {
         "lost": wrong,
         "added_p99_ms": 1000 * quantile(late, 0.99),
         "rss_growth": growth,
         "fd_growth": fds,
     }
+
+
+async def s1(scale: Scale, folder: Path) -> Measured:
+    """What the service costs: 512 streams at 20 tokens/s."""
+    streams, seconds = scale.of(512, short=64), scale.seconds(40, short=6)
+    late, wrong, _, _, share = await steady(folder, streams, 20, seconds)
+    return {"added_p99_ms": 1000 * quantile(late, 0.99), "aggregate": share, "lost": wrong}
+
+
+async def s2(scale: Scale, folder: Path) -> Measured:
+    """What the service adds to the first token of an engine that takes no time."""
+    async with stamped(folder, 0) as fleet:
+        engine = fleet.client()
+        await engine.attest()
+        taken: list[float] = []
+        for _ in range(scale.of(300, short=30)):
+            request = Request((Message("user", "x"),), max_tokens=1)
+            history = await record(engine, request, "")
+            taken.append(history.ttft_s)
+        await engine.aclose()
+    return {"ttft_added_p50_ms": 1000 * quantile(taken, 0.5)}
 
 
 async def r5(scale: Scale, folder: Path) -> Measured:
@@ -226,7 +250,7 @@ async def r17(scale: Scale, folder: Path) -> Measured:
     with running(folder, 1, *options) as fleet:
         await fleet.enrol()
         holder, client = fleet.client(), fleet.client()
-        held = holder.generate(replace(ask(4000, 1), max_tokens=100_000 // 16))
+        held = holder.generate(replace(ask(3900, 1), max_tokens=4000))
         await anext(held)
         keep = asyncio.create_task(_read_on(held))
         asked = 0

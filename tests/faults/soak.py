@@ -38,6 +38,8 @@ ROWS: dict[str, Callable[[Scale, Path], Awaitable[Measured]]] = {
     "R13": rows_fleet.r13,
     "R17": rows_load.r17,
     "R18": rows_road.r18,
+    "S1": rows_load.s1,
+    "S2": rows_load.s2,
 }
 COUNTED = ("tokens", "streams", "calls", "nodes", "requests")
 NEVER = 1e9
@@ -65,6 +67,10 @@ def run_row(row: str, scale: Scale) -> list[Figure]:
     ]
 
 
+def _order(row: str) -> tuple[str, int]:
+    return row[0], int(row[1:])
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -73,7 +79,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("build/soak.json"))
     parser.add_argument("--seed", type=int, default=20_261, help="begins every random schedule")
     options = parser.parse_args()
-    rows = sorted({name.partition(".")[0] for name in FIGURES}, key=lambda row: int(row[1:]))
+    rows = sorted({name.partition(".")[0] for name in FIGURES}, key=_order)
     wanted = options.only.split(",") if options.only else rows
     if unknown := set(wanted) - set(rows):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")

@@ -208,11 +208,20 @@ async def _in_a_task(answer: Awaitable[_T]) -> _T:
     no cancel scope knows for its own.
     """
     task = asyncio.ensure_future(_awaited(answer))
-    await asyncio.wait({task})
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.add_done_callback(_ignore)  # its call is cancelled by whoever owns it
+        raise
     try:
         return task.result()
     except asyncio.CancelledError:
         raise _Dropped from None
+
+
+def _ignore(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 async def _awaited(answer: Awaitable[_T]) -> _T:
