@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any
 
 from overspill.errors import ConnectFailed, EngineError, StreamBroken
@@ -22,17 +23,15 @@ _MAX_LINE_BYTES = 16 << 20
 
 
 async def post_events(
-    port: int, path: str, body: Mapping[str, Any]
+    where: int | Path, path: str, body: Mapping[str, Any]
 ) -> AsyncGenerator[dict[str, Any]]:
-    """POST to 127.0.0.1 and yield the JSON of each event up to the end or ``[DONE]``.
+    """POST to a port of 127.0.0.1 or a Unix socket and yield the JSON of each event up to the end
+    or ``[DONE]``.
 
     Raises :class:`ConnectFailed`, :class:`EngineError` for an answer that is no event stream, and
     :class:`StreamBroken` for one that is cut off. Closing the generator closes the connection.
     """
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=_MAX_LINE_BYTES)
-    except OSError as error:
-        raise ConnectFailed(f"No server at 127.0.0.1:{port} ({error}).") from error
+    reader, writer = await _connect(where)
     try:
         await _send(writer, "POST", path, json.dumps(body).encode())
         status, headers = await _head(reader)
@@ -47,11 +46,42 @@ async def post_events(
             async for event in events:
                 yield event
     except (asyncio.IncompleteReadError, ConnectionError) as error:
-        raise StreamBroken(f"The stream from 127.0.0.1:{port} was cut off.") from error
+        raise StreamBroken(f"The stream from {_name(where)} was cut off.") from error
     finally:
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def post_json(where: int | Path, path: str, body: Mapping[str, Any]) -> Any:
+    """POST and return the JSON of the answer. Raises as :func:`post_events`."""
+    reader, writer = await _connect(where)
+    try:
+        await _send(writer, "POST", path, json.dumps(body).encode())
+        status, _ = await _head(reader)
+        said = await reader.read()
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise StreamBroken(f"The answer from {_name(where)} was cut off.") from error
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+    if status != 200:
+        raise EngineError(f"POST {path} was answered with {status}: {said[:300]!r}")
+    return json.loads(said)
+
+
+async def _connect(where: int | Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        if isinstance(where, Path):
+            return await asyncio.open_unix_connection(where, limit=_MAX_LINE_BYTES)
+        return await asyncio.open_connection("127.0.0.1", where, limit=_MAX_LINE_BYTES)
+    except OSError as error:
+        raise ConnectFailed(f"No server at {_name(where)} ({error}).") from error
+
+
+def _name(where: int | Path) -> str:
+    return str(where) if isinstance(where, Path) else f"127.0.0.1:{where}"
 
 
 async def get_status(port: int, path: str) -> int:

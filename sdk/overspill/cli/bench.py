@@ -124,6 +124,37 @@ def trust(
     return 0
 
 
+@app.command("daemon")
+def daemon(
+    context: typer.Context,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file; - is stdout.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three rounds: shows that it runs.")
+    ] = False,
+    only: Annotated[
+        str, typer.Option(help="Benchmarks to run, by name or its beginning, between commas.")
+    ] = "",
+) -> int:
+    """What the daemon adds to the same answer in-process, and what a plan takes.
+
+    With brook, which is always there. No network. Exit 0 also where a figure is missed.
+    """
+    from overspill.bench.daemon import entries
+    from overspill.bench.peers import PeerPaths
+    from overspill.bench.suite import FULL, QUICK, Bench, chosen_entries, run_suite
+
+    every = entries()
+    chosen = chosen_entries(every, [name for name in only.split(",") if name])
+    bench = Bench(QUICK if quick else FULL, PeerPaths(), load_settings().places.cache)
+    files = report_files("daemon", json_file, context.obj)
+    keep = functools.partial(write, files)
+    report = asyncio.run(run_suite("daemon", chosen, every, bench, _say, keep))
+    finish(report, files, json_file == STDOUT)
+    return 0
+
+
 def report_files(kind: str, json_file: Path | None, out: Path | None) -> list[Path]:
     """Where a report goes: the file that was named, and the folder that ``make bench`` names."""
     named = [json_file] if json_file and json_file != STDOUT else []

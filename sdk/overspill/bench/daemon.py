@@ -1,0 +1,164 @@
+"""What `overspill bench daemon` measures: what the daemon adds to the same answer in-process.
+
+One model, brook, twice: in this process, and in a daemon of its own behind its Unix socket. Both
+answer the same greedy request in turn; what a client waits for is the text, parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from overspill.bench.figures import FigureSpec, at_most
+from overspill.bench.rounds import Side, alternate
+from overspill.bench.sse import post_events, post_json
+from overspill.bench.stats import paired_difference
+from overspill.bench.suite import Bench, Entry, Outcome
+from overspill.client import AsyncOverspill
+from overspill.config import child_environment, load_settings
+from overspill.errors import EngineError
+
+MODEL: Final = "brook"
+_PROMPT: Final = "Write a story about a river that wanted to see the sea."
+_ANSWER_TOKENS: Final = 64
+_REQUESTS: Final = 20
+_SETTLE_S: Final = 0.05
+_CHAT: Final = "/v1/chat/completions"
+
+TTFT = FigureSpec(
+    "daemon.added_ttft_ms",
+    "ms",
+    "time to the first text over the Unix socket, less the same in-process",
+    at_most(1),
+)
+TOKEN = FigureSpec(
+    "daemon.added_per_token_ms",
+    "ms",
+    "time from text to text over the Unix socket, less the same in-process",
+    at_most(0.3),
+)
+PLAN = FigureSpec("daemon.plan_ms", "ms", "a plan over the Unix socket", at_most(20))
+
+
+def entries() -> tuple[Entry, ...]:
+    """The entries, in the order of the report."""
+    return (Entry("added", (TTFT, TOKEN), _added), Entry("plan", (PLAN,), _plan))
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """One answer: seconds to its first text, and from text to text after that."""
+
+    ttft_s: float
+    per_token_s: float
+
+
+async def _added(bench: Bench) -> Outcome:
+    requests = max(2, _REQUESTS * bench.effort.short_rounds // 15)
+    async with _both() as (ai, socket):
+        here, there = _Side(lambda: _said(ai), requests), _Side(lambda: _told(socket), requests)
+        samples = await alternate(
+            Side("in_process", "s", here.measure, {"model": MODEL, "requests": requests}),
+            Side("daemon", "s", there.measure, {"model": MODEL, "requests": requests}),
+            rounds=bench.effort.short_rounds,
+            settle_s=_SETTLE_S,
+        )
+    added_s = paired_difference(samples[1].values, samples[0].values)
+    per_token_s = statistics.median(there.per_token_s) - statistics.median(here.per_token_s)
+    return Outcome({TTFT.name: 1e3 * added_s, TOKEN.name: 1e3 * per_token_s}, samples)
+
+
+async def _plan(bench: Bench) -> Outcome:
+    async with _both() as (_, socket):
+
+        async def measure(number: int) -> float:
+            began = time.perf_counter()
+            await post_json(socket, "/overspill/v1/plan", _body(stream=False))
+            return time.perf_counter() - began
+
+        samples = await alternate(
+            Side("plan", "s", measure), rounds=bench.effort.short_rounds, settle_s=_SETTLE_S
+        )
+    return Outcome({PLAN.name: 1e3 * statistics.median(samples[0].values)}, samples)
+
+
+@dataclass(slots=True)
+class _Side:
+    """Answers by one way; ``per_token_s`` are the seconds from text to text of each."""
+
+    answer: Callable[[], AsyncGenerator[str]]
+    requests: int
+    per_token_s: list[float] = field(default_factory=list)
+
+    async def measure(self, number: int) -> float:
+        """The median of seconds to the first text."""
+        first_s: list[float] = []
+        for _ in range(self.requests):
+            began = time.perf_counter()
+            times = [time.perf_counter() - began async for _ in self.answer()]
+            first_s.append(times[0])
+            if number >= 0 and len(times) > 1:
+                self.per_token_s.append((times[-1] - times[0]) / (len(times) - 1))
+        return statistics.median(first_s)
+
+
+async def _said(ai: AsyncOverspill) -> AsyncGenerator[str]:
+    async with aclosing(ai.stream(_PROMPT, max_tokens=_ANSWER_TOKENS)) as chunks:
+        async for chunk in chunks:
+            if chunk.text:
+                yield chunk.text
+
+
+async def _told(socket: Path) -> AsyncGenerator[str]:
+    async with aclosing(post_events(socket, _CHAT, _body(stream=True))) as events:
+        async for event in events:
+            text = event["choices"][0]["delta"].get("content")
+            if text:
+                yield text
+
+
+def _body(*, stream: bool) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": _PROMPT}],
+        "max_tokens": _ANSWER_TOKENS,
+        "stream": stream,
+    }
+
+
+@asynccontextmanager
+async def _both() -> AsyncIterator[tuple[AsyncOverspill, Path]]:
+    """A client with the model in this process, and the socket of a daemon with the same."""
+    with tempfile.TemporaryDirectory(prefix="ovs") as home:
+        environ = {"OVERSPILL_HOME": home, "OVERSPILL_MODEL": MODEL, "OVERSPILL_ISOLATE": "false"}
+        settings = load_settings(environ=environ)
+        async with (
+            AsyncOverspill("bench", settings=settings, daemon="never") as ai,
+            _daemon(environ, Path(home) / "d.sock") as socket,
+        ):
+            yield ai, socket
+
+
+@asynccontextmanager
+async def _daemon(environ: Mapping[str, str], socket: Path) -> AsyncIterator[Path]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "overspill.cli.main", "serve", "--json", "--socket", str(socket)),
+        env=child_environment(environ),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        if process.stdout is None or not await process.stdout.readline():
+            raise EngineError("The daemon did not start.", mend="See: overspill serve")
+        yield socket
+    finally:
+        process.terminate()
+        await process.wait()
