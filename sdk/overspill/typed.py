@@ -7,10 +7,20 @@ hints can say; it comes with the extra ``typed``. A JSON schema needs nothing.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from types import GenericAlias
-from typing import Any, get_origin
+from functools import lru_cache, reduce
+from operator import or_
+from types import GenericAlias, UnionType
+from typing import (
+    Any,
+    NotRequired,
+    Required,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from overspill.errors import InvalidRequest, MissingExtra, OutputInvalid
 from overspill.types.chat import Grammar
@@ -82,9 +92,34 @@ def _cached_adapter(output: Any) -> Any:
     except ModuleNotFoundError:
         raise MissingExtra("Output of a Python type", "typed") from None
     try:
-        return TypeAdapter(output)
+        return TypeAdapter(_portable(output))
     except Exception as error:  # as above
         raise _no_schema(output, error) from error
+
+
+def _portable(kind: Any) -> Any:
+    """Before Python 3.12 pydantic reads ``typing_extensions``' typed dictionaries alone, since
+    :mod:`typing`'s own did not yet tell all that it needs: so they are made again as such."""
+    if sys.version_info >= (3, 12):
+        return kind
+    import typing_extensions
+
+    if is_typeddict(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        made: Any = typing_extensions.TypedDict  # to be called with what only run time knows
+        return made(kind.__name__, {n: _key(kind, n, hint) for n, hint in hints.items()})
+    arguments = tuple(_portable(argument) for argument in get_args(kind))
+    if arguments == get_args(kind):
+        return kind
+    if get_origin(kind) is UnionType:
+        return reduce(or_, arguments)
+    return get_origin(kind)[arguments]
+
+
+def _key(kind: Any, name: str, hint: Any) -> Any:
+    bare = get_args(hint)[0] if get_origin(hint) in (Required, NotRequired) else hint
+    found = _portable(bare)
+    return found if name in kind.__required_keys__ else NotRequired[found]
 
 
 def _adapter(output: Any) -> Any:
