@@ -141,7 +141,7 @@ def _suite(kem_id: int) -> Suite:
     return _SUITES[kem_id]
 
 
-@lru_cache(maxsize=8)  # reading ML-KEM's matrix takes a fifth of sealing; a node's key lasts hours
+@lru_cache(maxsize=8)  # reading ML-KEM's matrix takes a sixth of sealing; a node's key lasts hours
 def _public_key(kem_id: int, public: bytes) -> X25519PublicKey | MLKEM768X25519PublicKey:
     """The key's parts. Raises ``ValueError`` for bytes that are no key of this KEM."""
     x25519 = X25519PublicKey.from_public_bytes(public[-_X25519_PUBLIC_BYTES:])
