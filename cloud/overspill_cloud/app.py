@@ -191,8 +191,9 @@ async def serve(
     async with AsyncExitStack() as stack:
         attester = await asyncio.to_thread(attesters, options.attester, options.state)
         stack.callback(attester.close)
-        gpu = gpus(options.state / MANIFESTS_FOLDER) if options.gpu else None
-        if gpu is not None:
+        gpu = None
+        if options.gpu:
+            gpu = await asyncio.to_thread(gpus, options.state / MANIFESTS_FOLDER)
             stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
         models = [await _load(spec, options.engine, stack) for spec in options.models]
