@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -113,10 +113,13 @@ def in_worker(model: Path, options: EngineOptions) -> AbstractAsyncContextManage
 
 @asynccontextmanager
 async def sdk_client(model: Path) -> AsyncGenerator[AsyncOverspill]:
-    """A client as an app gets it by default, but with this model and a home of its own."""
+    """A client as an app gets it by default, but with this model and a home of its own.
+
+    It never speculates: no peer does.
+    """
     with TemporaryDirectory(prefix="overspill-bench-") as home:
         settings = load_settings(environ={"OVERSPILL_HOME": home, "OVERSPILL_MODEL": str(model)})
-        settings = settings.with_floor(Privacy.DEVICE)
+        settings = replace(settings.with_floor(Privacy.DEVICE), speculation="off")
         async with AsyncOverspill("bench", settings=settings, daemon="never") as client:
             yield client
 

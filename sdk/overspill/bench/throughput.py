@@ -96,7 +96,7 @@ def one_stream(name: str, shape: str, *, asked: float | None, optional: bool = F
 
 
 def sdk_stream(name: str, shape: str, *, asked: float) -> Entry:
-    """The public ``stream()``, as an app gets it by default, against llama-bench."""
+    """The public ``stream()``, with speculation off as in all these rows, against llama-bench."""
     ratio = FigureSpec(
         f"engine.{name}.vs_llama_bench",
         RATIO,
