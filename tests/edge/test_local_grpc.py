@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import stat
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -217,6 +219,22 @@ async def test_the_handshake_says_which_side_to_upgrade(start_daemon, side, who)
             await anyio.to_thread.run_sync(
                 lambda: greet(Path(running.ready.socket), hello, timeout_s=5)
             )
+
+
+async def test_another_users_socket_is_told_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "overspill.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        if path.stat().st_uid == 0:
+            os.chown(path, 1, 1)
+        else:
+            monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+        with pytest.raises(DaemonRefused, match="another user"):
+            greet(path, Hello("notes"), timeout_s=5)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 @pytest.mark.parametrize("app", ["", "x" * 65, "two\nlines"])

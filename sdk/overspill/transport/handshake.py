@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def greet(path: Path, hello: Hello, *, timeout_s: float) -> Welcome:
     Raises ``PeerGone`` where nobody answers, ``VersionMismatch``, and ``DaemonRefused``
     where the daemon does not accept this app.
     """
+    _check_owner(path)
     connection = _UnixConnection(path, timeout_s)
     try:
         connection.request(
@@ -109,6 +111,18 @@ def greet(path: Path, hello: Hello, *, timeout_s: float) -> Welcome:
         ) from error
     check_versions(hello.side, welcome.side)
     return welcome
+
+
+def _check_owner(path: Path) -> None:
+    """Nobody else's socket is told a prompt, wherever the runtime folder may be."""
+    try:
+        owner = path.stat().st_uid
+    except OSError as error:
+        raise PeerGone(f"No daemon answers at {path} ({error.strerror}).") from error
+    if os.name == "posix" and owner not in (os.geteuid(), 0):
+        raise errors.DaemonRefused(
+            f"{path} belongs to another user.", mend="Remove it, or set another runtime folder."
+        )
 
 
 def _refusal(status: int, body: bytes) -> errors.OverspillError:
