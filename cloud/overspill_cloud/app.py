@@ -7,6 +7,7 @@ are there keys and evidence: nothing is attested before it is so.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -49,12 +50,13 @@ PROJECTOR = "mmproj"
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A model's public name, its file (or ``echo``), its LoRA adapters by name, and the projector
-    by which it reads images."""
+    by which it reads images. ``prices_per_mtok``: for a million tokens of prompts, of answers."""
 
     name: str
     source: str
     adapters: tuple[tuple[str, str], ...] = ()
     mmproj: str | None = None
+    prices_per_mtok: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,25 @@ def parse_model(text: str) -> ModelSpec:
     if not name or not source or "/" in name:
         raise UsageError(f"'{text}' is no model.", mend="Give --model NAME=FILE")
     return ModelSpec(name, source)
+
+
+def with_prices(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[ModelSpec, ...]:
+    """The models with what ``MODEL=PROMPT/ANSWER`` texts ask for a million tokens of each. Raises
+    ``UsageError`` for another form, a model that is not served, or a price under 0."""
+    found = {model.name: model.prices_per_mtok for model in models}
+    for text in texts:
+        name, _, prices = text.partition("=")
+        try:
+            prompt, answer = (float(part) for part in prices.split("/"))
+        except ValueError:
+            prompt = answer = -1.0
+        if name not in found or not (0 <= prompt < math.inf and 0 <= answer < math.inf):
+            raise UsageError(
+                f"'{text}' is no price of a model that is served.",
+                mend="Give --price MODEL=PROMPT/ANSWER, in currency units per million tokens.",
+            )
+        found[name] = (prompt, answer)
+    return tuple(replace(model, prices_per_mtok=found[model.name]) for model in models)
 
 
 def with_adapters(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[ModelSpec, ...]:
@@ -242,7 +263,7 @@ async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) 
     stack.push_async_callback(engine.aclose)
     await engine.start()
     kv_tokens = engine.card.context * options.max_sequences or None
-    model = ServedModel(spec.name, engine, file, adapters, kv_tokens)
+    model = ServedModel(spec.name, engine, file, adapters, kv_tokens, spec.prices_per_mtok)
     await model.check_unchanged()
     return model
 

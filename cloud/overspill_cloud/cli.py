@@ -59,6 +59,10 @@ def serve(
         list[str] | None,
         typer.Option(help="Projector by which a model reads images: MODEL=FILE; may be repeated."),
     ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL=PROMPT/ANSWER: per million tokens, told by its card; repeatable."),
+    ] = None,
     listen: Annotated[
         str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")
     ] = "127.0.0.1:8443",
@@ -92,12 +96,18 @@ def serve(
 ) -> None:
     """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
     from overspill.engines.options import EngineOptions
-    from overspill_cloud.app import NodeOptions, parse_model, with_adapters, with_projectors
+    from overspill_cloud.app import (
+        NodeOptions,
+        parse_model,
+        with_adapters,
+        with_prices,
+        with_projectors,
+    )
     from overspill_cloud.limits import AdmissionLimits
 
     models = with_adapters([parse_model(text) for text in model], adapter or ())
     options = NodeOptions(
-        models=with_projectors(models, mmproj or ()),
+        models=with_prices(with_projectors(models, mmproj or ()), price or ()),
         listen=listen,
         state=_state(state),
         attester=attester,

@@ -78,7 +78,8 @@ class ServedModel:
 
     ``measurement`` None is the ``echo`` engine, which has no file; its digest is that of nothing.
     ``adapters`` are its LoRA adapters by name. ``kv_tokens`` is what its cache holds, all sequences
-    together; None where nobody said.
+    together; None where nobody said. ``prices_per_mtok`` are currency units for a million tokens
+    of prompts, and of answers.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ServedModel:
     measurement: Measurement | None
     adapters: Mapping[str, Measurement] = field(default_factory=dict)
     kv_tokens: int | None = None
+    prices_per_mtok: tuple[float, float] = (0.0, 0.0)
     _checked: dict[Path, _Stamp] = field(default_factory=dict, init=False)
 
     @property
@@ -100,9 +102,17 @@ class ServedModel:
 
     @property
     def card(self) -> ModelCard:
-        """The engine's card under the served name, with the measured digest."""
+        """The engine's card under the served name, with the measured digest and the prices."""
         size = self.measurement.size_bytes if self.measurement else 0
-        return replace(self.engine.card, name=self.name, sha256=self.sha256.hex(), size_bytes=size)
+        prompt, completion = self.prices_per_mtok
+        return replace(
+            self.engine.card,
+            name=self.name,
+            sha256=self.sha256.hex(),
+            size_bytes=size,
+            price_prompt_per_mtok=prompt,
+            price_completion_per_mtok=completion,
+        )
 
     async def check_unchanged(self) -> None:
         """Raise ``ModelInvalid`` when a file is no longer the one in the evidence.

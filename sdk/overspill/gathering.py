@@ -25,6 +25,7 @@ from overspill.routing.policy import RoutingPolicy
 from overspill.routing.privacy import floor_of
 from overspill.routing.situation import Situation
 from overspill.state.receipts import ReceiptStore
+from overspill.state.spending import SpendingStore
 from overspill.types.card import ModelCard
 from overspill.types.chat import Finish, Privacy, Request
 from overspill.types.route import DeviceProfile, NetworkState, Route
@@ -45,6 +46,7 @@ class Routes:
     meter: DeviceMeter
     lengths: AnswerLengths = field(default_factory=AnswerLengths)
     hedges: HedgeShare = field(default_factory=HedgeShare)
+    spending: SpendingStore = field(default_factory=SpendingStore)
     third_party: GrantedEngine | None = None
 
 

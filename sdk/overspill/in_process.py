@@ -23,6 +23,7 @@ from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
 from overspill.session import Session
 from overspill.state.receipts import ReceiptStore
+from overspill.state.spending import SpendingStore
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest
@@ -75,6 +76,7 @@ class InProcess:
             receipts=ReceiptStore(settings.places.state / "receipts.sqlite"),
             conversations=Conversations(),
             meter=DeviceMeter(settings.places.state / "pace.json"),
+            spending=SpendingStore(settings.places.state / "spending.sqlite"),
             third_party=self._third_party,
         )
 
@@ -86,6 +88,7 @@ class InProcess:
         """Cancel what runs and free the engines. May be called twice."""
         if self._routes is not None:
             self._routes.meter.save()
+            self._routes.spending.flush()
         self._routes = None
         await self._close_engines()
 

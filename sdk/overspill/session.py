@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+from overspill.billing import Bill
 from overspill.continuation import Continuation
 from overspill.engines.base import Engine
 from overspill.errors import (
@@ -31,9 +32,9 @@ from overspill.forecast import forecast
 from overspill.gathering import Gathered, Routes, gather, observe
 from overspill.hedging import race
 from overspill.pace import Stopwatch
+from overspill.redacting import RedactingEngine
 from overspill.refusals import refusal
 from overspill.routing.cost import answer_limit
-from overspill.redacting import RedactingEngine
 from overspill.routing.decide import decide, remember
 from overspill.routing.monitor import Monitor, has_time_to_move
 from overspill.routing.privacy import floor_of
@@ -199,7 +200,8 @@ class Session:
         watcher = Watcher(monitor)
         request = self._request_for(taken.route, gathered, monitor.watch)
         try:
-            async with aclosing(self._engine(taken.route).generate(request)) as chunks:
+            answer = self._bill(taken, gathered).of(self._engine(taken.route).generate(request))
+            async with aclosing(answer) as chunks:
                 async for chunk in chunks:
                     timing.lap()
                     if chunk.finish is not None:
@@ -237,6 +239,10 @@ class Session:
             watch=watch,
             draft=asked.draft or self._draft if route is Route.CLOUD else asked.draft,
         )
+
+    def _bill(self, taken: RouteTaken, gathered: Gathered) -> Bill:
+        spending, card = self._routes.spending, gathered.cards[taken.route]
+        return Bill(spending, self._request.app, taken.route, card, gathered.situation.device)
 
     def _engine(self, route: Route) -> Engine:
         if route is Route.THIRD_PARTY and self._routes.third_party is not None:

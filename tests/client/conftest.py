@@ -37,9 +37,9 @@ def cloud_at(tmp_path):
     """``async with cloud_at() as cloud``: the node serves inside the block."""
 
     @asynccontextmanager
-    async def open_cloud(source="echo", mmproj=None) -> AsyncGenerator[Cloud]:
+    async def open_cloud(source="echo", mmproj=None, prices=(0.0, 0.0)) -> AsyncGenerator[Cloud]:
         state = tmp_path / "node"
-        spec = ModelSpec("river", source, mmproj=mmproj)
+        spec = ModelSpec("river", source, mmproj=mmproj, prices_per_mtok=prices)
         options = NodeOptions(models=(spec,), listen=f"unix:{tmp_path}/n.sock", state=state)
         async with serve(options) as serving:
             policy = tmp_path / "trust.toml"

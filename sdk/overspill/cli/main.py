@@ -14,6 +14,7 @@ from overspill.cli import (
     calibrate,
     chat,
     cloud,
+    costs,
     demo,
     doctor,
     evals,
@@ -47,7 +48,9 @@ def _root(
     del version  # its callback has printed it
 
 
-for module in (ask, bench, calibrate, chat, cloud, demo, doctor, evals, models, receipts, trust):
+for module in (
+    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, models, receipts, trust,
+):  # fmt: skip
     module.register(app)
 
 
