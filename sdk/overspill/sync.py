@@ -21,6 +21,7 @@ from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import OverspillError
 from overspill.openai_access import OpenAIAccess
+from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
 from overspill.tools import ToolArgument
@@ -91,6 +92,7 @@ class Overspill:
         device: Engine | None = None,
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
+        third_party: GrantedEngine | None = None,
         daemon: DaemonUse = "auto",
         on_consent: OnConsent | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class Overspill:
             device=device,
             cloud=cloud,
             embedder=embedder,
+            third_party=third_party,
             daemon=daemon,
             on_consent=on_consent,
         )
