@@ -41,7 +41,7 @@ def test_each_method_takes_the_same_arguments_and_gives_the_same(name):
     awaited = inspect.signature(original).return_annotation
     same = {
         f"AsyncGenerator[{kind}]": f"Generator[{kind}, None, None]" for kind in ("ReplyChunk",)
-    } | {"Iterator[None]": "AbstractContextManager[None]"}
+    } | {"Iterator[Budget]": "AbstractContextManager[Budget]"}
     assert gives == same.get(awaited, awaited)
 
 
