@@ -219,7 +219,7 @@ _TRIED_PROMPTS = 1000
 
 
 def _best_ridge(kernel: Floats, rest: Floats, ridges: Sequence[float], seed: int) -> float:
-    """The first ridge, unless another's errors on the gain are certainly smaller (by two standard
+    """The first ridge, unless another's errors on the gain are certainly smaller (by three standard
     errors, pairwise) where each of some prompts is left out, in closed form: the least is noise
     where the gain is mostly noise. How many prompts there are does not move the best ridge."""
     if len(ridges) == 1:
@@ -231,12 +231,12 @@ def _best_ridge(kernel: Floats, rest: Floats, ridges: Sequence[float], seed: int
     def errors(ridge: float) -> Floats:
         shrunk = 1 / (np.maximum(values, 0.0) + ridge)
         alpha = vectors @ (shrunk * turned)
-        return np.square(alpha / (np.square(vectors) @ shrunk))
+        return np.asarray(np.square(alpha / (np.square(vectors) @ shrunk)))
 
     first, *others = ((ridge, errors(ridge)) for ridge in ridges)
     ridge, least = min(others, key=lambda one: float(one[1].mean()))
     better = first[1] - least
-    certain = float(better.mean()) > 2 * float(better.std()) / np.sqrt(len(rows))
+    certain = float(better.mean()) > 3 * float(better.std()) / np.sqrt(len(rows))
     return ridge if certain else first[0]
 
 
