@@ -144,17 +144,33 @@ def _check_message(message: Message, where: str) -> None:
             param=f"{where}.content",
             mend="Only text is supported.",
         )
-    try:
-        message.content.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(
-            f"{where} holds a lone surrogate, which is no text.", param=f"{where}.content"
-        ) from None
+    for text in _texts(message):
+        _check_text(text, where)
     if message.tool_calls and message.role != "assistant":
         raise InvalidRequest(
             f"{where} has tool calls, but only an assistant makes them.",
             param=f"{where}.tool_calls",
         )
+
+
+def _texts(message: Message) -> Iterator[str]:
+    yield message.content
+    if message.name is not None:
+        yield message.name
+    for call in message.tool_calls:
+        yield call.name
+        yield call.arguments
+
+
+def _check_text(text: str, where: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            f"{where} holds a lone surrogate, which is no text.", param=f"{where}.content"
+        ) from None
 
 
 def _check_tool_turns(messages: tuple[Message, ...]) -> None:
