@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from overspill.errors import ConfigurationError
-from overspill.state.spending import KEPT_AT_MOST, SpendingStore, Spent
+from overspill.state import spending
+from overspill.state.spending import SpendingStore, Spent
 
 
 def _spent(cost):
@@ -23,12 +24,13 @@ def test_what_cannot_be_written_is_kept_until_it_can(tmp_path):
     assert sum(one.cost for one in store.sums()) == 0.75
 
 
-def test_what_is_kept_back_has_a_bound(tmp_path):
+def test_what_is_kept_back_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(spending, "KEPT_AT_MOST", 8)
     path = tmp_path / "spending.sqlite"
     path.mkdir()
     store = SpendingStore(path)
-    for _ in range(KEPT_AT_MOST + 10):
+    for _ in range(20):
         with pytest.raises(ConfigurationError):
             store.add(_spent(0.5))
     path.rmdir()
-    assert [one.tries for one in store.sums()] == [KEPT_AT_MOST]
+    assert [one.tries for one in store.sums()] == [8]

@@ -95,9 +95,9 @@ class SpendingStore:
         """Write what was kept back; it stays so while it cannot be written."""
         if not self._kept_back:
             return
-        rows = [astuple(one) for one in self._kept_back]
         marks = ", ".join("?" * len(fields(Spent)))
         with self._connect() as db:
+            rows = [astuple(one) for one in self._kept_back]
             db.executemany(f"INSERT INTO spending VALUES ({marks})", rows)  # noqa: S608
         del self._kept_back[: len(rows)]
 
