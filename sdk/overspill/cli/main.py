@@ -19,6 +19,7 @@ from overspill.cli import (
     doctor,
     evals,
     models,
+    purge,
     receipts,
     trust,
 )
@@ -49,7 +50,7 @@ def _root(
 
 
 for module in (
-    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, models, receipts, trust,
+    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, models, purge, receipts, trust,
 ):  # fmt: skip
     module.register(app)
 
