@@ -18,6 +18,7 @@ from overspill.cli import (
     demo,
     doctor,
     evals,
+    logs,
     models,
     purge,
     receipts,
@@ -50,7 +51,8 @@ def _root(
 
 
 for module in (
-    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, models, purge, receipts, trust,
+    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, logs, models, purge, receipts,
+    trust,
 ):  # fmt: skip
     module.register(app)
 
