@@ -48,7 +48,7 @@ def _policy_of(attester: Attester, digests: dict[str, bytes]) -> str:
     if isinstance(attester, PinnedOperatorAttester):
         return pinned_policy(attester.operator, digests)
     raise UsageError(
-        f"A policy for {attester.evidence_type} evidence names who vouches, whom a node can't know.",
+        f"A policy for {attester.evidence_type} evidence names who vouches: a node cannot know.",
         mend=f"Start from: overspill trust init --kind {attester.evidence_type} trust.toml",
     )
 
