@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from overspill.types.card import ModelCard
@@ -289,13 +289,13 @@ def trace_cards(
     price_prompt_per_mtok: float = 0.4, price_completion_per_mtok: float = 1.6
 ) -> dict[Route, ModelCard]:
     """The cards that a trace is decided with: the pair that the shipped scorer was fitted on."""
-    common = {"context": 8192, "runtime": "trace", "tools": True, "json_schema": True}
+    plain = ModelCard("brook", context=8192, runtime="trace", tools=True, json_schema=True)
     return {
-        Route.DEVICE: ModelCard("brook", **common),  # type: ignore[arg-type]  # by name
-        Route.CLOUD: ModelCard(
-            "river",
+        Route.DEVICE: plain,
+        Route.CLOUD: replace(
+            plain,
+            name="river",
             price_prompt_per_mtok=price_prompt_per_mtok,
             price_completion_per_mtok=price_completion_per_mtok,
-            **common,  # type: ignore[arg-type]  # by name
         ),
     }
