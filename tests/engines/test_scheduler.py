@@ -171,12 +171,15 @@ async def test_waiting_prompts_share_the_room_round_robin(engine, backend):
 async def test_beside_decoders_a_long_prompt_goes_in_chunks_that_keep_steps_short():
     """Steps take 1 ms and 0.1 ms a token, as seen by the engine's clock."""
     clock, backend = Clock(), EchoBackend(EchoOptions(batch_tokens=512))
-    run, took = backend.run, []
+    run, took, both, joined = backend.run, [], threading.Event(), threading.Event()
 
     def timed(rows):
         seconds = 0.001 + 0.0001 * sum(len(row.tokens) for row in rows)
         clock.now_s += seconds
         took.append((seconds, sum(len(row.tokens) == 1 for row in rows), len(rows)))
+        if took[-1][1:] == (2, 2) and not both.is_set():
+            both.set()
+            joined.wait(30)  # the two would be done before this test's loop looks
         return run(rows)
 
     backend.run = timed
@@ -187,9 +190,11 @@ async def test_beside_decoders_a_long_prompt_goes_in_chunks_that_keep_steps_shor
     async with engine:
         await _collect(engine, _ask(1000, max_tokens=50))
         decoders = [asyncio.create_task(_collect(engine, _ask(400, max_tokens=400))) for _ in "xx"]
-        await _until(lambda: took[-1][1:] == (2, 2))
+        await _until(both.is_set)
         idle_s = took[-1][0]
         long = asyncio.create_task(_collect(engine, _ask(4000, max_tokens=2)))
+        await _until(lambda: engine.status().queued + engine.status().active == 3)
+        joined.set()
         await asyncio.gather(*decoders, long)
     beside = [seconds for seconds, decoding, rows in took if (decoding, rows) == (2, 3)]
     assert beside
