@@ -20,16 +20,48 @@ def unshare() -> list[str]:
     return command
 
 
-@pytest.mark.parametrize("verb", ["run", "plan"])
-@pytest.mark.parametrize("extra", [[], ["--cloud", "203.0.113.7:443", "--privacy", "device"]])
-def test_an_answer_on_the_device_tries_no_network(verb, extra, tmp_path):
+OVERSPILL = [sys.executable, "-m", "overspill.cli.main"]
+SERVED = """
+import subprocess, sys
+from overspill import Overspill
+
+command = [sys.executable, "-m", "overspill.cli.main", "serve", "--json"]
+with subprocess.Popen(command, stdout=subprocess.PIPE) as daemon:
+    daemon.stdout.readline()
+    with Overspill(app="t", daemon="require") as ai:
+        print(ai.chat("Sort: 3, 1, 2").route.route)
+    daemon.terminate()
+assert daemon.returncode == 0
+"""
+OFFLINE = {
+    "import": [sys.executable, "-c", "import overspill, overspill_edge, overspill_cloud"],
+    "run": [*OVERSPILL, "run", "Sort: 3, 1, 2"],
+    "plan": [*OVERSPILL, "plan", "Sort: 3, 1, 2"],
+    "chat": [*OVERSPILL, "chat"],
+    "doctor": [*OVERSPILL, "doctor"],
+    "models": [*OVERSPILL, "models", "catalog"],
+    "serve": [sys.executable, "-c", SERVED],
+    "run, with a cloud that may not be asked": [
+        *(*OVERSPILL, "run", "Sort: 3, 1, 2"),
+        *("--cloud", "203.0.113.7:443", "--privacy", "device"),
+    ],
+    "plan, with a cloud that may not be asked": [
+        *(*OVERSPILL, "plan", "Sort: 3, 1, 2"),
+        *("--cloud", "node.example:443", "--privacy", "device"),
+    ],
+}
+
+
+@pytest.mark.parametrize("what", OFFLINE)
+def test_what_works_on_the_device_tries_no_network(what, tmp_path):
+    """Nothing phones home: what works on the device tries no network."""
     script = '"$@" && echo === && cat /proc/net/snmp'
-    asked = [sys.executable, "-m", "overspill.cli.main", verb, "Sort: 3, 1, 2", *extra]
     done = subprocess.run(
-        [*unshare(), "sh", "-c", script, "sh", *asked],
+        [*unshare(), "sh", "-c", script, "sh", *OFFLINE[what]],
         capture_output=True,
         text=True,
         timeout=100,
+        input="Sort: 3, 1, 2\n",
         env={**os.environ, "OVERSPILL_HOME": str(tmp_path), "OVERSPILL_MODEL": "echo"},
     )
     assert done.returncode == 0, done.stderr
