@@ -76,7 +76,7 @@ def _run(app: typer.Typer, program: str, arguments: list[str], as_json: bool) ->
         return 0
     except Exception as error:
         if (usage := _usage_message(error)) is not None:
-            line = _line("usage", usage, f"See: {program} --help")
+            line = _line("usage", usage, f"See: {_path_of(error) or program} --help")
             return _fail(program, line, 2, as_json)
         return _fail(program, _unexpected(error), 1, as_json)
 
@@ -85,6 +85,11 @@ def _usage_message(error: Exception) -> str | None:
     # typer may carry its own copy of click: recognise its usage errors by what they offer.
     message = getattr(error, "format_message", None)
     return " ".join(message().split()) if callable(message) else None
+
+
+def _path_of(error: Exception) -> str | None:
+    """The verb whose help says what was wrong: ``overspill models pull``."""
+    return getattr(getattr(error, "ctx", None), "command_path", None)
 
 
 def _unexpected(error: Exception) -> dict[str, str]:
