@@ -21,6 +21,7 @@ import typer
 from overspill.config import default_places
 from overspill.errors import MissingExtra, UsageError
 from overspill.terminal import Verbs, run_app
+from overspill_cloud import tpm_command
 
 if TYPE_CHECKING:
     from overspill_cloud.app import NodeOptions
@@ -39,6 +40,7 @@ devices = typer.Typer(
     cls=Verbs, no_args_is_help=True, help="List the enrolled devices, and revoke one."
 )
 app.add_typer(devices, name="devices")
+app.add_typer(tpm_command.app, name="tpm")
 
 
 @app.callback()
@@ -52,7 +54,9 @@ StateOption = Annotated[
 ]
 AttesterOption = Annotated[
     str,
-    typer.Option(help="auto (what the machine has), sev-snp, tdx, pinned, dev, tpm or tpm:TCTI."),
+    typer.Option(
+        help="auto (what the machine has), sev-snp, tdx, hardware-tpm, pinned, dev or tpm[:TCTI]."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
