@@ -105,11 +105,13 @@ def _spdx() -> Licensing:
 
 
 def _is_spdx(text: str) -> bool:
+    if not text or "\n" in text:  # many put the licence's whole text there
+        return False
     try:
         _spdx().parse(text, validate=True)
-    except ExpressionError:  # many put the licence's whole text there
+    except ExpressionError:
         return False
-    return bool(text)
+    return True
 
 
 def is_allowed(expression: str, allowed: frozenset[str] = ALLOWED | ALLOWED_AS_LIBRARY) -> bool:
@@ -118,7 +120,7 @@ def is_allowed(expression: str, allowed: frozenset[str] = ALLOWED | ALLOWED_AS_L
     if isinstance(parsed, LicenseSymbol):
         return parsed.key in allowed
     sides = (is_allowed(str(side), allowed) for side in parsed.args)
-    return any(sides) if parsed.operator.strip() == "|" else all(sides)
+    return any(sides) if isinstance(parsed, _spdx().OR) else all(sides)
 
 
 def released_extras() -> list[str]:
