@@ -1,4 +1,4 @@
-# make demo | test | check | coverage | mutation | format | bench | peers | soak
+# make demo | test | check | coverage | mutation | format | bench | peers | soak | release
 #     ARGS="..." goes to the command behind
 #
 # Needs Python 3.11 or newer and a C/C++ compiler, nothing else: each target makes the environment
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell sh scripts/find_python.sh)
 ARGS ?=
 
-.PHONY: demo test check coverage mutation format bench peers soak clean
+.PHONY: demo test check coverage mutation format bench peers soak release clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -50,6 +50,13 @@ peers: $(VENV)/.test
 soak: $(VENV)/.test
 	@mkdir -p build
 	@$(BIN)/python tests/faults/soak.py $(ARGS)
+
+# The wheel and the sdist, whose they are made of (NOTICE, bill of materials), and all digests.
+release: $(VENV)/.test
+	rm -rf build/release
+	$(BIN)/python -m build --no-isolation --outdir build/release . >/dev/null
+	$(BIN)/python scripts/release_papers.py --out build/release
+	@cd build/release && sha256sum * > SHA256SUMS && cat SHA256SUMS
 
 clean:
 	rm -rf $(VENV) build dist

@@ -3,7 +3,7 @@
 from overspill import Overspill
 
 with Overspill(app="first") as ai:
-    reply = ai.chat("Sort in ascending order: 12, 7, 30, 4")
+    reply = ai.chat("Sort in ascending order: 21, 14, 35")
 
 print(reply.text)
 print(f"-- {reply.model} on the {reply.route.route}, {reply.route.bytes_sent} bytes left")

@@ -20,15 +20,25 @@ import typer
 
 from overspill.config import default_places
 from overspill.errors import MissingExtra, UsageError
-from overspill.terminal import run_app
+from overspill.terminal import Verbs, run_app
 from overspill_cloud import tpm_command
 
 if TYPE_CHECKING:
     from overspill_cloud.app import NodeOptions
     from overspill_cloud.store import Store
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-devices = typer.Typer(no_args_is_help=True, help="Enrolled devices.")
+app = typer.Typer(
+    cls=Verbs,
+    name="overspill-cloud",
+    help="Host models that prove what they run on, for enrolled devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+devices = typer.Typer(
+    cls=Verbs, no_args_is_help=True, help="List the enrolled devices, and revoke one."
+)
 app.add_typer(devices, name="devices")
 app.add_typer(tpm_command.app, name="tpm")
 

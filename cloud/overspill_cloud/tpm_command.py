@@ -12,11 +12,13 @@ import typer
 
 from overspill.config import default_places
 from overspill.errors import UsageError
+from overspill.terminal import Verbs
 
 if TYPE_CHECKING:
     from overspill_cloud.attester.tpm_device import Tpm
 
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     help="Activate the key with which a hardware TPM attests: request and answer on the node, "
     "challenge and sign where the activation key is.",

@@ -44,7 +44,9 @@ def batch(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Answer a file of requests. A run that was ended goes on where it stopped.
+    """Answer a file of requests in OpenAI's batch format.
+
+    A run that was ended goes on where it stopped.
 
     Exit 0 when every line has an answer, 1 when the answer of some is an error.
     """

@@ -32,6 +32,7 @@ from overspill.cli.common import (
 )
 from overspill.config import child_environment, load_settings
 from overspill.errors import Cancelled, ConfigurationError, MissingExtra, UsageError
+from overspill.terminal import Verbs
 from overspill_edge.batch_command import batch
 from overspill_edge.service_command import service_app
 
@@ -42,7 +43,11 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 LOG_FILE_BYTES = 1 << 20
 
-token_app = typer.Typer(help="Tokens for programs that use the daemon.", no_args_is_help=True)
+token_app = typer.Typer(
+    cls=Verbs,
+    help="Issue, list and revoke tokens of programs that use the daemon.",
+    no_args_is_help=True,
+)
 
 
 def register(app: typer.Typer) -> None:

@@ -19,9 +19,10 @@ from overspill.cli.units import (
 )
 from overspill.config import Places, child_environment, load_settings
 from overspill.errors import BusyError, ConfigurationError, MissingExtra
+from overspill.terminal import Verbs
 
 service_app = typer.Typer(
-    help="Run the daemon by launchd or systemd, for this user.", no_args_is_help=True
+    cls=Verbs, help="Run the daemon by launchd or systemd, for this user.", no_args_is_help=True
 )
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")]
 ManagerChoice = Annotated[

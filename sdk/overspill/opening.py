@@ -198,4 +198,5 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}.", mend="Check it.") from None
+        why = getattr(error, "strerror", None) or error  # without the path a second time
+        raise ConfigurationError(f"{path} cannot be read: {why}.", mend="Check it.") from None

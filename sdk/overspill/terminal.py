@@ -10,11 +10,49 @@ import json
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import typer
+from typer.core import TyperGroup
 
 from overspill.config import default_places, quiet_grpc
 from overspill.errors import OverspillError
+
+
+class Verbs(TyperGroup):
+    """A group whose help says in whole sentences what its verbs do, in the order of ``sections``;
+    what no section names comes last."""
+
+    sections: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    def by_section(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """(heading, [(verb, what it does)]) for each section that has verbs."""
+        shown = {name: told for name, told in self._told().items() if told is not None}
+        for heading, names in self.sections.items():
+            rows = [(name, shown.pop(name)) for name in names if name in shown]
+            if rows:
+                yield heading, rows
+        if shown:
+            yield ("More" if self.sections else "Commands"), list(shown.items())
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """What ``--help`` lists."""
+        for heading, rows in self.by_section():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+    def _told(self) -> dict[str, str | None]:
+        """The first sentence of each verb's help; None for a hidden one."""
+        return {
+            name: None if verb.hidden else _first_sentence(verb.help or verb.short_help or "")
+            for name, verb in self.commands.items()
+        }
+
+
+def _first_sentence(text: str) -> str:
+    paragraph = " ".join(text.split("\n\n", 1)[0].split())
+    return paragraph.split(". ", 1)[0].rstrip(".") + "."
 
 
 def run_app(app: typer.Typer, program: str, arguments: list[str]) -> int:
@@ -38,7 +76,7 @@ def _run(app: typer.Typer, program: str, arguments: list[str], as_json: bool) ->
         return 0
     except Exception as error:
         if (usage := _usage_message(error)) is not None:
-            line = _line("usage", usage, f"See: {program} --help")
+            line = _line("usage", usage, f"See: {_path_of(error) or program} --help")
             return _fail(program, line, 2, as_json)
         return _fail(program, _unexpected(error), 1, as_json)
 
@@ -47,6 +85,11 @@ def _usage_message(error: Exception) -> str | None:
     # typer may carry its own copy of click: recognise its usage errors by what they offer.
     message = getattr(error, "format_message", None)
     return " ".join(message().split()) if callable(message) else None
+
+
+def _path_of(error: Exception) -> str | None:
+    """The verb whose help says what was wrong: ``overspill models pull``."""
+    return getattr(getattr(error, "ctx", None), "command_path", None)
 
 
 def _unexpected(error: Exception) -> dict[str, str]:

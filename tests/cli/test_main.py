@@ -59,6 +59,33 @@ def test_models_lists_what_can_answer(overspill):
     assert models["availability"]["cloud"] == "unavailable"
 
 
+def test_the_help_groups_the_verbs_and_says_in_whole_sentences_what_they_do(overspill):
+    told = " ".join(overspill("--help").out.split())
+    assert "Ask: run Answer one prompt; the last line says who answered and what left the" in told
+    assert told.index("Ask:") < told.index("For other programs:") < told.index("Measure and tune:")
+    assert "..." not in told.split("Ask:")[1]
+    assert "More:" not in told  # every verb has its place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        (["run"], "See: overspill run --help"),
+        (["models", "pull"], "See: overspill models pull --help"),
+        (["models", "pul", "x"], "Did you mean 'pull'? See: overspill models --help"),
+        (["nope"], "See: overspill --help"),
+    ],
+)
+def test_a_mistake_is_told_with_the_help_that_mends_it(overspill, arguments, mend):
+    assert overspill(*arguments).err.strip().endswith(mend)
+
+
+def test_a_file_that_is_not_there_is_named_once(overspill, tmp_path):
+    said = overspill("trust", "check", str(tmp_path / "no.toml")).err
+    assert said.count("no.toml") == 1
+    assert "Errno" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [

@@ -43,6 +43,7 @@ async def test_an_answer_from_the_cloud_comes_with_a_receipt_that_verifies_later
 
 
 async def test_evidence_for_development_never_satisfies_the_floor_attested(cloud_at):
+    """Development evidence never satisfies the floor `attested`."""
     async with (
         cloud_at() as cloud,
         AsyncOverspill("t", settings=cloud.settings, device=FakeEngine()) as ai,
@@ -55,6 +56,7 @@ async def test_evidence_for_development_never_satisfies_the_floor_attested(cloud
 
 
 async def test_without_a_policy_file_the_node_is_refused_and_the_device_answers(cloud_at):
+    """Without a trust policy file a node with development evidence is refused."""
     async with cloud_at() as cloud:
         bare = cloud.settings.with_cloud(cloud.settings.cloud.address)
         async with AsyncOverspill("t", settings=bare, device=FakeEngine()) as ai:
@@ -222,6 +224,7 @@ async def test_a_silent_cloud_costs_an_easy_prompt_a_moment_once(cloud_at, monke
 
 
 async def test_under_the_floor_device_the_cloud_is_not_even_contacted(tmp_path, cloud_at):
+    """Under the floor `device` no cloud is contacted."""
     contacts = 0
 
     async def count(stream):

@@ -230,6 +230,7 @@ async def test_the_default_policy_refuses_it(start_node, cloud):
 
 
 async def test_a_prompt_is_nowhere_after_a_run(start_node, cloud, tmp_path):
+    """A node keeps no prompt and no answer, neither in its files nor in its log."""
     canary = "CANARY-zebra-7431-quartz"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
     node = start_node(environment=environment)

@@ -240,6 +240,7 @@ async def test_a_body_that_never_comes_is_408(start_daemon):
 
 @pytest.mark.anyio
 async def test_nothing_of_what_is_said_is_logged_or_told_back(start_daemon, caplog):
+    """The daemon logs nothing of what is said."""
     caplog.set_level("DEBUG")
     async with start_daemon() as running, running.http() as http:
         good = body(messages=[{"role": "user", "content": SECRET}])

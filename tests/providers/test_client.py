@@ -71,6 +71,8 @@ async def test_it_answers_once_for_each_consent(settings: Settings, provider: An
 async def test_without_a_grant_for_it_nothing_leaves(
     settings: Settings, provider: Any, grant: str | None
 ) -> None:
+    """Without a grant for this one request nothing goes to a third party."""
+
     def on_consent(plan: Plan) -> Grant | None:
         return Grant(grant, plan.request_id, int(time.time()) + 60) if grant else None
 

@@ -153,6 +153,7 @@ def test_the_device_floor_never_leaves_whatever_else_holds(
 def test_the_attested_floor_leaves_only_for_verified_hardware(
     attested: Callable[[Assurance], AttestationResult], now: int, data: st.DataObject
 ) -> None:
+    """Under the floor `attested` a prompt leaves only for hardware whose evidence was verified."""
     facts = draw_facts(data, attested, now)
     decision = decide(*facts)
     reachable = {decision.route, *decision.alternatives}

@@ -105,6 +105,7 @@ def test_the_device_floor_never_falls_back(
 def test_a_card_number_keeps_the_request_and_then_its_session(
     ask: Ask, route_of: Decide, situation: Situation
 ) -> None:
+    """A card number keeps its request on the device, and the conversation after it."""
     policy = RoutingPolicy()
     decision = route_of(ask("Is 4111 1111 1111 1111 a valid card?"), situation, policy)
     assert (decision.route, decision.reason) == (Route.DEVICE, RouteReason.PRIVACY)
@@ -121,6 +122,7 @@ def test_an_e_mail_address_asks_for_hardware(
     situation: Situation,
     attested: Callable[..., AttestationResult],
 ) -> None:
+    """An e-mail address may leave for verified hardware alone."""
     text = f"{HARD}, write to jane@mail.example.org"
     assert route_of(ask(text), situation).route is Route.CLOUD
     software = replace(situation, attestation=attested(Assurance.SOFTWARE))

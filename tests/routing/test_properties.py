@@ -131,6 +131,7 @@ def test_a_tighter_floor_never_widens_a_route(
 def test_contradictory_floors_mean_the_strictest(
     policy: Privacy, session: Privacy, request: Privacy
 ) -> None:
+    """Of the floors of policy, session and request the strictest holds."""
     decision = decide(
         Request((Message("user", "hi"),), privacy=request),
         Situation(session_floor=session),

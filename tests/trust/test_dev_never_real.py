@@ -142,6 +142,7 @@ except EvidenceRejected as error:
 
 @pytest.mark.parametrize("value", ["1", "true", "NONE", "development"])
 def test_t61_every_plausible_environment_variable_set(dev_node, at, value, tmp_path):
+    """No environment variable makes development evidence acceptable."""
     import pickle
 
     from overspill.trust.verifier import Context

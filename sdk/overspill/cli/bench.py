@@ -13,12 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from overspill.config import load_settings
+from overspill.terminal import Verbs
 
 FAMILY = Path("examples/family")
 MAKERS = Path("tests/trust/hardware/makers.py")
 STDOUT = Path("-")
 
 app = typer.Typer(
+    cls=Verbs,
     help="Measure against peers, in one run, alternating; --json keeps every sample.",
     no_args_is_help=True,
 )

@@ -22,11 +22,12 @@ from overspill.cli.eval_options import (
     write_bytes,
 )
 from overspill.errors import ConfigurationError, UsageError
+from overspill.terminal import Verbs
 
 if TYPE_CHECKING:
     from overspill.evals.fit_monitor import FittedMonitor
 
-policy_app = typer.Typer(help="Check a calibrated routing policy.", no_args_is_help=True)
+policy_app = typer.Typer(cls=Verbs, help="Check a calibrated routing policy.", no_args_is_help=True)
 PolicyFile = Annotated[Path, typer.Argument(help="policy.toml; its certificate lies beside it.")]
 
 

@@ -23,6 +23,7 @@ from overspill.opening import (
     open_transport,
     open_trust_policy,
 )
+from overspill.terminal import Verbs
 from overspill.trust.ear import ear
 from overspill.trust.policy import TrustPolicy
 from overspill.trust.verifier import Appraisal, Context
@@ -37,7 +38,11 @@ Authority = Annotated[Path | None, typer.Option("--ca", help="TLS authority to a
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
-    group = typer.Typer(help="The node that requests spill over to.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=Verbs,
+        help="Verify the node that requests spill over to, and enrol this device with it.",
+        no_args_is_help=True,
+    )
     group.command("verify")(verify)
     group.command("enroll")(enroll)
     group.command("rotate")(rotate)

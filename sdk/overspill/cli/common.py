@@ -19,12 +19,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Model = Annotated[
     str | None, typer.Option("--model", help="Device model: a name, a .gguf or an MLX folder.")
 ]
-CloudAddress = Annotated[str | None, typer.Option("--cloud", help="HOST:PORT or unix:/path.")]
+CloudAddress = Annotated[
+    str | None, typer.Option("--cloud", help="The node to spill over to: HOST:PORT or unix:/path.")
+]
 TrustPolicyFile = Annotated[
-    Path | None, typer.Option("--trust-policy", help="Appraisal policy (TOML).")
+    Path | None,
+    typer.Option("--trust-policy", help="What the node has to prove (TOML); see `trust init`."),
 ]
 PrivacyFloor = Annotated[
-    str | None, typer.Option("--privacy", help="Floor: device, attested or any.")
+    str | None,
+    typer.Option("--privacy", help="Where prompts may go at most: device, attested or any."),
 ]
 Adapters = Annotated[
     list[str] | None,

@@ -23,11 +23,16 @@ from overspill.cli.eval_options import (
     write_bytes,
 )
 from overspill.cli.eval_traces import register as register_traces
+from overspill.terminal import Verbs
 
 STDOUT = Path("-")
 _SHOWN = ("apgr", "cpt50", "cpt80", "cpt95", "pgr20")
 
-app = typer.Typer(help="Judge routing on results of two models.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Verbs,
+    help="Judge models, quantizations and routing by their results.",
+    no_args_is_help=True,
+)
 register_traces(app)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from typing import ClassVar
 
 import typer
 
@@ -24,9 +26,23 @@ from overspill.cli import (
     receipts,
     trust,
 )
-from overspill.terminal import run_app
+from overspill.terminal import Verbs, run_app
+
+
+class OverspillVerbs(Verbs):
+    """The verbs as a newcomer looks for them."""
+
+    sections: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Ask": ("run", "chat", "plan", "batch"),
+        "This machine": ("models", "doctor", "costs", "demo", "purge"),
+        "For other programs": ("serve", "service", "token", "logs"),
+        "The cloud": ("cloud", "trust", "receipts"),
+        "Measure and tune": ("eval", "calibrate", "policy", "bench"),
+    }
+
 
 app = typer.Typer(
+    cls=OverspillVerbs,
     name="overspill",
     help="Language models that run where the user is and spill over into a proven cloud.",
     no_args_is_help=True,

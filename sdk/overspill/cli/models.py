@@ -25,12 +25,14 @@ from overspill.models.catalog import CatalogEntry, catalog
 from overspill.models.files import Progress, PullPlan, Runtime
 from overspill.models.store import RESERVED, StoredModel
 from overspill.sync import Overspill
+from overspill.terminal import Verbs
 
 Name = Annotated[str | None, typer.Option("--name", help="What it will be called here.")]
 What = Annotated[str, typer.Argument(help="A name of the catalog, or OWNER/REPOSITORY[:FILE].")]
 RuntimeChoice = Annotated[str | None, typer.Option("--runtime", help="llama.cpp or mlx.")]
 
 models = typer.Typer(
+    cls=Verbs,
     name="models",
     help="List the models that can answer now; pull, import and remove models.",
     invoke_without_command=True,

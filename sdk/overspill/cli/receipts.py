@@ -17,6 +17,7 @@ from overspill.receipt_records import Verdict
 from overspill.receipts import appraise_kept, verify_receipt
 from overspill.sealing.receipt import ReceiptClaims, read_claims
 from overspill.state.receipts import ReceiptStore
+from overspill.terminal import Verbs
 from overspill.trust.policy import load_policy
 from overspill.trust.verifier import Appraisal
 from overspill.types.reply import ReceiptRecord
@@ -30,7 +31,11 @@ PolicyFile = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
-    group = typer.Typer(help="Receipts of what the cloud answered.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=Verbs,
+        help="List, show and verify the receipts of what a cloud answered.",
+        no_args_is_help=True,
+    )
     group.command("list")(list_receipts)
     group.command("show")(show)
     group.command("verify")(verify)

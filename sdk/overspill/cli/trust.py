@@ -10,6 +10,7 @@ import typer
 from overspill.cli import trust_log, trust_release, trust_status, trust_verify, trust_witness
 from overspill.cli.common import Json, print_json
 from overspill.errors import UsageError
+from overspill.terminal import Verbs
 from overspill.trust.policy import PINNED, load_policy
 from overspill.trust.template import PINNED_TEMPLATE, pinned_policy
 from overspill.trust.template_hardware import HARDWARE_TEMPLATES
@@ -19,7 +20,11 @@ PolicyFile = Annotated[Path, typer.Argument(help="The policy file (TOML).")]
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
-    group = typer.Typer(help="What a node has to prove.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=Verbs,
+        help="Write and check what a node has to prove; verify evidence, releases and logs.",
+        no_args_is_help=True,
+    )
     group.command("init")(init)
     group.command("check")(check)
     for module in (trust_status, trust_verify, trust_release, trust_witness, trust_log):

@@ -14,6 +14,7 @@ from overspill.config import load_settings
 from overspill.errors import UsageError
 from overspill.opening import open_log_state
 from overspill.state.log_state import LogStateStore
+from overspill.terminal import Verbs
 from overspill.trust.log.checkpoint import Checkpoint
 from overspill.trust.log.note import Note
 from overspill.types.transparency import LogMemory, SplitEvidence
@@ -23,7 +24,11 @@ REMEMBERED, SHOWN = "remembered", "shown"
 
 def register(trust: typer.Typer) -> None:
     """Add the verbs of this file."""
-    group = typer.Typer(help="Logs that this client has seen.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=Verbs,
+        help="Show the logs that this client has seen, and decide on split views.",
+        no_args_is_help=True,
+    )
     group.command("status")(status)
     group.command("decide")(decide)
     trust.add_typer(group, name="log")

@@ -35,6 +35,7 @@ from overspill.releasing.log_folder import LogFolder
 from overspill.releasing.publish import append_release, proof_path, refresh_release
 from overspill.releasing.sigstore_bundle import SigstoreSigner, verify_sigstore
 from overspill.releasing.tuf_source import fetch_by_tuf
+from overspill.terminal import Verbs
 from overspill.trust.log.note import ED25519, VerifierKey
 from overspill.trust.policy import load_policy
 from overspill.trust.release import open_release, prove
@@ -52,7 +53,11 @@ Named = Annotated[list[str], typer.Option("--model", help="NAME=FILE; may be rep
 
 def register(trust: typer.Typer) -> None:
     """Add the verbs of this file."""
-    group = typer.Typer(help="Releases of what nodes run.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=Verbs,
+        help="Build, sign, log and verify releases of what nodes run.",
+        no_args_is_help=True,
+    )
     for verb in (key, build, sign, append, refresh, verify):
         group.command(verb.__name__)(verb)
     trust.add_typer(group, name="release")

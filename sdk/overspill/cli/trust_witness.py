@@ -15,6 +15,7 @@ from overspill.releasing.cosigning import WitnessEndpoint, cosign_checkpoint
 from overspill.releasing.log_folder import LogFolder
 from overspill.releasing.witness_http import serving_witness
 from overspill.releasing.witness_store import WitnessStore
+from overspill.terminal import Verbs
 from overspill.trust.log.note import COSIGNATURE_V1, ED25519, ML_DSA_44, VerifierKey
 
 WitnessDir = Annotated[Path, typer.Argument(help="The witness's folder: its key and its memory.")]
@@ -24,7 +25,9 @@ Origin = Annotated[str | None, typer.Option(help="The log's origin, if not its k
 
 def register(trust: typer.Typer) -> None:
     """Add the verbs of this file."""
-    group = typer.Typer(help="A witness of logs.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=Verbs, help="Cosign logs that only ever grow, as their witness.", no_args_is_help=True
+    )
     group.command("init")(init)
     group.command("add-log")(add_log)
     group.command("serve")(serve)

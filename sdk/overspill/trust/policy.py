@@ -197,7 +197,7 @@ def load_policy(path: Path) -> TrustPolicy:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"The trust policy {path} cannot be read: {error}.",
+            f"The trust policy {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
             mend="Check the path, or write one with: overspill trust init",
         ) from error
     return parse_policy(text, source=str(path))
