@@ -30,6 +30,7 @@ from overspill.errors import UsageError
 from overspill.types.chat import Privacy
 from overspill_edge.access import LOOPBACK_HOSTS, AccessGuard, AccessPolicy
 from overspill_edge.access_log import AccessLog
+from overspill_edge.device import SharedDevice
 from overspill_edge.endpoint import Answerer, Service
 from overspill_edge.http import routes
 from overspill_edge.journal import Journal
@@ -97,13 +98,16 @@ def build_app(
     limits: HttpLimits | None = None,
     local: LocalService | None = None,
     journal: Journal | None = None,
+    device: SharedDevice | None = None,
 ) -> ASGIApp:
     """The ASGI app: errors become answers, the guard decides who comes in, routes translate.
 
-    ``local`` is where apps that greet find the gRPC socket; None where there is none.
+    ``local`` is where apps that greet find the gRPC socket; None where there is none. ``device`` is
+    the model that the daemon looks after.
 
     The inner boundary answers below the guard, so that a listed web origin can read errors too.
     """
+    device = device or SharedDevice()
     service = Service(
         answerer=answerer,
         floor=floor,
@@ -111,6 +115,8 @@ def build_app(
         limits=limits or HttpLimits(),
         started_unix=int(time.time()),
         journal=journal or Journal(),
+        loading=device.loading,
+        device=device,
     )
     inside = ErrorBoundary(WithHandshake(routes(service), local))
     guard = AccessGuard(inside, policy=policy or AccessPolicy(), tokens=tokens)
@@ -158,7 +164,8 @@ def _server(app: ASGIApp, drain_s: int, on_started: Callable[[], None]) -> _Serv
 class Daemon:
     """One daemon, from its sockets to its end.
 
-    ``client`` replaces the :class:`AsyncOverspill` that the settings describe.
+    ``client`` replaces the :class:`AsyncOverspill` that the settings describe; ``device`` is what
+    its engine was opened by, where the daemon is to look after that.
     """
 
     def __init__(
@@ -166,9 +173,14 @@ class Daemon:
         options: ServeOptions,
         *,
         client: AbstractAsyncContextManager[DaemonAnswerer] | None = None,
+        device: SharedDevice | None = None,
     ) -> None:
+        settings = options.settings
         self._options = options
-        self._client = client or AsyncOverspill(APP_NAME, settings=options.settings, daemon="never")
+        self._device = device or SharedDevice.of(settings)
+        self._client = client or AsyncOverspill(
+            APP_NAME, settings=settings, daemon="never", open_engine=self._device.open
+        )
         self._registry = WorkRegistry()
         self._journal = Journal()
         self._starting: asyncio.Task[Any] | None = None
@@ -214,7 +226,9 @@ class Daemon:
         path = None if listeners.socket_path is None else str(listeners.socket_path)
         ready = Ready(path, tcp, os.getpid())
         async with self._local_service(answerer, listeners) as local:
-            app = _app_for(self._options, answerer, self._registry, local, self._journal)
+            app = _app_for(
+                self._options, answerer, self._registry, local, self._journal, self._device
+            )
             self._server = _server(app, self._options.drain_s, lambda: on_ready(ready))
             await self._server.serve(sockets=list(listeners.sockets))
 
@@ -283,6 +297,7 @@ def _app_for(
     registry: WorkRegistry,
     local: LocalService | None,
     journal: Journal,
+    device: SharedDevice,
 ) -> ASGIApp:
     tokens = user_tokens(options.settings.places)
     if options.tcp is not None and not tokens.records():
@@ -296,4 +311,5 @@ def _app_for(
         limits=options.limits,
         local=local,
         journal=journal,
+        device=device,
     )

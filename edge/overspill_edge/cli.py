@@ -11,8 +11,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,8 +29,10 @@ from overspill.cli.common import (
     settings_for,
 )
 from overspill.config import load_settings
-from overspill.errors import Cancelled, MissingExtra
+from overspill.errors import Cancelled
+from overspill_edge import model_commands
 from overspill_edge.batch_command import batch
+from overspill_edge.extra import needs_edge
 
 if TYPE_CHECKING:
     from overspill_edge.app import Ready
@@ -47,16 +48,7 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
     app.command("batch")(batch)
     app.add_typer(token_app, name="token")
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("overspill", "overspill_edge"):
-            raise
-        raise MissingExtra("The daemon", "edge") from None
+    model_commands.register()
 
 
 def serve(
@@ -79,26 +71,31 @@ def serve(
     drain_s: Annotated[
         int, typer.Option("--drain-s", min=0, help="Seconds for running answers at the end.")
     ] = 30,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option("--keep-alive", help="Let go of a model unused for so long: 10m, forever."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help='First line: {"socket", "tcp", "pid"}.')
     ] = False,
 ) -> None:
     """Serve the model to other programs until SIGTERM or Ctrl-C."""
-    with _extra():
+    with needs_edge():
         from overspill_edge.app import ServeOptions
         from overspill_edge.app import serve as run_daemon
         from overspill_edge.listen import parse_tcp
     _log_to_stderr()
+    settings = settings_for(
+        model,
+        cloud,
+        trust_policy,
+        privacy,
+        adapters=adapter or (),
+        draft_model=draft_model,
+        mmproj=mmproj,
+    )
     options = ServeOptions(
-        settings=settings_for(
-            model,
-            cloud,
-            trust_policy,
-            privacy,
-            adapters=adapter or (),
-            draft_model=draft_model,
-            mmproj=mmproj,
-        ),
+        settings=settings if keep_alive is None else replace(settings, keep_alive=keep_alive),
         socket_path=socket,
         tcp=None if tcp is None else parse_tcp(tcp),
         origins=tuple(origin or ()),
@@ -173,6 +170,6 @@ def revoke_token(
 
 
 def _store() -> TokenStore:
-    with _extra():
+    with needs_edge():
         from overspill_edge.tokens import user_tokens
     return user_tokens(load_settings().places)

@@ -18,6 +18,7 @@ from overspill.types.embedding import EmbedReply, EmbedRequest
 from overspill.types.reply import Availability, ReceiptRecord, ReplyChunk
 from overspill.types.route import Plan
 from overspill_edge.access import Caller, caller_of
+from overspill_edge.device import SharedDevice
 from overspill_edge.dialect import Asked, Dialect, Source
 from overspill_edge.journal import Journal
 from overspill_edge.tokens import Scope
@@ -74,6 +75,7 @@ class Service:
     limits: HttpLimits
     started_unix: int
     loading: Callable[[], float | None] = nothing_loads
+    device: SharedDevice = field(default_factory=SharedDevice)
     journal: Journal = field(default_factory=Journal)
 
 

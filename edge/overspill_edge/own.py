@@ -11,9 +11,10 @@ import base64
 import os
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
+from pydantic import Field
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse
 from starlette.routing import Route as HttpRoute
@@ -27,11 +28,16 @@ from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy
 from overspill.types.reply import ReceiptRecord
 from overspill.types.route import Plan
-from overspill_edge.access import caller_of
+from overspill_edge.access import Caller, caller_of
+from overspill_edge.body import NonEmpty, Parameters, Strict, checked
 from overspill_edge.dialect import AUTO_MODEL, data_event
 from overspill_edge.dialects import CHAT
 from overspill_edge.endpoint import Endpoint, Service, require_any
+from overspill_edge.problems import HttpProblem
+from overspill_edge.residence import ModelBusy
 from overspill_edge.tokens import Scope
+from overspill_edge.turns import Turns
+from overspill_edge.work import unless_left
 
 MAX_RECEIPTS = 1000
 DIALECTS = {
@@ -47,6 +53,8 @@ def own_routes(service: Service) -> list[HttpRoute]:
         HttpRoute("/overspill/v1/status", Status(service), methods=["GET"]),
         HttpRoute("/overspill/v1/capabilities", Capabilities(service), methods=["GET"]),
         HttpRoute("/overspill/v1/models", Cards(service), methods=["GET"]),
+        HttpRoute("/overspill/v1/models/prewarm", Prewarm(service), methods=["POST"]),
+        HttpRoute("/overspill/v1/models/unload", Unload(service), methods=["POST"]),
         HttpRoute("/overspill/v1/policy", PolicyInForce(service), methods=["GET"]),
         HttpRoute("/overspill/v1/receipts", Receipts(service), methods=["GET"]),
         HttpRoute("/overspill/v1/events", Events(service), methods=["GET"]),
@@ -96,9 +104,9 @@ class Status(Endpoint):
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Version, models, answers in the making, those that wait, and totals."""
-        require_any(scope, *Scope)
+        caller = require_any(scope, *Scope)
         cards = await self._service.answerer.models()
-        registry = self._service.registry
+        registry, residence = self._service.registry, self._service.device.residence
         body = {
             "version": __version__,
             "pid": os.getpid(),
@@ -107,9 +115,18 @@ class Status(Endpoint):
             "active": registry.active,
             "waiting": registry.waiting,
             "loading": self._service.loading(),
+            "residence": None if residence is None else residence.document(),
+            "queue": queue_seen_by(caller, self._service.device.turns),
             "totals": asdict(self._service.journal.totals),
         }
         await JSONResponse(body)(scope, receive, send)
+
+
+def queue_seen_by(caller: Caller, turns: Turns) -> list[dict[str, Any]]:
+    """Who waits for the device, in the order of their turns: an app sees its own requests, who may
+    administer sees all."""
+    sees_all = Scope.ADMIN in caller.scopes
+    return [asdict(one) for one in turns.queued() if sees_all or one.app == caller.app]
 
 
 class Capabilities(Endpoint):
@@ -156,6 +173,42 @@ class Cards(Endpoint):
 def card_object(card: ModelCard) -> dict[str, Any]:
     """A card as JSON."""
     return {**asdict(card), "skill_accuracy": dict(card.skill_accuracy)}
+
+
+class _ModelOrder(Strict):
+    model: NonEmpty | None = None
+    keep_alive: str | Annotated[float, Field(ge=-1, le=10**7)] | None = None
+
+
+def _model_order(body: bytes) -> _ModelOrder:
+    return checked(_ModelOrder, body, Parameters())
+
+
+class Prewarm(Endpoint):
+    """``POST /overspill/v1/models/prewarm`` ``{"model", "keep_alive"}``, both optional."""
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Load the device's model, and say so when it is there; a client that leaves lets it."""
+        caller_of(scope).require(Scope.MODELS)
+        order = await self._parse(_model_order, scope, receive)
+        work = self._service.device.prewarm(order.model, order.keep_alive)
+        name = await unless_left(work, receive, self._service.registry)
+        await JSONResponse({"model": name, "state": "loaded"})(scope, receive, send)
+
+
+class Unload(Endpoint):
+    """``POST /overspill/v1/models/unload`` ``{"model"}``; 409 ``model_busy`` while it works."""
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Free the device's model until it is needed again."""
+        caller_of(scope).require(Scope.MODELS)
+        order = await self._parse(_model_order, scope, receive)
+        try:
+            name, was_loaded = await self._service.device.unload(order.model)
+        except ModelBusy as error:
+            raise HttpProblem(409, error.code, error.message, error.mend) from error
+        body = {"model": name, "state": "unloaded", "was_loaded": was_loaded}
+        await JSONResponse(body)(scope, receive, send)
 
 
 class PolicyInForce(Endpoint):

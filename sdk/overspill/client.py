@@ -39,6 +39,7 @@ from overspill.errors import (
 )
 from overspill.in_process import InProcess
 from overspill.openai_access import Embedded, OpenAIAccess, through_socket
+from overspill.opening import open_device
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
@@ -84,6 +85,7 @@ class AsyncOverspill:
 
     ``on_consent`` (plain, called in a thread, or async) is asked for each request that only a third
     party could answer, with its plan, and gives a :class:`Grant` for that request, or None.
+    ``open_engine`` opens the device's engine where this process has one, in a way of its own.
     """
 
     def __init__(
@@ -97,13 +99,19 @@ class AsyncOverspill:
         third_party: GrantedEngine | None = None,
         daemon: DaemonUse = "auto",
         on_consent: OnConsent | None = None,
+        open_engine: Callable[[Settings], Engine] = open_device,
     ) -> None:
         self._app = app
         self._settings = settings or load_settings()
         self._daemon_problem: OverspillError | None = None
         self._has_own_settings = settings is not None
         self._own = InProcess(
-            self._settings, device=device, cloud=cloud, embedder=embedder, third_party=third_party
+            self._settings,
+            device=device,
+            cloud=cloud,
+            embedder=embedder,
+            third_party=third_party,
+            open_engine=open_engine,
         )
         brought = any(part is not None for part in (device, cloud, embedder, third_party))
         if brought and daemon == "require":

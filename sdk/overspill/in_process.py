@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 class InProcess:
     """The engines and rules that ``settings`` name; ``device``, ``cloud`` and ``embedder`` replace
-    what they name, and are closed with this, as ``third_party`` is."""
+    what they name, and are closed with this, as ``third_party`` is. ``open_engine`` opens the
+    device's engine in a way of its own."""
 
     def __init__(
         self,
@@ -47,8 +48,10 @@ class InProcess:
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
         third_party: GrantedEngine | None = None,
+        open_engine: Callable[[Settings], Engine] = open_device,
     ) -> None:
         self._settings = settings
+        self._open_engine = open_engine
         self._device, self._cloud, self._embedder = device, cloud, embedder
         self._third_party = third_party
         self.device_problem: OverspillError | None = None
@@ -213,7 +216,7 @@ class InProcess:
         """The device's engine; without one a cloud alone must do, without both it is an error,
         unless the model could be pulled: then every request says how."""
         try:
-            engine = self._device or open_device(self._settings)
+            engine = self._device or self._open_engine(self._settings)
             await engine.start()
         except OverspillError as error:
             self.device_problem = error
