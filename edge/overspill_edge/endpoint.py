@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 from starlette.types import Scope as AsgiScope
 
+from overspill.policy_lock import AdminPolicy
 from overspill.routing.policy import RoutingPolicy
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
@@ -55,6 +56,10 @@ class Answerer(Protocol):
     @property
     def routing_policy(self) -> RoutingPolicy:
         """The policy that decides."""
+
+    @property
+    def admin_policy(self) -> AdminPolicy | None:
+        """What the administrator has above it."""
 
 
 def nothing_loads() -> float | None:

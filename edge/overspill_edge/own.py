@@ -215,10 +215,16 @@ class PolicyInForce(Endpoint):
     """``GET /overspill/v1/policy``: the rules that every request is under."""
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Floor, threshold, detectors and the digest that each decision names."""
+        """Floor, threshold, detectors, the digest that each decision names, and what the
+        administrator has above all that."""
         require_any(scope, *Scope)
-        body = policy_object(self._service.answerer.routing_policy, self._service.floor)
-        await JSONResponse(body)(scope, receive, send)
+        answerer = self._service.answerer
+        above = answerer.admin_policy
+        floor = self._service.floor.tightened_by((above and above.privacy) or Privacy.ANY)
+        body = policy_object(answerer.routing_policy, floor)
+        await JSONResponse({**body, "administrator": above and above.as_dict()})(
+            scope, receive, send
+        )
 
 
 def policy_object(policy: RoutingPolicy, floor: Privacy) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from overspill.errors import (
 from overspill.in_process import InProcess
 from overspill.openai_access import Embedded, OpenAIAccess, through_socket
 from overspill.opening import open_device
+from overspill.policy_lock import AdminPolicy
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
@@ -383,6 +384,13 @@ class AsyncOverspill:
         """The policy that decides here. Raises ``UsageError`` through a daemon, which has its own
         (``GET /overspill/v1/policy``)."""
         return self._own_answerer("The policy in force is looked at").routing_policy
+
+    @property
+    def admin_policy(self) -> AdminPolicy | None:
+        """The administrator's rules for this machine, which win over settings and requests; None
+        where there are none. Raises ``ConfigurationError`` for a file that others could write, and
+        ``UsageError`` through a daemon."""
+        return self._own_answerer("The policy in force is looked at").admin_policy
 
     async def enroll(self, code: str) -> int:
         """Enrol this device's key with the cloud by a one-time code.

@@ -52,6 +52,14 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
+class AdminPlace:
+    """Where the administrator's policy is, and the user id that it has to belong to."""
+
+    path: Path
+    owner_uid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CloudSettings:
     """Where the overflow goes; ``trust_policy`` None means the strictest default."""
 
@@ -94,6 +102,8 @@ class Settings:
     """How long the daemon keeps its model loaded after the last use: ``10m``, ``0``, ..."""
     hub: str = "https://huggingface.co"
     """Where models that are not here are pulled from; a mirror speaks the same interface."""
+    admin_policy: AdminPlace | None = None
+    """None is the system's own place: no settings file and no environment can name another."""
     privacy_is_set: bool = False
     """Whether somebody chose the floor: what was chosen is only ever raised."""
 

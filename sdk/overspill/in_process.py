@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from overspill.administered import administered, check_request, refused
 from overspill.cloud_gate import CloudGate, CloudState
 from overspill.config import Settings
 from overspill.conversations import Conversations
@@ -17,6 +18,7 @@ from overspill.gathering import Routes
 from overspill.in_time import in_time
 from overspill.modelroom import is_pullable
 from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
+from overspill.policy_lock import AdminPolicy, policy_lock
 from overspill.profile import DeviceMeter
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
@@ -52,6 +54,7 @@ class InProcess:
     ) -> None:
         self._settings = settings
         self._open_engine = open_engine
+        self._lock = policy_lock(settings)
         self._device, self._cloud, self._embedder = device, cloud, embedder
         self._third_party = third_party
         self.device_problem: OverspillError | None = None
@@ -115,6 +118,9 @@ class InProcess:
         name = self._embedder.card.name
         if request.model not in (None, name):
             raise ModelNotFound.among(str(request.model), (name,))
+        policy = self.admin_policy
+        if policy is not None and not policy.allows_model(name):
+            raise refused(policy, f"does not allow the model '{name}'")
         return await self._embedder.embed(request)
 
     async def models(self) -> tuple[ModelCard, ...]:
@@ -127,7 +133,7 @@ class InProcess:
 
     async def availability(self) -> Availability:
         """The device's and the cloud's state."""
-        routes = self._open
+        routes = self._allowed
         device, why = self._absent_device(), str(self.device_problem or "No model.")
         if routes.device is not None:
             health = await routes.device.health()
@@ -172,8 +178,15 @@ class InProcess:
 
     async def cloud_state(self) -> CloudState:
         """The cloud's verified state; empty under the floor ``device``."""
-        floor = self._settings.privacy.tightened_by(self._open.policy.floor)
-        return CloudState() if floor is Privacy.DEVICE else await self._open.cloud.state()
+        routes = self._allowed
+        floor = routes.floor.tightened_by(routes.policy.floor)
+        return CloudState() if floor is Privacy.DEVICE else await routes.cloud.state()
+
+    @property
+    def admin_policy(self) -> AdminPolicy | None:
+        """The administrator's rules as they are now; None where there are none. Raises
+        ``ConfigurationError`` for a file that nobody should trust."""
+        return self._lock.current()
 
     @property
     def routing_policy(self) -> RoutingPolicy:
@@ -194,15 +207,28 @@ class InProcess:
             raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
         return self._routes
 
+    @property
+    def _allowed(self) -> Routes:
+        """What the administrator leaves of the routes."""
+        routes, policy = self._open, self.admin_policy
+        return routes if policy is None else administered(routes, policy, names_model=True)
+
     def _device_cards(self) -> tuple[ModelCard, ...]:
-        device = self._open.device
+        device = self._allowed.device
         return () if device is None else (device.card,)
 
     def _session(self, request: Request) -> Session:
         routes = self._open
         if routes.device is None and routes.cloud.engine is None and self.device_problem:
             raise self.device_problem
-        return Session(routes, request)
+        policy = self.admin_policy
+        if policy is None:
+            return Session(routes, request)
+        check_request(request, policy)
+        left = administered(routes, policy, names_model=request.model is not None)
+        if routes.device is not None and left.device is None and left.cloud.engine is None:
+            raise refused(policy, f"does not allow the model '{routes.device.card.name}'")
+        return Session(left, request)
 
     def _absent_device(self) -> AvailabilityState:
         if self._pulling:

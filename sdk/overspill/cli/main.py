@@ -19,6 +19,7 @@ from overspill.cli import (
     doctor,
     evals,
     models,
+    policy_show,
     receipts,
     trust,
 )
@@ -49,7 +50,8 @@ def _root(
 
 
 for module in (
-    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, models, receipts, trust,
+    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, models, policy_show, receipts,
+    trust,
 ):  # fmt: skip
     module.register(app)
 
