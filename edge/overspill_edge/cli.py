@@ -30,7 +30,7 @@ from overspill.cli.common import (
 )
 from overspill.config import load_settings
 from overspill.errors import Cancelled
-from overspill_edge import model_commands
+from overspill_edge import model_commands, ui_command
 from overspill_edge.batch_command import batch
 from overspill_edge.extra import needs_edge
 
@@ -49,6 +49,7 @@ def register(app: typer.Typer) -> None:
     app.command("batch")(batch)
     app.add_typer(token_app, name="token")
     model_commands.register()
+    ui_command.register(app)
 
 
 def serve(

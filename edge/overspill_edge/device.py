@@ -9,6 +9,7 @@ from overspill.config import Settings
 from overspill.engines.base import Engine
 from overspill.errors import ModelNotFound, UnsupportedOption
 from overspill.opening import open_device
+from overspill.types.card import ModelCard
 from overspill_edge.residence import Residence, ResidentEngine, parse_keep_alive_s
 from overspill_edge.turns import FairEngine, TurnOptions, Turns
 
@@ -48,6 +49,12 @@ class SharedDevice:
     def residence(self) -> Residence | None:
         """Where the model is; None where the daemon does not look after one."""
         return None if self._resident is None else self._resident.residence
+
+    @property
+    def card(self) -> ModelCard | None:
+        """Facts about the model; None where the daemon does not look after one."""
+        resident = self._resident
+        return resident.card if resident is not None and resident.is_known else None
 
     def loading(self) -> float | None:
         """0 while the model is away or being loaded, as far as anybody knows; else None."""

@@ -11,8 +11,10 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 from starlette.types import Scope as AsgiScope
 
+from overspill.cloud_gate import KnownCloud
 from overspill.policy_lock import AdminPolicy
 from overspill.routing.policy import RoutingPolicy
+from overspill.state.spending import Spending
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest
@@ -52,6 +54,12 @@ class Answerer(Protocol):
 
     async def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
         """The newest receipts first."""
+
+    def known_cloud(self) -> KnownCloud | None:
+        """What is known of the cloud without asking it."""
+
+    def spending(self, since_unix_s: int = 0) -> list[Spending]:
+        """What answers took."""
 
     @property
     def routing_policy(self) -> RoutingPolicy:

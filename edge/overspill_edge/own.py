@@ -23,20 +23,19 @@ from starlette.types import Scope as AsgiScope
 
 from overspill._version import __version__
 from overspill.errors import InvalidRequest
-from overspill.routing.policy import RoutingPolicy
 from overspill.types.card import ModelCard
-from overspill.types.chat import Privacy
 from overspill.types.reply import ReceiptRecord
 from overspill.types.route import Plan
-from overspill_edge.access import Caller, caller_of
+from overspill_edge.access import caller_of
 from overspill_edge.body import NonEmpty, Parameters, Strict, checked
 from overspill_edge.dialect import AUTO_MODEL, data_event
 from overspill_edge.dialects import CHAT
 from overspill_edge.endpoint import Endpoint, Service, require_any
+from overspill_edge.overview import Overview, queue_seen_by
+from overspill_edge.policy_shown import policy_in_force
 from overspill_edge.problems import HttpProblem
 from overspill_edge.residence import ModelBusy
 from overspill_edge.tokens import Scope
-from overspill_edge.turns import Turns
 from overspill_edge.work import unless_left
 
 MAX_RECEIPTS = 1000
@@ -51,6 +50,7 @@ def own_routes(service: Service) -> list[HttpRoute]:
     return [
         HttpRoute("/overspill/v1/plan", PlanOnly(service), methods=["POST"]),
         HttpRoute("/overspill/v1/status", Status(service), methods=["GET"]),
+        HttpRoute("/overspill/v1/overview", Overview(service), methods=["GET"]),
         HttpRoute("/overspill/v1/capabilities", Capabilities(service), methods=["GET"]),
         HttpRoute("/overspill/v1/models", Cards(service), methods=["GET"]),
         HttpRoute("/overspill/v1/models/prewarm", Prewarm(service), methods=["POST"]),
@@ -120,13 +120,6 @@ class Status(Endpoint):
             "totals": asdict(self._service.journal.totals),
         }
         await JSONResponse(body)(scope, receive, send)
-
-
-def queue_seen_by(caller: Caller, turns: Turns) -> list[dict[str, Any]]:
-    """Who waits for the device, in the order of their turns: an app sees its own requests, who may
-    administer sees all."""
-    sees_all = Scope.ADMIN in caller.scopes
-    return [asdict(one) for one in turns.queued() if sees_all or one.app == caller.app]
 
 
 class Capabilities(Endpoint):
@@ -218,32 +211,7 @@ class PolicyInForce(Endpoint):
         """Floor, threshold, detectors, the digest that each decision names, and what the
         administrator has above all that."""
         require_any(scope, *Scope)
-        answerer = self._service.answerer
-        above = answerer.admin_policy
-        floor = self._service.floor.tightened_by((above and above.privacy) or Privacy.ANY)
-        body = policy_object(answerer.routing_policy, floor)
-        await JSONResponse({**body, "administrator": above and above.as_dict()})(
-            scope, receive, send
-        )
-
-
-def policy_object(policy: RoutingPolicy, floor: Privacy) -> dict[str, Any]:
-    """A policy as JSON; ``floor`` is the daemon's, which the policy's can only tighten. Listed
-    terms are a person's own words: only how many there are is told."""
-    return {
-        "version": policy.version,
-        "sha256": policy.sha256,
-        "floor": floor.tightened_by(policy.floor).value,
-        "threshold": policy.threshold,
-        "switching_price": policy.switching_price,
-        "strict": policy.strict,
-        "detectors": {kind: raised.value for kind, raised in policy.detectors.items()},
-        "redact": list(policy.redact),
-        "listed_terms": len(policy.listed_terms),
-        "certified": bool(policy.certificate),
-        "expires_unix": policy.expires_unix or None,
-        "expired": policy.is_expired(int(time.time())),
-    }
+        await JSONResponse(policy_in_force(self._service))(scope, receive, send)
 
 
 class Receipts(Endpoint):

@@ -22,7 +22,7 @@ from overspill.arguments import (
 )
 from overspill.budget import Budget, ChainLengths, current_budget, use_budget
 from overspill.checkup import SelfTest, try_all
-from overspill.cloud_gate import CloudState
+from overspill.cloud_gate import CloudState, KnownCloud
 from overspill.config import Settings, load_settings
 from overspill.daemon import DaemonUse, ThroughDaemon, work_digest
 from overspill.engines.base import Engine
@@ -44,6 +44,7 @@ from overspill.policy_lock import AdminPolicy
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
+from overspill.state.spending import Spending
 from overspill.toolrun import called, run_tools
 from overspill.tools import ToolArgument, bound
 from overspill.transport.handshake import SOCKET_NAME, PeerGone
@@ -378,6 +379,16 @@ class AsyncOverspill:
         Raises ``UsageError`` through a daemon, which does not hand its evidence out.
         """
         return await self._own_answerer("The cloud's evidence is looked at").cloud_state()
+
+    def known_cloud(self) -> KnownCloud | None:
+        """The evidence that was verified last, when, and what keeps the cloud out now; None without
+        a cloud. Nobody is contacted. Raises ``UsageError`` through a daemon."""
+        return self._own_answerer("The cloud's evidence is looked at").known_cloud()
+
+    def spending(self, since_unix_s: int = 0) -> list[Spending]:
+        """Tokens, money and energy by route and model, of all of this user's apps. Raises
+        ``UsageError`` through a daemon."""
+        return self._own_answerer("Spending is looked at").spending(since_unix_s)
 
     @property
     def routing_policy(self) -> RoutingPolicy:

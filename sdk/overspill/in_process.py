@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from overspill.administered import administered, check_request, refused
-from overspill.cloud_gate import CloudGate, CloudState
+from overspill.cloud_gate import CloudGate, CloudState, KnownCloud
 from overspill.config import Settings
 from overspill.conversations import Conversations
 from overspill.engines.base import Engine
@@ -25,7 +25,7 @@ from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
 from overspill.session import Session
 from overspill.state.receipts import ReceiptStore
-from overspill.state.spending import SpendingStore
+from overspill.state.spending import Spending, SpendingStore
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest
@@ -187,6 +187,14 @@ class InProcess:
         """The administrator's rules as they are now; None where there are none. Raises
         ``ConfigurationError`` for a file that nobody should trust."""
         return self._lock.current()
+
+    def known_cloud(self) -> KnownCloud | None:
+        """What is known of the cloud; nobody is contacted."""
+        return self._open.cloud.known()
+
+    def spending(self, since_unix_s: int) -> list[Spending]:
+        """What answers took, by route and model."""
+        return self._open.spending.sums(since_unix_s)
 
     @property
     def routing_policy(self) -> RoutingPolicy:
