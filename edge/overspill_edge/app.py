@@ -11,11 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,19 +38,21 @@ from overspill_edge.access import LOOPBACK_HOSTS, AccessGuard, AccessPolicy
 from overspill_edge.access_log import AccessLog
 from overspill_edge.device import SharedDevice
 from overspill_edge.endpoint import Answerer, Service
+from overspill_edge.handover import handover_path, offering
 from overspill_edge.http import routes
 from overspill_edge.journal import Journal
+from overspill_edge.leaving import Leaving
 from overspill_edge.listen import (
     MAX_SOCKET_PATH_BYTES,
     SOCKET_NAME,
     Listeners,
     TcpAddress,
-    listening,
     make_private_folder,
 )
 from overspill_edge.local_grpc import Desk, LocalAnswerer, LocalServer, serving_local
 from overspill_edge.local_handshake import LocalService, WithHandshake
 from overspill_edge.peers import PeerProtocol
+from overspill_edge.place import Place, having_place
 from overspill_edge.problems import ErrorBoundary
 from overspill_edge.tickets import Tickets
 from overspill_edge.tokens import TokenStore, user_tokens
@@ -59,6 +67,9 @@ class DaemonAnswerer(Answerer, LocalAnswerer, Protocol):
     """The part of :class:`overspill.AsyncOverspill` that a daemon uses."""
 
 
+LEAVING_S = 3600
+"""Seconds that the streams of a daemon which handed over may go on."""
+_IDLE_GRACE_S = 1.0
 _BACKSTOP_S = 5
 """Seconds that uvicorn waits beyond the drain for what did not end when it was told to."""
 
@@ -73,6 +84,10 @@ class ServeOptions:
     origins: tuple[str, ...] = ()
     drain_s: int = 30
     limits: HttpLimits = field(default_factory=HttpLimits)
+    sole: bool = False
+    """The user's one daemon, which a new one can replace."""
+    upgrade: bool = False
+    """Take the place of the one that runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +141,7 @@ def build_app(
 class _Server(uvicorn.Server):
     """uvicorn on sockets that are bound, with our signals, telling when it accepts."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], Awaitable[None]]) -> None:
         super().__init__(config)
         self._on_started = on_started
 
@@ -138,10 +153,22 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say so."""
         await super().startup(sockets)
-        self._on_started()
+        await self._on_started()
+
+    async def accept_no_more(self) -> None:
+        """Answer who is connected; end once nobody is, or none of their connections is idle."""
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.config.timeout_keep_alive + _IDLE_GRACE_S
+        while self.server_state.connections and loop.time() < end:  # noqa: ASYNC110
+            # uvicorn keeps a plain set, and tells nobody when it is empty.
+            await asyncio.sleep(0.05)
+        self.config.timeout_graceful_shutdown = LEAVING_S + _BACKSTOP_S
+        self.should_exit = True
 
 
-def _server(app: ASGIApp, drain_s: int, on_started: Callable[[], None]) -> _Server:
+def _server(app: ASGIApp, drain_s: int, on_started: Callable[[], Awaitable[None]]) -> _Server:
     config = uvicorn.Config(
         app,
         http=PeerProtocol,
@@ -187,15 +214,27 @@ class Daemon:
         self._server: _Server | None = None
         self._local: LocalServer | None = None
         self._stopping = False
+        self._place: Place | None = None
+        self._app: Leaving | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
         """Serve until :meth:`stop`. Raises what :func:`~overspill_edge.listen.listening` and the
         client raise when they cannot start."""
         self._starting = asyncio.current_task()
         try:
-            with listening(_socket_path(self._options), self._options.tcp) as listeners:
-                async with self._client as answerer:
-                    await self._serve(answerer, listeners, on_ready)
+            options = self._options
+            async with (
+                having_place(
+                    _socket_path(options),
+                    options.tcp,
+                    options.settings.places,
+                    sole=options.sole,
+                    upgrade=options.upgrade,
+                ) as self._place,
+                self._client as answerer,
+            ):
+                await self._serve(answerer, self._place, on_ready)
         except asyncio.CancelledError:
             # Cancelled by stop() while it started, and by nobody else: a stop like any other.
             if not self._stopping or self._server is not None:
@@ -219,25 +258,66 @@ class Daemon:
             loop = asyncio.get_running_loop()
             loop.call_later(self._options.drain_s, self._registry.stop_all)
 
+    # The steps of a handover to the next daemon; see :mod:`overspill_edge.handover`. ------------
+
+    def sockets(self) -> list[socket.socket]:
+        """(1) The listening ones."""
+        return [] if self._place is None else self._place.sockets()
+
+    def release(self) -> None:
+        """(2) The locks are free."""
+        if self._place is not None:
+            self._place.release_locks()
+
+    def take_back(self) -> None:
+        """(2) The next one did not come: the locks are ours again."""
+        if self._place is not None:
+            self._place.take_locks()
+
+    def leave(self) -> None:
+        """(3) Accept no more; what runs goes on to its end."""
+        self._stopping = True
+        self._registry.stop_listening()
+        if self._local is not None:
+            self._local.hand_over()
+        if self._app is not None:
+            self._app.is_leaving = True
+        if self._server is not None:
+            self._leaving = asyncio.create_task(self._server.accept_no_more())
+
+    # --------------------------------------------------------------------------------------------
+
     async def _serve(
-        self, answerer: DaemonAnswerer, listeners: Listeners, on_ready: Callable[[Ready], None]
+        self, answerer: DaemonAnswerer, place: Place, on_ready: Callable[[Ready], None]
     ) -> None:
+        listeners = place.listeners
         tcp = None if listeners.tcp is None else str(listeners.tcp)
         path = None if listeners.socket_path is None else str(listeners.socket_path)
         ready = Ready(path, tcp, os.getpid())
-        async with self._local_service(answerer, listeners) as local:
-            app = _app_for(
-                self._options, answerer, self._registry, local, self._journal, self._device
+        async with self._local_service(answerer, place) as local, AsyncExitStack() as stack:
+
+            async def started() -> None:
+                await place.serving()
+                if self._options.sole and listeners.socket_path is not None:
+                    beside = handover_path(listeners.socket_path)
+                    await stack.enter_async_context(offering(beside, self))
+                on_ready(ready)
+
+            self._app = Leaving(
+                _app_for(
+                    self._options, answerer, self._registry, local, self._journal, self._device
+                )
             )
-            self._server = _server(app, self._options.drain_s, lambda: on_ready(ready))
+            self._server = _server(self._app, self._options.drain_s, started)
+            await place.claim()
             await self._server.serve(sockets=list(listeners.sockets))
 
     @asynccontextmanager
     async def _local_service(
-        self, answerer: DaemonAnswerer, listeners: Listeners
+        self, answerer: DaemonAnswerer, place: Place
     ) -> AsyncIterator[LocalService | None]:
         """The gRPC service for apps, drained at the end; None where there is no Unix socket."""
-        path = local_socket(listeners)
+        path = local_socket(place.listeners, is_taken_over=place.is_taken_over)
         if path is None:
             yield None
             return
@@ -279,12 +359,17 @@ def _socket_path(options: ServeOptions) -> Path | None:
     return folder / SOCKET_NAME
 
 
-def local_socket(listeners: Listeners) -> Path | None:
-    """The gRPC socket beside the HTTP one; None where there is none, or no room for its name."""
+def local_socket(listeners: Listeners, *, is_taken_over: bool = False) -> Path | None:
+    """The gRPC socket beside the HTTP one; None where there is none, or no room for its name. A
+    daemon that took over has another name for it than the one before, which ends its streams."""
     beside = listeners.socket_path
     if beside is None:
         return None
-    path = beside.with_name(f"{beside.stem}-grpc{beside.suffix}")
+    mark = f"-{secrets.token_hex(3)}" if is_taken_over else ""
+    path = beside.with_name(f"{beside.stem}-grpc{mark}{beside.suffix}")
+    if not is_taken_over:
+        for left_over in beside.parent.glob(f"{beside.stem}-grpc-*{beside.suffix}"):
+            left_over.unlink(missing_ok=True)
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         logger.warning("no gRPC for apps: %s is too long for a socket's path", path)
         return None

@@ -76,6 +76,9 @@ def serve(
         str | None,
         typer.Option("--keep-alive", help="Let go of a model unused for so long: 10m, forever."),
     ] = None,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Take over from the daemon that runs, losing nothing.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help='First line: {"socket", "tcp", "pid"}.')
     ] = False,
@@ -101,6 +104,8 @@ def serve(
         tcp=None if tcp is None else parse_tcp(tcp),
         origins=tuple(origin or ()),
         drain_s=drain_s,
+        sole=True,
+        upgrade=upgrade,
     )
     received = asyncio.run(run_daemon(options, _announce_json if as_json else _announce))
     if received == signal.SIGINT:
