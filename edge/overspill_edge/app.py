@@ -155,17 +155,26 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         await self._on_started()
 
-    async def accept_no_more(self) -> None:
-        """Answer who is connected; end once nobody is, or none of their connections is idle."""
+    def accept_no_more(self) -> asyncio.Task[None]:
+        """Answer who is connected, and end once nobody is, or nobody idle."""
         for server in self.servers:
             server.close()
+        return asyncio.create_task(self._end_when_answered())
+
+    async def _end_when_answered(self) -> None:
+        """What was accepted just now gets the time to say something; who is kept alive is told
+        with its next answer that it was the last, or goes when uvicorn lets go of it."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + self.config.timeout_keep_alive + _IDLE_GRACE_S
-        while self.server_state.connections and loop.time() < end:  # noqa: ASYNC110
-            # uvicorn keeps a plain set, and tells nobody when it is empty.
+        began = loop.time()
+        end = began + self.config.timeout_keep_alive + _IDLE_GRACE_S
+        # uvicorn keeps a plain set of connections, and tells nobody when it is empty.
+        while self._is_awaited(loop.time() - began) and loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         self.config.timeout_graceful_shutdown = LEAVING_S + _BACKSTOP_S
         self.should_exit = True
+
+    def _is_awaited(self, for_s: float) -> bool:
+        return bool(self.server_state.connections) or for_s < _IDLE_GRACE_S
 
 
 def _server(app: ASGIApp, drain_s: int, on_started: Callable[[], Awaitable[None]]) -> _Server:
@@ -278,12 +287,13 @@ class Daemon:
         """(3) Accept no more; what runs goes on to its end."""
         self._stopping = True
         self._registry.stop_listening()
-        if self._local is not None:
-            self._local.hand_over()
         if self._app is not None:
             self._app.is_leaving = True
         if self._server is not None:
-            self._leaving = asyncio.create_task(self._server.accept_no_more())
+            self._leaving = self._server.accept_no_more()
+        if self._local is not None:
+            self._local.hand_over()
+        asyncio.get_running_loop().call_later(LEAVING_S, self._registry.stop_all)
 
     # --------------------------------------------------------------------------------------------
 

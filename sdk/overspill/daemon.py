@@ -37,6 +37,9 @@ where it does not; ``never`` uses engines of the app's own."""
 GREETING_TIMEOUT_S = 2.0
 """A daemon that is silent for so long is none."""
 
+GREETINGS = 2
+"""One for a daemon that came back, one more for one that handed over at that very moment."""
+
 _DECISIVE = (
     "model",
     "embedding_model",
@@ -118,7 +121,7 @@ class ThroughDaemon:
 
     async def run(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """The answer in pieces."""
-        for last_try in (False, True):
+        for tries_left in range(GREETINGS, -1, -1):
             client = self._open
             try:
                 async with aclosing(client.run(self._tightened(request))) as chunks:
@@ -126,7 +129,7 @@ class ThroughDaemon:
                         yield chunk
                 return
             except PeerGone:
-                if last_try:
+                if not tries_left:
                     raise
                 await self._greet_again(client)
 
