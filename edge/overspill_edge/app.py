@@ -84,8 +84,8 @@ class ServeOptions:
     origins: tuple[str, ...] = ()
     drain_s: int = 30
     limits: HttpLimits = field(default_factory=HttpLimits)
-    sole: bool = False
-    """The user's one daemon, which a new one can replace."""
+    replaceable: bool = False
+    """A new daemon can take its place; in the default place it is the user's only one."""
     upgrade: bool = False
     """Take the place of the one that runs."""
 
@@ -238,7 +238,7 @@ class Daemon:
                     _socket_path(options),
                     options.tcp,
                     options.settings.places,
-                    sole=options.sole,
+                    sole=options.replaceable and options.socket_path is None,
                     upgrade=options.upgrade,
                 ) as self._place,
                 self._client as answerer,
@@ -308,7 +308,7 @@ class Daemon:
 
             async def started() -> None:
                 await place.serving()
-                if self._options.sole and listeners.socket_path is not None:
+                if self._options.replaceable and listeners.socket_path is not None:
                     beside = handover_path(listeners.socket_path)
                     await stack.enter_async_context(offering(beside, self))
                 on_ready(ready)

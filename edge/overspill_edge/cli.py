@@ -104,7 +104,7 @@ def serve(
         tcp=None if tcp is None else parse_tcp(tcp),
         origins=tuple(origin or ()),
         drain_s=drain_s,
-        sole=True,
+        replaceable=True,
         upgrade=upgrade,
     )
     received = asyncio.run(run_daemon(options, _announce_json if as_json else _announce))

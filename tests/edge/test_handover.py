@@ -64,7 +64,7 @@ def serving(settings: Settings) -> Callable[..., Any]:
             "daemon", settings=settings, daemon="never", open_engine=device.open
         )
         options = ServeOptions(
-            settings=settings, tcp=TcpAddress("127.0.0.1", 0), sole=True, upgrade=upgrade
+            settings=settings, tcp=TcpAddress("127.0.0.1", 0), replaceable=True, upgrade=upgrade
         )
         daemon = Daemon(options, client=client, device=device)
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
