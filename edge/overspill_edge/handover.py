@@ -179,6 +179,8 @@ async def take_over(socket_path: Path) -> Taken | None:
         connection.close()
         return None
     try:
+        if not is_own_user(peer_of(connection)):
+            raise ConnectionRefusedError("another user's")
         await line.write({"protocol": PROTOCOL, "version": __version__, "pid": os.getpid()})
         told = await line.read()
     except (OSError, ValueError, TimeoutError) as error:
@@ -194,6 +196,7 @@ async def take_over(socket_path: Path) -> Taken | None:
         )
     for one in line.sockets:
         one.setblocking(False)
+        one.set_inheritable(False)
     return Taken(line.sockets, str(told.get("version")), int(told.get("pid", 0)), line)
 
 
