@@ -31,7 +31,7 @@ LOADING_TIMEOUT_S = 600.0
 MAX_CODE_BYTES = 512
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -42,6 +42,7 @@ _FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _ORDERS = {"/unload": "/overspill/v1/models/unload", "/prewarm": "/overspill/v1/models/prewarm"}
 
@@ -104,7 +105,7 @@ class OwnOriginOnly:
 
 
 class StatusPage:
-    """The routes: three files for everybody, the code for a cookie, the rest for its holder."""
+    """The routes: four files for everybody, the code for a cookie, the rest for its holder."""
 
     def __init__(self, socket: Path, port: int, session: Session) -> None:
         self._socket = socket
