@@ -5,11 +5,13 @@ Screenshots land in ``build/status_page`` for a person to look at.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,9 +33,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def daemon(command_in, tmp_path_factory):
+def daemon(command_in):
     """A daemon that has answered twice, and how to open pages for it."""
-    command = command_in(Path(__import__("tempfile").mkdtemp(prefix="ovs")))
+    command = command_in(Path(tempfile.mkdtemp(prefix="ovs")))
     with command.serving() as (_, ready):
         transport = httpx2.HTTPTransport(uds=ready["socket"])
         with httpx2.Client(transport=transport, base_url="http://localhost") as http:
@@ -107,8 +109,6 @@ def open_page(browser, address, *, width=1200, height=1000, dark=False):
 
 
 def shot(browser, name):
-    import base64
-
     SHOTS.mkdir(parents=True, exist_ok=True)
     taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
     (SHOTS / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
@@ -190,7 +190,7 @@ def test_it_is_used_by_keyboard_alone(browser, address):
     press(Keys.ENTER)
     until(lambda: "unloaded" in text_of(browser, "model"))
     assert not browser.find_element("id", "unload").is_enabled()
-    browser.execute_script("document.getElementById('prewarm').focus()")
+    until(lambda: focused() == "prewarm")
     press(Keys.SPACE)
     until(lambda: "unloaded" not in text_of(browser, "model"))
 

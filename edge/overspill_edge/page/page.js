@@ -122,8 +122,12 @@ function showModel(seen) {
     ["Notes", (model.notes ?? []).join(" ")],
   ]);
   showBar(model, memory);
+  const focused = document.activeElement;
   at("unload").disabled = model?.state !== "loaded" || model.users > 0;
   at("prewarm").disabled = model?.state !== "unloaded";
+  // Who presses one by keyboard stays where the next press makes sense.
+  if (focused === at("unload") && focused.disabled) at("prewarm").focus();
+  if (focused === at("prewarm") && focused.disabled) at("unload").focus();
 }
 
 function showBar(model, memory) {
@@ -250,7 +254,7 @@ async function act(path) {
 
 async function signIn() {
   const code = location.hash.slice(1);
-  if (!code) return;
+  if (!/^[\w-]{43}$/.test(code)) return; // "#main" is the skip link's
   history.replaceState(null, "", "/");
   const headers = { "Content-Type": "application/json" };
   await ask("/session", { method: "POST", headers, body: JSON.stringify({ code }) });
