@@ -25,6 +25,7 @@ function bytes(count) {
 
 function span(seconds) {
   const whole = Math.round(seconds);
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
   if (whole < 60) return `${seconds < 10 ? seconds.toFixed(1) : whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min`;
   if (whole < 172800) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
