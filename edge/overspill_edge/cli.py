@@ -12,8 +12,7 @@ import logging
 import logging.handlers
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,9 +30,11 @@ from overspill.cli.common import (
     settings_for,
 )
 from overspill.config import child_environment, load_settings
-from overspill.errors import Cancelled, ConfigurationError, MissingExtra, UsageError
+from overspill.errors import Cancelled, ConfigurationError, UsageError
 from overspill.terminal import Verbs
+from overspill_edge import model_commands, ui_command
 from overspill_edge.batch_command import batch
+from overspill_edge.extra import needs_edge
 from overspill_edge.service_command import service_app
 
 if TYPE_CHECKING:
@@ -56,16 +57,8 @@ def register(app: typer.Typer) -> None:
     app.command("batch")(batch)
     app.add_typer(token_app, name="token")
     app.add_typer(service_app, name="service")
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("overspill", "overspill_edge"):
-            raise
-        raise MissingExtra("The daemon", "edge") from None
+    model_commands.register()
+    ui_command.register(app)
 
 
 def serve(
@@ -91,34 +84,47 @@ def serve(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", help="Log to FILE, not to standard error.")
     ] = None,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option("--keep-alive", help="Let go of a model unused for so long: 10m, forever."),
+    ] = None,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Take over from the daemon that runs, losing nothing.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help='First line: {"socket", "tcp", "pid"}.')
     ] = False,
 ) -> None:
     """Serve the model to other programs until SIGTERM or Ctrl-C."""
-    with _extra():
+    with needs_edge():
         from overspill_edge.app import ServeOptions
         from overspill_edge.app import serve as run_daemon
         from overspill_edge.listen import parse_tcp, passed_socket
     _log_to(log_file)
     passed = passed_socket(child_environment())
-    if passed is not None and socket is not None:
-        raise UsageError("--socket beside a socket that was passed.", mend="Leave --socket out.")
+    if passed is not None and (socket is not None or upgrade):
+        raise UsageError(
+            f"{'--upgrade' if upgrade else '--socket'} beside a socket that was passed.",
+            mend="Leave it out: the service manager keeps the socket while it restarts the daemon.",
+        )
+    settings = settings_for(
+        model,
+        cloud,
+        trust_policy,
+        privacy,
+        adapters=adapter or (),
+        draft_model=draft_model,
+        mmproj=mmproj,
+    )
     options = ServeOptions(
-        settings=settings_for(
-            model,
-            cloud,
-            trust_policy,
-            privacy,
-            adapters=adapter or (),
-            draft_model=draft_model,
-            mmproj=mmproj,
-        ),
+        settings=settings if keep_alive is None else replace(settings, keep_alive=keep_alive),
         socket_path=socket,
         tcp=None if tcp is None else parse_tcp(tcp),
         origins=tuple(origin or ()),
         drain_s=drain_s,
         passed=passed,
+        replaceable=True,
+        upgrade=upgrade,
     )
     received = asyncio.run(run_daemon(options, _announce_json if as_json else _announce))
     if received == signal.SIGINT:
@@ -205,6 +211,6 @@ def revoke_token(
 
 
 def _store() -> TokenStore:
-    with _extra():
+    with needs_edge():
         from overspill_edge.tokens import user_tokens
     return user_tokens(load_settings().places)

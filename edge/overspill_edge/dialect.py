@@ -28,7 +28,8 @@ class OverspillOptions(Strict):
     """What no dialect has a word for: the ``overspill`` object of a body.
 
     ``privacy`` can only tighten the daemon's floor; ``adapter`` names one that the daemon was
-    started with; with ``wait`` false a model that has to be loaded first is 503.
+    started with; with ``wait`` false a model that has to be loaded first is 503. ``keep_alive`` is
+    how long the device's model stays loaded after this answer: seconds, or as ``10m``.
     """
 
     privacy: Literal["device", "attested", "any"] | None = None
@@ -41,6 +42,7 @@ class OverspillOptions(Strict):
     adapter: NonEmpty | None = None
     grammar: _Grammar | None = None
     wait: bool | None = None
+    keep_alive: str | Annotated[float, Field(ge=-1, le=10**7)] | None = None
 
     def common(self, source: Source, model: str) -> dict[str, Any]:
         """The fields of :class:`Request` that are the same in every dialect."""

@@ -11,13 +11,17 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 from starlette.types import Scope as AsgiScope
 
+from overspill.cloud_gate import KnownCloud
+from overspill.policy_lock import AdminPolicy
 from overspill.routing.policy import RoutingPolicy
+from overspill.state.spending import Spending
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest
 from overspill.types.reply import Availability, ReceiptRecord, ReplyChunk
 from overspill.types.route import Plan
 from overspill_edge.access import Caller, caller_of
+from overspill_edge.device import SharedDevice
 from overspill_edge.dialect import Asked, Dialect, Source
 from overspill_edge.journal import Journal
 from overspill_edge.tokens import Scope
@@ -51,9 +55,19 @@ class Answerer(Protocol):
     async def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
         """The newest receipts first."""
 
+    def known_cloud(self) -> KnownCloud | None:
+        """What is known of the cloud without asking it."""
+
+    def spending(self, since_unix_s: int = 0) -> list[Spending]:
+        """What answers took."""
+
     @property
     def routing_policy(self) -> RoutingPolicy:
         """The policy that decides."""
+
+    @property
+    def admin_policy(self) -> AdminPolicy | None:
+        """What the administrator has above it."""
 
 
 def nothing_loads() -> float | None:
@@ -74,6 +88,7 @@ class Service:
     limits: HttpLimits
     started_unix: int
     loading: Callable[[], float | None] = nothing_loads
+    device: SharedDevice = field(default_factory=SharedDevice)
     journal: Journal = field(default_factory=Journal)
 
 

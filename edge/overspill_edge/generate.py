@@ -38,12 +38,14 @@ class Generation(Endpoint):
         shape = self.dialect.shape(asked, request)
         work = _work(self._service.answerer, self.dialect, request)
         work = self._service.journal.watched(request, work)
+        keep_alive = asked.overspill and asked.overspill.keep_alive
         try:
-            async with answering(work, receive, self._service.registry) as pieces:
-                if asked.stream:
-                    await self._stream(shape, request, send).run(pieces)
-                else:
-                    await _answer_whole(pieces, shape, request, scope, receive, send)
+            with self._service.device.keeping(request.id, keep_alive):
+                async with answering(work, receive, self._service.registry) as pieces:
+                    if asked.stream:
+                        await self._stream(shape, request, send).run(pieces)
+                    else:
+                        await _answer_whole(pieces, shape, request, scope, receive, send)
         except InvalidRequest as error:
             error.param = self.dialect.names.get(error.param or "", error.param)
             raise
@@ -69,6 +71,7 @@ class Generation(Endpoint):
             "wait=0" not in preferred
         )
         if share is not None and not waits:
+            self._service.device.load_soon()
             raise HttpProblem(
                 503,
                 "model_loading",

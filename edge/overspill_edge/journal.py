@@ -50,6 +50,30 @@ class Event:
 
 
 @dataclass(slots=True)
+class Running:
+    """An answer in the making; its route is known with its first piece."""
+
+    request_id: str
+    app: str
+    unix_s: float
+    piece: ReplyChunk | None = None
+    pieces: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        taken = self.piece.route if self.piece is not None else None
+        return {
+            "request_id": self.request_id,
+            "app": self.app,
+            "route": taken and taken.route.value,
+            "reason": taken and taken.reason.value,
+            "model": taken and taken.model,
+            "pieces": self.pieces,
+            "seconds": round(time.time() - self.unix_s, 1),
+        }
+
+
+@dataclass(slots=True)
 class Totals:
     """Since the daemon began. Tokens are those of prompts and answers together."""
 
@@ -77,7 +101,13 @@ class Journal:
         self.totals = Totals()
         self._last: deque[Event] = deque(maxlen=KEPT)
         self._listeners: set[MemoryObjectSendStream[Event]] = set()
+        self._running: dict[str, Running] = {}
         self._seq = 0
+
+    @property
+    def running(self) -> tuple[Running, ...]:
+        """Answers in the making, the oldest first."""
+        return tuple(self._running.values())
 
     @property
     def last(self) -> tuple[Event, ...]:
@@ -89,11 +119,14 @@ class Journal:
     ) -> AsyncGenerator[ReplyChunk]:
         """Hand ``pieces`` on, and write down how they ended."""
         began, piece, error = time.time(), None, "cancelled"
+        running = Running(request.id, request.app, began)
+        self._running[request.id] = running
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
                     if piece.finish is not None:
                         error = ""
+                    running.piece, running.pieces = piece, running.pieces + 1
                     yield piece
         except OverspillError as failure:
             error = failure.code
@@ -102,6 +135,7 @@ class Journal:
             error = "internal_error"
             raise
         finally:
+            self._running.pop(request.id, None)
             self._write(request, piece, began, error or None)
 
     @contextmanager

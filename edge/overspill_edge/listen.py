@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,35 @@ class TcpAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Ownership:
+    """Whose a socket's path is: the lock beside it, and who takes the file away at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = FileLock(f"{path}.lock", timeout=0, mode=0o600)
+        self.is_ours = False
+
+    def acquire(self, timeout_s: float = 0.0) -> None:
+        """Raises ``BusyError`` where another daemon has it."""
+        try:
+            self._lock.acquire(timeout=timeout_s)
+        except Timeout:
+            raise BusyError(
+                f"A daemon already serves {self._path}.",
+                mend="Use it, stop it, or give another path with --socket.",
+            ) from None
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._path}.lock cannot be made: {error.strerror}.", mend="Name another place."
+            ) from None
+        self.is_ours = True
+
+    def release(self) -> None:
+        """May be called twice."""
+        self.is_ours = False
+        self._lock.release()
+
+
 @dataclass(frozen=True, slots=True)
 class Listeners:
     """Bound sockets, and their addresses as a client would write them."""
@@ -48,6 +77,7 @@ class Listeners:
     sockets: tuple[socket.socket, ...]
     socket_path: Path | None
     tcp: TcpAddress | None
+    ownership: Ownership | None = None
 
 
 def parse_tcp(text: str) -> TcpAddress:
@@ -120,16 +150,53 @@ def listening(
             yield _listeners(None, None, tcp_socket)
         return
     _check_folder(socket_path)
-    unix_socket = _bound_unix(socket_path) if passed is None else passed
-    with _sole_owner(socket_path), unix_socket as unix, _bound_tcp(tcp) as tcp_socket:
-        yield _listeners(unix, socket_path, tcp_socket)
+    ownership = Ownership(socket_path)
+    ownership.acquire()
+    bound = _bound_unix(socket_path, ownership) if passed is None else passed
+    try:
+        with bound as unix, _bound_tcp(tcp) as tcp_socket:
+            yield _listeners(unix, socket_path, tcp_socket, ownership)
+    finally:
+        ownership.release()
+
+
+@contextmanager
+def adopted(
+    socket_path: Path, sockets: Sequence[socket.socket], tcp: TcpAddress | None
+) -> Iterator[Listeners]:
+    """As :func:`listening`, over the sockets that another daemon handed on; the lock is not ours
+    yet. A ``tcp`` address is bound where none was handed on, and has to be that one else."""
+    by_family = {one.family: one for one in sockets}
+    unix = by_family.pop(socket.AF_UNIX)
+    handed = next(iter(by_family.values()), None)
+    ownership = Ownership(socket_path)
+    identity = _identity(socket_path)
+    try:
+        with _bound_tcp(tcp if handed is None else None) as bound:
+            listeners = _listeners(unix, socket_path, handed or bound, ownership)
+            if tcp is not None and tcp.port not in (0, listeners.tcp and listeners.tcp.port):
+                raise BusyError(
+                    f"The daemon that runs is at {listeners.tcp}, and so this one will be.",
+                    mend="Leave out --tcp, or stop that daemon first.",
+                )
+            yield listeners
+    finally:
+        if ownership.is_ours and _identity(socket_path) == identity:
+            with suppress(FileNotFoundError):
+                socket_path.unlink()
+        ownership.release()
+        for one in sockets:
+            one.close()
 
 
 def _listeners(
-    unix: socket.socket | None, path: Path | None, tcp: socket.socket | None
+    unix: socket.socket | None,
+    path: Path | None,
+    tcp: socket.socket | None,
+    ownership: Ownership | None = None,
 ) -> Listeners:
     address = None if tcp is None else TcpAddress(*tcp.getsockname()[:2])
-    return Listeners(tuple(s for s in (unix, tcp) if s is not None), path, address)
+    return Listeners(tuple(s for s in (unix, tcp) if s is not None), path, address, ownership)
 
 
 def make_private_folder(folder: Path) -> None:
@@ -181,28 +248,7 @@ def _check_folder(path: Path) -> None:
 
 
 @contextmanager
-def _sole_owner(path: Path) -> Iterator[None]:
-    """Hold the lock beside the socket; a second daemon is told so at once."""
-    lock = FileLock(f"{path}.lock", timeout=0, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(
-            f"A daemon already serves {path}.",
-            mend="Use it, stop it, or give another path with --socket.",
-        ) from None
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path}.lock cannot be made: {error.strerror}.", mend="Name another place."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _bound_unix(path: Path) -> Iterator[socket.socket]:
+def _bound_unix(path: Path, ownership: Ownership) -> Iterator[socket.socket]:
     _reclaim(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with listener:
@@ -219,7 +265,7 @@ def _bound_unix(path: Path) -> Iterator[socket.socket]:
             listener.setblocking(False)
             yield listener
         finally:
-            if _identity(path) == identity:
+            if ownership.is_ours and _identity(path) == identity:
                 with suppress(FileNotFoundError):
                     path.unlink()
 

@@ -88,6 +88,10 @@ class LocalServer:
         """Refuse what comes from now on; what runs may end."""
         self._servicer.close_all()
 
+    def hand_over(self) -> None:
+        """As :meth:`stop_accepting`; apps are told that another daemon takes what comes."""
+        self._servicer.close_all(moved=True)
+
     async def drained(self) -> None:
         """Wait until nothing runs; see :meth:`WorkRegistry.stop_all` for who makes an end."""
         self.stop_accepting()
@@ -181,16 +185,16 @@ class _Servicer(local_pb2_grpc.LocalServicer):
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._connections: set[AppConnection] = set()
-        self._closed = False
+        self._closed = self._moved = False
         self.idle = asyncio.Event()
         """Set while no app is connected."""
         self.idle.set()
 
-    def close_all(self) -> None:
+    def close_all(self, *, moved: bool = False) -> None:
         """Take no new work."""
-        self._closed = True
+        self._closed, self._moved = True, self._moved or moved
         for connection in self._connections:
-            connection.close()
+            connection.close(moved=moved)
 
     async def Connect(
         self,
@@ -203,7 +207,7 @@ class _Servicer(local_pb2_grpc.LocalServicer):
         self._connections.add(connection)
         self.idle.clear()
         if self._closed:
-            connection.close()
+            connection.close(moved=self._moved)
         try:
             async with aclosing(connection.run(orders)) as batches:
                 async for batch in batches:

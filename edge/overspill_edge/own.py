@@ -11,9 +11,10 @@ import base64
 import os
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
+from pydantic import Field
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse
 from starlette.routing import Route as HttpRoute
@@ -22,16 +23,20 @@ from starlette.types import Scope as AsgiScope
 
 from overspill._version import __version__
 from overspill.errors import InvalidRequest
-from overspill.routing.policy import RoutingPolicy
 from overspill.types.card import ModelCard
-from overspill.types.chat import Privacy
 from overspill.types.reply import ReceiptRecord
 from overspill.types.route import Plan
 from overspill_edge.access import caller_of
+from overspill_edge.body import NonEmpty, Parameters, Strict, checked
 from overspill_edge.dialect import AUTO_MODEL, data_event
 from overspill_edge.dialects import CHAT
 from overspill_edge.endpoint import Endpoint, Service, require_any
+from overspill_edge.overview import Overview, queue_seen_by
+from overspill_edge.policy_shown import policy_in_force
+from overspill_edge.problems import HttpProblem
+from overspill_edge.residence import ModelBusy
 from overspill_edge.tokens import Scope
+from overspill_edge.work import unless_left
 
 MAX_RECEIPTS = 1000
 DIALECTS = {
@@ -45,8 +50,11 @@ def own_routes(service: Service) -> list[HttpRoute]:
     return [
         HttpRoute("/overspill/v1/plan", PlanOnly(service), methods=["POST"]),
         HttpRoute("/overspill/v1/status", Status(service), methods=["GET"]),
+        HttpRoute("/overspill/v1/overview", Overview(service), methods=["GET"]),
         HttpRoute("/overspill/v1/capabilities", Capabilities(service), methods=["GET"]),
         HttpRoute("/overspill/v1/models", Cards(service), methods=["GET"]),
+        HttpRoute("/overspill/v1/models/prewarm", Prewarm(service), methods=["POST"]),
+        HttpRoute("/overspill/v1/models/unload", Unload(service), methods=["POST"]),
         HttpRoute("/overspill/v1/policy", PolicyInForce(service), methods=["GET"]),
         HttpRoute("/overspill/v1/receipts", Receipts(service), methods=["GET"]),
         HttpRoute("/overspill/v1/events", Events(service), methods=["GET"]),
@@ -96,9 +104,9 @@ class Status(Endpoint):
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Version, models, answers in the making, those that wait, and totals."""
-        require_any(scope, *Scope)
+        caller = require_any(scope, *Scope)
         cards = await self._service.answerer.models()
-        registry = self._service.registry
+        registry, residence = self._service.registry, self._service.device.residence
         body = {
             "version": __version__,
             "pid": os.getpid(),
@@ -107,6 +115,8 @@ class Status(Endpoint):
             "active": registry.active,
             "waiting": registry.waiting,
             "loading": self._service.loading(),
+            "residence": None if residence is None else residence.document(),
+            "queue": queue_seen_by(caller, self._service.device.turns),
             "totals": asdict(self._service.journal.totals),
         }
         await JSONResponse(body)(scope, receive, send)
@@ -158,33 +168,50 @@ def card_object(card: ModelCard) -> dict[str, Any]:
     return {**asdict(card), "skill_accuracy": dict(card.skill_accuracy)}
 
 
+class _ModelOrder(Strict):
+    model: NonEmpty | None = None
+    keep_alive: str | Annotated[float, Field(ge=-1, le=10**7)] | None = None
+
+
+def _model_order(body: bytes) -> _ModelOrder:
+    return checked(_ModelOrder, body, Parameters())
+
+
+class Prewarm(Endpoint):
+    """``POST /overspill/v1/models/prewarm`` ``{"model", "keep_alive"}``, both optional."""
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Load the device's model, and say so when it is there; a client that leaves lets it."""
+        caller_of(scope).require(Scope.MODELS)
+        order = await self._parse(_model_order, scope, receive)
+        work = self._service.device.prewarm(order.model, order.keep_alive)
+        name = await unless_left(work, receive, self._service.registry)
+        await JSONResponse({"model": name, "state": "loaded"})(scope, receive, send)
+
+
+class Unload(Endpoint):
+    """``POST /overspill/v1/models/unload`` ``{"model"}``; 409 ``model_busy`` while it works."""
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Free the device's model until it is needed again."""
+        caller_of(scope).require(Scope.MODELS)
+        order = await self._parse(_model_order, scope, receive)
+        try:
+            name, was_loaded = await self._service.device.unload(order.model)
+        except ModelBusy as error:
+            raise HttpProblem(409, error.code, error.message, error.mend) from error
+        body = {"model": name, "state": "unloaded", "was_loaded": was_loaded}
+        await JSONResponse(body)(scope, receive, send)
+
+
 class PolicyInForce(Endpoint):
     """``GET /overspill/v1/policy``: the rules that every request is under."""
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Floor, threshold, detectors and the digest that each decision names."""
+        """Floor, threshold, detectors, the digest that each decision names, and what the
+        administrator has above all that."""
         require_any(scope, *Scope)
-        body = policy_object(self._service.answerer.routing_policy, self._service.floor)
-        await JSONResponse(body)(scope, receive, send)
-
-
-def policy_object(policy: RoutingPolicy, floor: Privacy) -> dict[str, Any]:
-    """A policy as JSON; ``floor`` is the daemon's, which the policy's can only tighten. Listed
-    terms are a person's own words: only how many there are is told."""
-    return {
-        "version": policy.version,
-        "sha256": policy.sha256,
-        "floor": floor.tightened_by(policy.floor).value,
-        "threshold": policy.threshold,
-        "switching_price": policy.switching_price,
-        "strict": policy.strict,
-        "detectors": {kind: raised.value for kind, raised in policy.detectors.items()},
-        "redact": list(policy.redact),
-        "listed_terms": len(policy.listed_terms),
-        "certified": bool(policy.certificate),
-        "expires_unix": policy.expires_unix or None,
-        "expired": policy.is_expired(int(time.time())),
-    }
+        await JSONResponse(policy_in_force(self._service))(scope, receive, send)
 
 
 class Receipts(Endpoint):

@@ -22,7 +22,7 @@ from overspill.arguments import (
 )
 from overspill.budget import Budget, ChainLengths, current_budget, use_budget
 from overspill.checkup import SelfTest, try_all
-from overspill.cloud_gate import CloudState
+from overspill.cloud_gate import CloudState, KnownCloud
 from overspill.config import Settings, load_settings
 from overspill.daemon import DaemonUse, ThroughDaemon, work_digest
 from overspill.engines.base import Engine
@@ -39,9 +39,12 @@ from overspill.errors import (
 )
 from overspill.in_process import InProcess
 from overspill.openai_access import Embedded, OpenAIAccess, through_socket
+from overspill.opening import open_device
+from overspill.policy_lock import AdminPolicy
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
+from overspill.state.spending import Spending
 from overspill.toolrun import called, run_tools
 from overspill.tools import ToolArgument, bound
 from overspill.transport.handshake import SOCKET_NAME, PeerGone
@@ -84,6 +87,7 @@ class AsyncOverspill:
 
     ``on_consent`` (plain, called in a thread, or async) is asked for each request that only a third
     party could answer, with its plan, and gives a :class:`Grant` for that request, or None.
+    ``open_engine`` opens the device's engine where this process has one, in a way of its own.
     """
 
     def __init__(
@@ -97,13 +101,19 @@ class AsyncOverspill:
         third_party: GrantedEngine | None = None,
         daemon: DaemonUse = "auto",
         on_consent: OnConsent | None = None,
+        open_engine: Callable[[Settings], Engine] = open_device,
     ) -> None:
         self._app = app
         self._settings = settings or load_settings()
         self._daemon_problem: OverspillError | None = None
         self._has_own_settings = settings is not None
         self._own = InProcess(
-            self._settings, device=device, cloud=cloud, embedder=embedder, third_party=third_party
+            self._settings,
+            device=device,
+            cloud=cloud,
+            embedder=embedder,
+            third_party=third_party,
+            open_engine=open_engine,
         )
         brought = any(part is not None for part in (device, cloud, embedder, third_party))
         if brought and daemon == "require":
@@ -370,11 +380,28 @@ class AsyncOverspill:
         """
         return await self._own_answerer("The cloud's evidence is looked at").cloud_state()
 
+    def known_cloud(self) -> KnownCloud | None:
+        """The evidence that was verified last, when, and what keeps the cloud out now; None without
+        a cloud. Nobody is contacted. Raises ``UsageError`` through a daemon."""
+        return self._own_answerer("The cloud's evidence is looked at").known_cloud()
+
+    def spending(self, since_unix_s: int = 0) -> list[Spending]:
+        """Tokens, money and energy by route and model, of all of this user's apps. Raises
+        ``UsageError`` through a daemon."""
+        return self._own_answerer("Spending is looked at").spending(since_unix_s)
+
     @property
     def routing_policy(self) -> RoutingPolicy:
         """The policy that decides here. Raises ``UsageError`` through a daemon, which has its own
         (``GET /overspill/v1/policy``)."""
         return self._own_answerer("The policy in force is looked at").routing_policy
+
+    @property
+    def admin_policy(self) -> AdminPolicy | None:
+        """The administrator's rules for this machine, which win over settings and requests; None
+        where there are none. Raises ``ConfigurationError`` for a file that others could write, and
+        ``UsageError`` through a daemon."""
+        return self._own_answerer("The policy in force is looked at").admin_policy
 
     async def enroll(self, code: str) -> int:
         """Enrol this device's key with the cloud by a one-time code.

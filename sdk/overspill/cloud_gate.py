@@ -32,6 +32,17 @@ class CloudState:
     problem: OverspillError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class KnownCloud:
+    """What is known of a cloud without asking it: the evidence that was verified last and when
+    (Unix seconds), and what keeps the cloud out just now."""
+
+    address: str
+    result: AttestationResult | None = None
+    checked_unix: int | None = None
+    problem: OverspillError | None = None
+
+
 class CloudGate:
     """Asks a remote engine for verified evidence, and remembers a failure for a moment."""
 
@@ -39,6 +50,8 @@ class CloudGate:
         self.engine = engine
         self.known_cards: tuple[ModelCard, ...] = ()
         """The cards that were verified last; asking for them contacts nobody."""
+        self._result: AttestationResult | None = None
+        self._checked_unix: int | None = None
         self.meter = CloudMeter()
         """What its answers took."""
         self._problem: OverspillError | None = None
@@ -65,8 +78,17 @@ class CloudGate:
             )
         except OverspillError as error:
             return self._failed(error)
+        if result is not self._result:
+            self._result, self._checked_unix = result, int(time.time())
         self._problem, self._problems_in_a_row = None, 0
         return CloudState(result, self.known_cards)
+
+    def known(self) -> KnownCloud | None:
+        """What is known already; None without a cloud. Nobody is contacted."""
+        if self.engine is None:
+            return None
+        address = ", ".join(self.engine.addresses)
+        return KnownCloud(address, self._result, self._checked_unix, self._problem)
 
     def _failed(self, problem: OverspillError) -> CloudState:
         self.remember(problem)

@@ -7,7 +7,8 @@ a stricter privacy floor; it can never name a trust policy or lower what must be
 
     model = "brook"                 # device model: a name, a .gguf file or an MLX folder
     embedding_model = "bge.gguf"    # optional; without it `model` embeds, where it can
-    hub = "https://huggingface.co"  # where `overspill models pull` looks
+keep_alive = "10m"              # the daemon lets go of a model unused for so long
+hub = "https://huggingface.co"  # where `overspill models pull` looks
     privacy = "attested"            # floor: device, attested or any
     routing_policy = "routing.toml" # optional; relative to this file
     draft_model = "small.gguf"      # optional; of the same tokenizer, its guesses are checked
@@ -51,6 +52,14 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
+class AdminPlace:
+    """Where the administrator's policy is, and the user id that it has to belong to."""
+
+    path: Path
+    owner_uid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CloudSettings:
     """Where the overflow goes; ``trust_policy`` None means the strictest default."""
 
@@ -89,8 +98,12 @@ class Settings:
     device_slots: int = 4
     private_terms: tuple[str, ...] = field(default=())
     device_key: str = "auto"
+    keep_alive: str = "forever"
+    """How long the daemon keeps its model loaded after the last use: ``10m``, ``0``, ..."""
     hub: str = "https://huggingface.co"
     """Where models that are not here are pulled from; a mirror speaks the same interface."""
+    admin_policy: AdminPlace | None = None
+    """None is the system's own place: no settings file and no environment can name another."""
     privacy_is_set: bool = False
     """Whether somebody chose the floor: what was chosen is only ever raised."""
 
@@ -183,6 +196,7 @@ _KEYS: dict[str, type] = {
     "private_terms": list,
     "device_key": str,
     "hub": str,
+    "keep_alive": str,
     "cloud": dict,
 }
 _CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str}

@@ -37,6 +37,9 @@ where it does not; ``never`` uses engines of the app's own."""
 GREETING_TIMEOUT_S = 2.0
 """A daemon that is silent for so long is none."""
 
+GREETINGS = 2
+"""One for a daemon that came back, one more for one that handed over at that very moment."""
+
 _DECISIVE = (
     "model",
     "embedding_model",
@@ -76,6 +79,7 @@ class ThroughDaemon:
         self._floor = floor
         self._work = work
         self._client: DaemonClient | None = None
+        self._retiring: dict[asyncio.Task[None], DaemonClient] = {}
         self._greeting = asyncio.Lock()
         self._cards: tuple[ModelCard, ...] = ()
         self.welcome: Welcome | None = None
@@ -94,19 +98,30 @@ class ThroughDaemon:
                 f"The daemon serves '{welcome.model}' by other settings than this app's.",
                 mend='Start it with the same settings, or use Overspill(daemon="never").',
             )
-        await self.aclose()
+        if self._client is not None:
+            self._retire(self._client)
         self.welcome = welcome
         self._client = DaemonClient(f"unix:{welcome.socket}", token=welcome.ticket)
 
     async def aclose(self) -> None:
         """Cancel what runs for this app and close the connection."""
         client, self._client = self._client, None
+        retiring = tuple(self._retiring.items())
+        for task, old in retiring:
+            task.cancel()
+            await old.aclose()
         if client is not None:
             await client.aclose()
 
+    def _retire(self, client: DaemonClient) -> None:
+        """What a daemon that handed over has begun, it ends."""
+        task = asyncio.create_task(client.retire())
+        self._retiring[task] = client
+        task.add_done_callback(lambda done: self._retiring.pop(done, None))
+
     async def run(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """The answer in pieces."""
-        for last_try in (False, True):
+        for tries_left in range(GREETINGS, -1, -1):
             client = self._open
             try:
                 async with aclosing(client.run(self._tightened(request))) as chunks:
@@ -114,7 +129,7 @@ class ThroughDaemon:
                         yield chunk
                 return
             except PeerGone:
-                if last_try:
+                if not tries_left:
                     raise
                 await self._greet_again(client)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from overspill.cloud_gate import CloudGate, CloudState
+from overspill.administered import administered, check_request, refused
+from overspill.cloud_gate import CloudGate, CloudState, KnownCloud
 from overspill.config import Settings
 from overspill.conversations import Conversations
 from overspill.engines.base import Engine
@@ -18,13 +19,14 @@ from overspill.gathering import Routes
 from overspill.in_time import in_time
 from overspill.modelroom import is_pullable
 from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
+from overspill.policy_lock import AdminPolicy, policy_lock
 from overspill.profile import DeviceMeter
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
 from overspill.session import Session
 from overspill.state.receipts import ReceiptStore
-from overspill.state.spending import SpendingStore
+from overspill.state.spending import Spending, SpendingStore
 from overspill.types.card import ModelCard
 from overspill.types.chat import Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 
 class InProcess:
     """The engines and rules that ``settings`` name; ``device``, ``cloud`` and ``embedder`` replace
-    what they name, and are closed with this, as ``third_party`` is."""
+    what they name, and are closed with this, as ``third_party`` is. ``open_engine`` opens the
+    device's engine in a way of its own."""
 
     def __init__(
         self,
@@ -48,8 +51,11 @@ class InProcess:
         cloud: RemoteEngine | None = None,
         embedder: Embedder | None = None,
         third_party: GrantedEngine | None = None,
+        open_engine: Callable[[Settings], Engine] = open_device,
     ) -> None:
         self._settings = settings
+        self._open_engine = open_engine
+        self._lock = policy_lock(settings)
         self._device, self._cloud, self._embedder = device, cloud, embedder
         self._third_party = third_party
         self.device_problem: OverspillError | None = None
@@ -116,6 +122,9 @@ class InProcess:
         name = self._embedder.card.name
         if request.model not in (None, name):
             raise ModelNotFound.among(str(request.model), (name,))
+        policy = self.admin_policy
+        if policy is not None and not policy.allows_model(name):
+            raise refused(policy, f"does not allow the model '{name}'")
         return await self._embedder.embed(request)
 
     async def models(self) -> tuple[ModelCard, ...]:
@@ -128,7 +137,7 @@ class InProcess:
 
     async def availability(self) -> Availability:
         """The device's and the cloud's state."""
-        routes = self._open
+        routes = self._allowed
         device, why = self._absent_device(), str(self.device_problem or "No model.")
         if routes.device is not None:
             health = await routes.device.health()
@@ -173,8 +182,23 @@ class InProcess:
 
     async def cloud_state(self) -> CloudState:
         """The cloud's verified state; empty under the floor ``device``."""
-        floor = self._settings.privacy.tightened_by(self._open.policy.floor)
-        return CloudState() if floor is Privacy.DEVICE else await self._open.cloud.state()
+        routes = self._allowed
+        floor = routes.floor.tightened_by(routes.policy.floor)
+        return CloudState() if floor is Privacy.DEVICE else await routes.cloud.state()
+
+    @property
+    def admin_policy(self) -> AdminPolicy | None:
+        """The administrator's rules as they are now; None where there are none. Raises
+        ``ConfigurationError`` for a file that nobody should trust."""
+        return self._lock.current()
+
+    def known_cloud(self) -> KnownCloud | None:
+        """What is known of the cloud; nobody is contacted."""
+        return self._open.cloud.known()
+
+    def spending(self, since_unix_s: int) -> list[Spending]:
+        """What answers took, by route and model."""
+        return self._open.spending.sums(since_unix_s)
 
     @property
     def routing_policy(self) -> RoutingPolicy:
@@ -195,15 +219,28 @@ class InProcess:
             raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
         return self._routes
 
+    @property
+    def _allowed(self) -> Routes:
+        """What the administrator leaves of the routes."""
+        routes, policy = self._open, self.admin_policy
+        return routes if policy is None else administered(routes, policy, names_model=True)
+
     def _device_cards(self) -> tuple[ModelCard, ...]:
-        device = self._open.device
+        device = self._allowed.device
         return () if device is None else (device.card,)
 
     def _session(self, request: Request) -> Session:
         routes = self._open
         if routes.device is None and routes.cloud.engine is None and self.device_problem:
             raise self.device_problem
-        return Session(routes, request)
+        policy = self.admin_policy
+        if policy is None:
+            return Session(routes, request)
+        check_request(request, policy)
+        left = administered(routes, policy, names_model=request.model is not None)
+        if routes.device is not None and left.device is None and left.cloud.engine is None:
+            raise refused(policy, f"does not allow the model '{routes.device.card.name}'")
+        return Session(left, request)
 
     def _absent_device(self) -> AvailabilityState:
         if self._pulling:
@@ -217,7 +254,7 @@ class InProcess:
         """The device's engine; without one a cloud alone must do, without both it is an error,
         unless the model could be pulled: then every request says how."""
         try:
-            engine = self._device or open_device(self._settings)
+            engine = self._device or self._open_engine(self._settings)
             await engine.start()
         except OverspillError as error:
             self.device_problem = error

@@ -151,6 +151,11 @@ class RemoteEngine(Engine):
         return self._replicas[0].address
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of every replica that a request may go to."""
+        return tuple(replica.address for replica in self._replicas)
+
+    @property
     def card(self) -> ModelCard:
         """The signed card of the model that answers; before :meth:`start` only its name."""
         wanted = self._options.model

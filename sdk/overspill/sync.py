@@ -14,16 +14,19 @@ from overspill.arguments import CallOptions, Messages, Options, RunOptions
 from overspill.budget import Budget
 from overspill.checkup import SelfTest, not_opened
 from overspill.client import MAX_STEPS, AsyncOverspill, OnConsent
-from overspill.cloud_gate import CloudState
+from overspill.cloud_gate import CloudState, KnownCloud
 from overspill.config import Settings
 from overspill.daemon import DaemonUse
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import OverspillError
 from overspill.openai_access import OpenAIAccess
+from overspill.opening import open_device
+from overspill.policy_lock import AdminPolicy
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
+from overspill.state.spending import Spending
 from overspill.tools import ToolArgument
 from overspill.types.card import ModelCard
 from overspill.types.chat import Grammar, Request
@@ -95,6 +98,7 @@ class Overspill:
         third_party: GrantedEngine | None = None,
         daemon: DaemonUse = "auto",
         on_consent: OnConsent | None = None,
+        open_engine: Callable[[Settings], Engine] = open_device,
     ) -> None:
         self._core = AsyncOverspill(
             app,
@@ -105,6 +109,7 @@ class Overspill:
             third_party=third_party,
             daemon=daemon,
             on_consent=on_consent,
+            open_engine=open_engine,
         )
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
@@ -304,6 +309,19 @@ class Overspill:
     def daemon_problem(self) -> OverspillError | None:
         """Why a daemon that was looked for is not used."""
         return self._core.daemon_problem
+
+    @property
+    def admin_policy(self) -> AdminPolicy | None:
+        """The administrator's rules; see :meth:`AsyncOverspill.admin_policy`."""
+        return self._core.admin_policy
+
+    def known_cloud(self) -> KnownCloud | None:
+        """What is known of the cloud without asking it."""
+        return self._core.known_cloud()
+
+    def spending(self, since_unix_s: int = 0) -> list[Spending]:
+        """Tokens, money and energy by route and model."""
+        return self._open.call(self._core.spending, since_unix_s)
 
     @property
     def routing_policy(self) -> RoutingPolicy:

@@ -27,7 +27,9 @@ from overspill.terminal import Verbs
 if TYPE_CHECKING:
     from overspill.evals.fit_monitor import FittedMonitor
 
-policy_app = typer.Typer(cls=Verbs, help="Check a calibrated routing policy.", no_args_is_help=True)
+policy_app = typer.Typer(
+    cls=Verbs, help="Show the rules in force; check a calibrated routing policy."
+)
 PolicyFile = Annotated[Path, typer.Argument(help="policy.toml; its certificate lies beside it.")]
 
 

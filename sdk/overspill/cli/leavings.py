@@ -28,13 +28,17 @@ _STATE: Final = (
     *("pace.json", ".pace.json.*", "last-error.txt", ".probe"),
     *("device-key", "device-key.next", ".device-key*", "policy-key", ".policy-key.*"),
     *("tokens.json", "tokens.json.lock", ".tokens.json.*"),
+    *("daemon.json", "daemon.lock", "daemon.[0-9]*"),
 )
 _LOGS: Final = ("daemon.log", "daemon.log.[0-9]", "launchd.err")
 _NODE: Final = (
     *(f"node.sqlite3{end}" for end in _DATABASE),
     *("tpm-authority.key", "tpm-authority.pem"),
 )
-_SOCKETS: Final = ("overspill.sock", "overspill-grpc.sock", "overspill.sock.lock")
+_SOCKETS: Final = (
+    *("overspill.sock", "overspill-grpc.sock", "overspill.sock.lock"),
+    *("overspill-next.sock", "overspill-grpc-*.sock"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from overspill.cli import (
     evals,
     logs,
     models,
+    policy_show,
     purge,
     receipts,
     trust,
@@ -67,8 +68,8 @@ def _root(
 
 
 for module in (
-    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, logs, models, purge, receipts,
-    trust,
+    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, logs, models, policy_show,
+    purge, receipts, trust,
 ):  # fmt: skip
     module.register(app)
 

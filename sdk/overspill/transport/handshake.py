@@ -22,6 +22,8 @@ from overspill.wire.told import from_json, to_json
 
 PATH = "/overspill/v1/local"
 SOCKET_NAME = "overspill.sock"
+MOVED = "MOVED"
+"""``BusyError.reason`` of a daemon that handed over to another: greet again."""
 PROTOCOL = 1
 OLDEST_PROTOCOL = 1
 """The oldest protocol of the other side that this version still speaks."""

@@ -28,6 +28,7 @@ from overspill.wire import convert
 from overspill.wire.v1 import chat_pb2, local_pb2, local_pb2_grpc
 
 _T = TypeVar("_T")
+RETIRING_LOOK_S = 0.2
 _AN_ERROR = object()
 
 
@@ -129,6 +130,13 @@ class LocalClient:
         for call in tuple(self._calls):
             call.cancel()
         await self._channel.close()
+
+    async def retire(self) -> None:
+        """Close once all that runs has ended; nothing new is asked here."""
+        while self._calls or (self._link is not None and self._link.is_busy):  # noqa: ASYNC110
+            # Calls and answers end in several places; nobody waits for this.
+            await asyncio.sleep(RETIRING_LOOK_S)
+        await self.aclose()
 
     def _linked(self) -> _Link:
         if self._link is None or self._link.is_broken:
@@ -272,6 +280,11 @@ class _Link:
         self._writes.add(writing)
         writing.add_done_callback(self._writes.discard)
         return writing
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is awaited on it."""
+        return bool(self._answers) and not self.is_broken
 
     def queue_position(self, request_id: str) -> int | None:
         """As last told."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from overspill import errors
 from overspill.engines.base import Engine
+from overspill.transport.handshake import MOVED
 from overspill.transport.local.options import LocalOptions
 from overspill.types.chat import Chunk
 from overspill.types.embedding import EmbedReply
@@ -30,7 +31,7 @@ class Connection(ABC):
         self._waiting: dict[int, str] = {}
         self._events_due: list[local_pb2.StreamEvent] = []
         self._beat_due = False
-        self._closing = False
+        self._closing = self._moved = False
         self._ready = asyncio.Event()
 
     @abstractmethod
@@ -67,9 +68,9 @@ class Connection(ABC):
                 task.cancel()
             await asyncio.wait(tasks)
 
-    def close(self) -> None:
-        """Take no new orders, and end once what runs has ended."""
-        self._closing = True
+    def close(self, *, moved: bool = False) -> None:
+        """Take no new orders (``moved``: another daemon does), and end once what runs has ended."""
+        self._closing, self._moved = True, self._moved or moved
         self._ready.set()
 
     async def _read(self, orders: AsyncIterator[local_pb2.ConnectRequest]) -> None:
@@ -87,7 +88,11 @@ class Connection(ABC):
         self._waiting[stream] = message.id
         try:
             if self._closing:
-                raise errors.BusyError("It is shutting down.", mend="Ask again in a moment.")
+                raise errors.BusyError(
+                    "It is shutting down.",
+                    mend="Ask again in a moment.",
+                    reason=MOVED if self._moved else "",
+                )
             async with aclosing(self._events(message)) as events:
                 async for event in events:
                     self._waiting.pop(stream, None)

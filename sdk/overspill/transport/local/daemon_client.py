@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from overspill import errors
+from overspill.transport.handshake import MOVED, PeerGone
 from overspill.transport.local.client import LocalClient, chunk_of
 from overspill.types.card import ModelCard
 from overspill.types.chat import Request, merge_chunks
@@ -37,6 +38,8 @@ class DaemonClient(LocalClient):
                     said.append(piece.text)
                     yield piece
         except errors.OverspillError as error:
+            if isinstance(error, errors.BusyError) and error.reason == MOVED:
+                raise PeerGone("The daemon handed over to another one.") from error
             error.partial = error.partial or "".join(said)
             raise
 
