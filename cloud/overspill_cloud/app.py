@@ -41,6 +41,8 @@ from overspill_cloud.release import ReleaseFile
 from overspill_cloud.server import start_server
 from overspill_cloud.store import Store
 from overspill_cloud.streams import StreamLimits
+from overspill_cloud.upstream.address import is_upstream, parse_upstream
+from overspill_cloud.upstream.engine import UpstreamEngine
 
 ECHO = "echo"
 PROJECTOR = "mmproj"
@@ -49,14 +51,30 @@ PROJECTOR = "mmproj"
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model's public name, its file (or ``echo``), its LoRA adapters by name, and the projector
-    by which it reads images. ``prices_per_mtok``: for a million tokens of prompts, of answers."""
+    """A model's public name, its file (or ``echo``, or ``upstream:ADDRESS#MODEL``), its LoRA
+    adapters by name, and the projector by which it reads images. ``prices_per_mtok``: for a million
+    tokens of prompts, of answers. ``weights`` is what an upstream was started with."""
 
     name: str
     source: str
     adapters: tuple[tuple[str, str], ...] = ()
     mmproj: str | None = None
     prices_per_mtok: tuple[float, float] = (0.0, 0.0)
+    weights: str | None = None
+
+    @property
+    def measured_path(self) -> str | None:
+        """The file or folder whose digest stands in evidence; None where there is none."""
+        if self.source == ECHO or is_upstream(self.source):
+            return self.weights
+        return self.source
+
+    @property
+    def stands_for(self) -> bytes:
+        """What is hashed where no file is: an upstream's own name of its model."""
+        if not is_upstream(self.source):
+            return b""
+        return b"overspill/v1/upstream\x00" + parse_upstream(self.source).model.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +124,8 @@ def parse_model(text: str) -> ModelSpec:
         name, source = Path(text).stem, text
     if not name or not source or "/" in name:
         raise UsageError(f"'{text}' is no model.", mend="Give --model NAME=FILE")
+    if is_upstream(source):
+        parse_upstream(source)
     return ModelSpec(name, source)
 
 
@@ -171,6 +191,21 @@ def with_projectors(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[
     return tuple(found[model.name] for model in models)
 
 
+def with_weights(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[ModelSpec, ...]:
+    """The upstream models with the files that ``MODEL=PATH`` texts say they were started with.
+    Raises ``UsageError``."""
+    found = {model.name: model for model in models}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if name not in found or not path or not is_upstream(found[name].source):
+            raise UsageError(
+                f"'{text}' names no upstream's weights.",
+                mend="Give --weights MODEL=PATH for a model that is served by an upstream.",
+            )
+        found[name] = replace(found[name], weights=path)
+    return tuple(found[model.name] for model in models)
+
+
 def check_options(options: NodeOptions) -> TlsFiles | None:
     """What can be refused without starting anything. Raises ``UsageError`` or
     ``ConfigurationError`` or ``BusyError``; returns certificate and key, if there are any."""
@@ -186,6 +221,12 @@ def check_options(options: NodeOptions) -> TlsFiles | None:
             f"{options.listen} is not a loopback address, and there is no certificate.",
             mend="Give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path.",
         )
+    for model in options.models:
+        if is_upstream(model.source) and (model.adapters or model.mmproj):
+            raise UsageError(
+                f"'{model.name}' is an upstream's: adapters and projectors are its own.",
+                mend="Give them to the upstream.",
+            )
     check_listen(options.listen)
     return tls
 
@@ -217,6 +258,7 @@ async def serve(
             gpu = await asyncio.to_thread(gpus, options.state / MANIFESTS_FOLDER)
             stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
+        _check_measurable(attester, options)
         models = [await _load(spec, options.engine, stack) for spec in options.models]
         database = Database(Store(options.state))
         stack.callback(database.close)
@@ -251,8 +293,8 @@ async def serve(
 async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) -> ServedModel:
     """Measure, load, and make sure that what was loaded is what was measured."""
     file = None
-    if spec.source != ECHO:
-        file = await asyncio.to_thread(measure, Path(spec.source))
+    if spec.measured_path is not None:
+        file = await asyncio.to_thread(measure, Path(spec.measured_path))
     adapters = {
         name: await asyncio.to_thread(measure, Path(source)) for name, source in spec.adapters
     }
@@ -262,14 +304,21 @@ async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) 
     engine = _open(spec, settings)
     stack.push_async_callback(engine.aclose)
     await engine.start()
-    kv_tokens = engine.card.context * options.max_sequences or None
-    model = ServedModel(spec.name, engine, file, adapters, kv_tokens, spec.prices_per_mtok)
+    sequences = options.max_sequences
+    if isinstance(engine, UpstreamEngine):
+        sequences = engine.sequences or 0
+    kv_tokens = engine.card.context * sequences or None
+    model = ServedModel(
+        spec.name, engine, file, adapters, kv_tokens, spec.prices_per_mtok, spec.stands_for
+    )
     await model.check_unchanged()
     return model
 
 
 def _open(spec: ModelSpec, options: EngineOptions) -> Engine:
     """A model file in a worker process: a malformed one may abort it, but never the node."""
+    if is_upstream(spec.source):
+        return UpstreamEngine(parse_upstream(spec.source), name=spec.name)
     if spec.source != ECHO:
         return WorkerEngine(spec.source, name=spec.name, options=options)
     return open_engine(spec.source, name=spec.name, options=options)
@@ -284,7 +333,10 @@ def _keys(
     log: events.EventLog,
     closed: tuple[str, ...],
 ) -> KeyRing:
-    settings = node_settings(options.attester, options.admission, closed, options.open_ports)
+    upstreams = [spec.name for spec in options.models if is_upstream(spec.source)]
+    settings = node_settings(
+        options.attester, options.admission, closed, options.open_ports, upstreams
+    )
     measured = measure_node(models, settings)
     release = None
     if options.release is not None:
@@ -297,6 +349,17 @@ def _closed(attester: Attester, machine: Machine, options: NodeOptions) -> tuple
     if attester.assurance < Assurance.HARDWARE_TPM:
         return ()
     return close_or_refuse(machine, options.open_ports)
+
+
+def _check_measurable(attester: Attester, options: NodeOptions) -> None:
+    """On hardware nothing answers whose weights evidence cannot name."""
+    for spec in options.models:
+        unnamed = is_upstream(spec.source) and spec.weights is None
+        if unnamed and attester.assurance >= Assurance.HARDWARE_TPM:
+            raise ConfigurationError(
+                f"Evidence of hardware cannot name what '{spec.name}' is: its upstream loads it.",
+                mend=f"Give --weights {spec.name}=PATH, what the upstream was started with.",
+            )
 
 
 def _dev_root(attester: Attester) -> str | None:

@@ -44,14 +44,24 @@ AttesterOption = Annotated[
     str,
     typer.Option(help="auto (what the machine has), sev-snp, tdx, pinned, dev, tpm or tpm:TCTI."),
 ]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="What an upstream was started with: MODEL=PATH; may be repeated."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 @app.command()
 def serve(
     model: Annotated[
-        list[str], typer.Option("--model", help="NAME=FILE, NAME=echo, or a FILE; may be repeated.")
+        list[str],
+        typer.Option(
+            "--model",
+            help="NAME=FILE, NAME=echo, a FILE, NAME=upstream:http://127.0.0.1:PORT#MODEL or "
+            "NAME=upstream:unix:/path#MODEL; may be repeated.",
+        ),
     ],
+    weights: WeightsOption = None,
     adapter: Annotated[
         list[str] | None, typer.Option(help="LoRA adapter: MODEL/NAME=FILE; may be repeated.")
     ] = None,
@@ -102,10 +112,12 @@ def serve(
         with_adapters,
         with_prices,
         with_projectors,
+        with_weights,
     )
     from overspill_cloud.limits import AdmissionLimits
 
-    models = with_adapters([parse_model(text) for text in model], adapter or ())
+    models = with_weights([parse_model(text) for text in model], weights or ())
+    models = with_adapters(models, adapter or ())
     options = NodeOptions(
         models=with_prices(with_projectors(models, mmproj or ()), price or ()),
         listen=listen,
@@ -177,16 +189,18 @@ def enroll_code(
 @app.command()
 def policy(
     model: Annotated[list[str], typer.Option("--model", help="NAME=FILE; may be repeated.")],
+    weights: WeightsOption = None,
     state: StateOption = None,
     attester: AttesterOption = "auto",
 ) -> None:
     """Print the trust policy (TOML) with which clients accept this node and these models."""
-    from overspill_cloud.app import parse_model
+    from overspill_cloud.app import parse_model, with_weights
     from overspill_cloud.client_policy import client_policy
 
     folder = _state(state)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    typer.echo(client_policy(attester, folder, [parse_model(text) for text in model]), nl=False)
+    models = with_weights([parse_model(text) for text in model], weights or ())
+    typer.echo(client_policy(attester, folder, models), nl=False)
 
 
 @app.command()
