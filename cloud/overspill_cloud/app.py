@@ -37,6 +37,7 @@ from overspill_cloud.machine import Machine
 from overspill_cloud.measure import measure_node, node_settings
 from overspill_cloud.models import ServedModel, measure
 from overspill_cloud.node import Node, NodeParts
+from overspill_cloud.ops.observing import Observing, observing, ops_address
 from overspill_cloud.release import ReleaseFile
 from overspill_cloud.server import start_server
 from overspill_cloud.store import Store
@@ -82,7 +83,8 @@ class NodeOptions:
     """All that an operator chooses. ``state`` keeps devices, replay window and ledger; ``release``
     is a signed release with its ``.tlog-proof`` beside it; ``gpu`` adds an NVIDIA GPU's evidence to
     the machine's; ``open_ports`` are those of the machine
-    that are meant to be open beside the node's own."""
+    that are meant to be open beside the node's own; ``metrics`` is where the ops port listens
+    (``HOST:PORT``), ``traces`` the URL of an OpenTelemetry collector."""
 
     models: tuple[ModelSpec, ...]
     listen: str
@@ -97,6 +99,8 @@ class NodeOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     streams: StreamLimits = field(default_factory=StreamLimits)
+    metrics: str | None = None
+    traces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ class Serving:
     assurance: str
     dev_root: str | None
     """The development key (hex) that a policy has to name; None for other attesters."""
+    metrics: str | None = None
+    """Where the ops port listens, if there is one."""
 
     @property
     def nkc_sha256(self) -> str:
@@ -248,9 +254,11 @@ async def serve(
     Raises ``UsageError``, ``ConfigurationError``, ``ModelError`` or ``DoesNotFit``.
     """
     tls = check_options(options)
+    ops = ops_address(options.metrics, options.open_ports)
     options = replace(options, attester=choose_attester(options.attester, options.state))
-    log = events.EventLog(clock, log_to)
     async with AsyncExitStack() as stack:
+        watch = await stack.enter_async_context(observing(ops is not None, options.traces))
+        log = events.EventLog(clock, log_to, watch.logged)
         attester = await asyncio.to_thread(attesters, options.attester, options.state)
         stack.callback(attester.close)
         gpu = None
@@ -259,16 +267,17 @@ async def serve(
             stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
         _check_measurable(attester, options)
-        models = [await _load(spec, options.engine, stack) for spec in options.models]
+        models = [await _load(spec, options.engine, stack, watch) for spec in options.models]
         database = Database(Store(options.state))
         stack.callback(database.close)
         keys = await asyncio.to_thread(_keys, options, attester, gpu, models, clock, log, closed)
         named = {model.name: model for model in models}
+        admission = Admission(database, clock, options.admission)
         node = Node(
             NodeParts(
                 models=named,
                 keys=keys,
-                admission=Admission(database, clock, options.admission),
+                admission=admission,
                 database=database,
                 log=log,
                 clock=clock,
@@ -281,7 +290,10 @@ async def serve(
         stack.push_async_callback(server.stop, 1.0)
         renewing = asyncio.create_task(keys.renew_forever())
         stack.callback(renewing.cancel)
-        serving = Serving(node, named, keys, listen, attester.assurance.name, _dev_root(attester))
+        shown_at = await stack.enter_async_context(watch.showing(ops, node, admission.room))
+        serving = Serving(
+            node, named, keys, listen, attester.assurance.name, _dev_root(attester), shown_at
+        )
         _log_start(log, serving, options.models, stated)
         try:
             yield serving
@@ -290,7 +302,9 @@ async def serve(
     log.write(events.NodeStopped())
 
 
-async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) -> ServedModel:
+async def _load(
+    spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack, watch: Observing
+) -> ServedModel:
     """Measure, load, and make sure that what was loaded is what was measured."""
     file = None
     if spec.measured_path is not None:
@@ -308,8 +322,9 @@ async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) 
     if isinstance(engine, UpstreamEngine):
         sequences = engine.sequences or 0
     kv_tokens = engine.card.context * sequences or None
+    watched = watch.metered(spec.name, engine)
     model = ServedModel(
-        spec.name, engine, file, adapters, kv_tokens, spec.prices_per_mtok, spec.stands_for
+        spec.name, watched, file, adapters, kv_tokens, spec.prices_per_mtok, spec.stands_for
     )
     await model.check_unchanged()
     return model

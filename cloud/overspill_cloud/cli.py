@@ -89,6 +89,16 @@ def serve(
         list[int] | None,
         typer.Option(help="A port that is meant to be open beside the node's; may be repeated."),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT for /metrics, /livez and /readyz, in plain HTTP: loopback, "
+            "or a port that --open-port names."
+        ),
+    ] = None,
+    traces: Annotated[
+        str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Sequences that a model runs at once.")] = 4,
@@ -126,6 +136,8 @@ def serve(
         release=release,
         gpu=gpu,
         open_ports=tuple(open_port or ()),
+        metrics=metrics,
+        traces=traces,
         tls_certificate=tls_cert,
         tls_key=tls_key,
         drain_timeout_s=drain_s,
@@ -160,6 +172,8 @@ async def _serve(options: NodeOptions, as_json: bool, stop_with_stdin: bool) -> 
         }
         if node.dev_root is not None:
             facts["dev_root"] = node.dev_root
+        if node.metrics is not None:
+            facts["metrics"] = node.metrics
         text = f"Serving on {node.listen}; evidence: {node.assurance}."
         _print(facts, text, as_json)
         await stopped.wait()
