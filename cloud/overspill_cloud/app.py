@@ -30,6 +30,7 @@ from overspill_cloud.attester.dev import UnsafeDevAttester
 from overspill_cloud.attester.nvidia import MANIFESTS_FOLDER, NvidiaGpu, open_gpu
 from overspill_cloud.certificates import TlsFiles
 from overspill_cloud.closed import close_or_refuse
+from overspill_cloud.fleet.addresses import AddressFile
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.limits import AdmissionLimits
 from overspill_cloud.listen import check_listen
@@ -84,7 +85,8 @@ class NodeOptions:
     is a signed release with its ``.tlog-proof`` beside it; ``gpu`` adds an NVIDIA GPU's evidence to
     the machine's; ``open_ports`` are those of the machine
     that are meant to be open beside the node's own; ``metrics`` is where the ops port listens
-    (``HOST:PORT``), ``traces`` the URL of an OpenTelemetry collector."""
+    (``HOST:PORT``), ``traces`` the URL of an OpenTelemetry collector; ``replicas`` a file with the
+    addresses of the fleet's nodes, a line each."""
 
     models: tuple[ModelSpec, ...]
     listen: str
@@ -101,6 +103,7 @@ class NodeOptions:
     streams: StreamLimits = field(default_factory=StreamLimits)
     metrics: str | None = None
     traces: str | None = None
+    replicas: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +285,7 @@ async def serve(
                 log=log,
                 clock=clock,
                 limits=options.streams,
+                replicas=AddressFile(options.replicas).read,
             )
         )
         if tls is not None:
@@ -328,6 +332,14 @@ async def _load(
     )
     await model.check_unchanged()
     return model
+
+
+@asynccontextmanager
+async def open_model(spec: ModelSpec, options: EngineOptions) -> AsyncGenerator[Engine]:
+    """A model's engine alone, without a node around it: to be measured."""
+    engine = _open(spec, replace(options, adapters=dict(spec.adapters), mmproj=spec.mmproj))
+    async with engine:
+        yield engine
 
 
 def _open(spec: ModelSpec, options: EngineOptions) -> Engine:

@@ -21,6 +21,8 @@ import typer
 from overspill.config import default_places
 from overspill.errors import MissingExtra, UsageError
 from overspill.terminal import run_app
+from overspill_cloud.fleet.commands import fleet
+from overspill_cloud.ops.commands import doctor, plan
 
 if TYPE_CHECKING:
     from overspill_cloud.app import NodeOptions
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 devices = typer.Typer(no_args_is_help=True, help="Enrolled devices.")
 app.add_typer(devices, name="devices")
+app.add_typer(fleet, name="fleet")
+app.command()(plan)
+app.command()(doctor)
 
 
 @app.callback()
@@ -99,6 +104,10 @@ def serve(
     traces: Annotated[
         str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
     ] = None,
+    replicas: Annotated[
+        Path | None,
+        typer.Option(help="File with the fleet's addresses, a line each; read anew as it changes."),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Sequences that a model runs at once.")] = 4,
@@ -138,6 +147,7 @@ def serve(
         open_ports=tuple(open_port or ()),
         metrics=metrics,
         traces=traces,
+        replicas=replicas,
         tls_certificate=tls_cert,
         tls_key=tls_key,
         drain_timeout_s=drain_s,
