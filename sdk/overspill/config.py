@@ -52,11 +52,13 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class CloudSettings:
-    """Where the overflow goes; ``trust_policy`` None means the strictest default."""
+    """Where the overflow goes; ``trust_policy`` None means the strictest default. With ``locate``
+    the node is asked where the other replicas are, and those are used too."""
 
     address: str
     trust_policy: Path | None = None
     ca: Path | None = None
+    locate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ _KEYS: dict[str, type] = {
     "hub": str,
     "cloud": dict,
 }
-_CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str}
+_CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str, "locate": bool}
 
 
 def _from_file(file: Path, places: Places) -> Settings:
@@ -199,6 +201,7 @@ def _from_file(file: Path, places: Places) -> Settings:
             cloud["address"],
             _beside(file, cloud.get("trust_policy")),
             _beside(file, cloud.get("ca")),
+            cloud.get("locate", False),
         )
     if "privacy" in raw:
         raw["privacy"] = _privacy(raw["privacy"], str(file))

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from overspill.config import load_settings
 from overspill.errors import InvalidRequest, ReceiptInvalid, TransportError
 from overspill.identity.keys import SoftwareKey
 from overspill.locating import Locator, locate
+from overspill.opening import open_cloud
 from overspill.remote import RemoteEngine
 from overspill.replica import by_rendezvous
 from overspill.sealing.receipt import ReceiptKey
@@ -165,6 +167,16 @@ def test_a_file_of_addresses_is_read_anew_when_it_changes(tmp_path: Path) -> Non
     assert reader.read() == ("c:3",)
     assert AddressFile(None).read() == ()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("line", "asks"), [("locate = true", True), ("", False)])
+def test_settings_say_whether_replicas_are_asked_for(tmp_path: Path, line: str, asks: bool) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'device_key = "file"\n[cloud]\naddress = "127.0.0.1:1"\n{line}\n')
+    settings = load_settings(file, environ={"OVERSPILL_HOME": str(tmp_path)})
+    assert settings.cloud is not None
+    assert settings.cloud.locate is asks
+    assert (open_cloud(settings)._locator is not None) is asks
 
 
 async def test_a_device_that_knows_one_node_is_answered_by_another(tmp_path: Path) -> None:
