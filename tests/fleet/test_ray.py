@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,42 +39,46 @@ def until(holds: Callable[[], bool], within_s: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-async def test_a_node_that_dies_is_replaced_and_a_device_answered(tmp_path: Path) -> None:
-    addresses, log = tmp_path / "addresses", tmp_path / "log"
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Two nodes that Ray placed: what each printed when it was ready."""
+    log = tmp_path / "log"
     command = [
         *(sys.executable, "-m", "overspill_cloud", "fleet", "up", "--replicas", "2", "--ray"),
-        *("--json", "--addresses", str(addresses)),
+        *("--json", "--addresses", str(tmp_path / "addresses")),
         *("--", "--model", "echo=echo", "--state", str(tmp_path / "state")),
     ]
     with log.open("w") as err:
-        fleet = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True)
+    watchdog = threading.Timer(150, process.kill)
+    watchdog.start()
     try:
-        assert fleet.stdout is not None
-        watchdog = threading.Timer(150, fleet.kill)
-        watchdog.start()
-        line = next((one for one in fleet.stdout if one.startswith("{")), "")
+        assert process.stdout is not None
+        line = next((one for one in process.stdout if one.startswith("{")), "")
         assert line, log.read_text()[-3000:]
-        nodes = json.loads(line)["nodes"]
-        assert len({node["listen"] for node in nodes}) == 2
-        told = AddressFile(addresses)
-        until(lambda: len(told.read()) == 2)
-        os.kill(nodes[0]["pid"], signal.SIGKILL)
-        until(lambda: len(told.read()) == 2 and nodes[0]["listen"] not in told.read())
-        policy = dev_policy(bytes.fromhex(nodes[0]["dev_root"]), {"echo": sha256().digest()})
-        client = RemoteEngine(
-            GrpcTransport(nodes[1]["listen"]),
-            parse_policy(policy),
-            SoftwareKey.generate(FAR),
-            open_road=GrpcTransport,
-        )
-        store = Store(tmp_path / "state")
-        await client.enroll(store.new_code(FAR))
-        store.close()
-        async with client:
-            request = Request((Message("user", "hi"),), max_tokens=16)
-            text = "".join([chunk.text async for chunk in client.generate(request)])
-        assert text == "echo: hi"
+        yield json.loads(line)["nodes"]
     finally:
-        fleet.terminate()
-        fleet.wait(60)
+        process.terminate()
+        process.wait(60)
         watchdog.cancel()
+
+
+async def test_a_node_that_dies_is_replaced_and_a_device_answered(
+    fleet: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    assert len({node["listen"] for node in fleet}) == 2
+    told = AddressFile(tmp_path / "addresses")
+    until(lambda: len(told.read()) == 2)
+    os.kill(fleet[0]["pid"], signal.SIGKILL)
+    until(lambda: len(told.read()) == 2 and fleet[0]["listen"] not in told.read())
+    policy = dev_policy(bytes.fromhex(fleet[0]["dev_root"]), {"echo": sha256().digest()})
+    road = GrpcTransport(fleet[1]["listen"])
+    key = SoftwareKey.generate(FAR)
+    client = RemoteEngine(road, parse_policy(policy), key, open_road=GrpcTransport)
+    store = Store(tmp_path / "state")
+    await client.enroll(store.new_code(FAR))
+    store.close()
+    async with client:
+        request = Request((Message("user", "hi"),), max_tokens=16)
+        text = "".join([chunk.text async for chunk in client.generate(request)])
+    assert text == "echo: hi"
