@@ -158,6 +158,11 @@ def quiet_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+def refuse_usage_reports() -> None:
+    """Ray would report to its makers that it runs, and where: it reads this before it starts."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child process, with ``extra`` on top."""
     return {**os.environ, **(extra or {})}

@@ -9,6 +9,7 @@ writes them where its node reads them. Serve's HTTP ingress is not opened.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from overspill.config import refuse_usage_reports
 from overspill.errors import EngineDied, MissingExtra
 from overspill_cloud.fleet.addresses import write_addresses
 from overspill_cloud.fleet.figures import NodeLoad, read_load
@@ -143,8 +145,11 @@ def run_on_ray(
         signal.signal(number, lambda *_: stopped.set())
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: again.set())
-    ray.init(namespace=APP, ignore_reinit_error=True, log_to_driver=True)
-    registry = ray.remote(num_cpus=0)(Registry).options(name=REGISTRY, lifetime="detached").remote()
+    refuse_usage_reports()
+    ray.init(namespace=APP, ignore_reinit_error=True, include_dashboard=False)
+    serve.start(http_options={"location": "NoServer"})
+    named = {"name": REGISTRY, "lifetime": "detached", "get_if_exists": True}
+    registry = ray.remote(num_cpus=0)(Registry).options(**named).remote()
     try:
         version = 0
         while not stopped.is_set():
@@ -153,7 +158,7 @@ def run_on_ray(
                 version += 1
                 _deploy(serve, options, max_replicas, version)
                 _until_there(ray, registry, options.replicas, stopped)
-                ready({"nodes": ray.get(registry.nodes.remote()), "pid": 0})
+                ready({"nodes": ray.get(registry.nodes.remote()), "pid": os.getpid()})
             addresses = [one["listen"] for one in ray.get(registry.nodes.remote())]
             write_addresses(options.addresses, addresses)
             stopped.wait(BEAT_S)
