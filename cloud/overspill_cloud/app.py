@@ -269,7 +269,7 @@ async def serve(
             gpu = await asyncio.to_thread(gpus, options.state / MANIFESTS_FOLDER)
             stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
-        _check_measurable(attester, options)
+        check_upstreams(attester, options)
         models = [await _load(spec, options.engine, stack, watch) for spec in options.models]
         database = Database(Store(options.state))
         stack.callback(database.close)
@@ -378,8 +378,11 @@ def _closed(attester: Attester, machine: Machine, options: NodeOptions) -> tuple
     return close_or_refuse(machine, options.open_ports)
 
 
-def _check_measurable(attester: Attester, options: NodeOptions) -> None:
-    """On hardware nothing answers whose weights evidence cannot name."""
+def check_upstreams(attester: Attester, options: NodeOptions) -> None:
+    """On hardware nothing answers whose weights evidence cannot name.
+
+    Raises ``ConfigurationError``.
+    """
     for spec in options.models:
         unnamed = is_upstream(spec.source) and spec.weights is None
         if unnamed and attester.assurance >= Assurance.HARDWARE_TPM:
