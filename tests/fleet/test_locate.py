@@ -200,9 +200,9 @@ async def test_a_device_that_knows_one_node_is_answered_by_another(tmp_path: Pat
         client = RemoteEngine(GrpcTransport(one.listen), policy, key, open_road=GrpcTransport)
         await client.enroll(store.new_code(FAR))
         store.close()
+        assert client.address == one.listen  # all that it knows, so far
+        write_addresses(addresses, [two.listen])
         async with client:
-            assert client.address == one.listen  # all that it knows, so far
-            write_addresses(addresses, [two.listen])
             request = Request((Message("user", "hi"),), max_tokens=16)
             assert [chunk async for chunk in client.generate(request)]
             assert client.address == two.listen
