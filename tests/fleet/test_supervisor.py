@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,8 +51,6 @@ async def test_a_fleet_is_told_of_restarted_and_upgraded_under_a_client(tmp_path
         assert told.read() == tuple(node.address for node in fleet.nodes)
         assert len(set(told.read())) == 2
         dev_root = bytes.fromhex(fleet.nodes[0].facts["dev_root"])
-        from hashlib import sha256
-
         policy = parse_policy(dev_policy(dev_root, {"echo": sha256().digest()}))
         roads = [GrpcTransport(address) for address in told.read()]
         client = RemoteEngine(roads[0], policy, SoftwareKey.generate(FAR), open_road=GrpcTransport)
@@ -118,6 +118,14 @@ def test_load_is_the_fullest_of_what_there_is() -> None:
     [([], 3, 3), ([0.6, 0.6], 2, 2), ([1.2, 1.2], 2, 4), ([0.0, 0.0], 4, 1), ([0.1], 1, 1)],
 )
 def test_the_size_follows_the_load(loads: list[float], current: int, wanted: int) -> None:
-    from overspill_cloud.fleet.ray_serve import size_for
+    from overspill_cloud.fleet.ray_serve import LOAD, size_for, wanted_replicas
 
     assert size_for(loads, current) == wanted
+    by_replica = {str(n): [SimpleNamespace(value=load)] for n, load in enumerate(loads)}
+    context = SimpleNamespace(
+        raw_metrics={LOAD: by_replica, "running_requests": {"0": [SimpleNamespace(value=99.0)]}},
+        current_num_replicas=current,
+        capacity_adjusted_min_replicas=2,
+        capacity_adjusted_max_replicas=3,
+    )
+    assert wanted_replicas(context)[0] == max(2, min(3, wanted))

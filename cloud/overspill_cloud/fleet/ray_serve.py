@@ -27,6 +27,7 @@ from overspill_cloud.fleet.supervisor import FleetOptions, NodeProcess
 
 APP: Final = "overspill"
 REGISTRY: Final = "overspill-addresses"
+LOAD: Final = "overspill_load"
 BEAT_S: Final = 1.0
 LOST_AFTER_S: Final = 5.0
 TARGET: Final = 0.6
@@ -86,7 +87,7 @@ class NodeReplica:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """How full the node is, for :func:`wanted_replicas`."""
         load: NodeLoad = read_load(str(self._node.facts["metrics"]))
-        return {"overspill_load": load.fullest}
+        return {LOAD: load.fullest}
 
     def __del__(self) -> None:
         """Drain: Serve calls this when the replica is replaced or the fleet shrinks."""
@@ -112,12 +113,8 @@ class NodeReplica:
 
 def wanted_replicas(context: Any) -> tuple[int, dict[str, Any]]:
     """Serve's autoscaling policy: so many that each is about ``TARGET`` full."""
-    loads = [
-        values[-1].value
-        for by_replica in (context.raw_metrics or {}).values()
-        for values in by_replica.values()
-        if values
-    ]
+    by_replica = (context.raw_metrics or {}).get(LOAD, {})
+    loads = [values[-1].value for values in by_replica.values() if values]
     wanted = size_for(loads, context.current_num_replicas)
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
     return max(low, min(high, wanted)), {}
