@@ -68,7 +68,7 @@ class NodeReplica:
         self._loop = asyncio.new_event_loop()
         self._stopping = threading.Event()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._node = self._run(NodeProcess.start(self._options))
+        self._node: NodeProcess = self._run(NodeProcess.start(self._options))
         self._ended = asyncio.run_coroutine_threadsafe(self._node.wait(), self._loop)
         self._beats = threading.Thread(target=self._beat, daemon=True)
         self._beats.start()
