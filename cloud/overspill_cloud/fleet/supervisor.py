@@ -63,22 +63,20 @@ class NodeProcess:
             stdout=asyncio.subprocess.PIPE,
             env=child_environment(),
         )
+        facts: dict[str, Any] = {}
         try:
             async with asyncio.timeout(options.start_timeout_s):
                 line = await process.stdout.readline() if process.stdout else b""
-            return cls(process, json.loads(line))
-        except (TimeoutError, ValueError) as error:
-            with suppress(ProcessLookupError):
-                process.kill()
-            code = await process.wait()
-            raise EngineDied(
-                f"A node of the fleet did not come up (code {code}).", mend="See its log above."
-            ) from error
+                facts = json.loads(line or b"{}")
+                if "listen" in facts:
+                    return cls(process, facts)
+                await process.wait()
+        except (TimeoutError, ValueError):
+            facts = {}
         except BaseException:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await _kill(process)
             raise
+        raise _not_up(facts, await _kill(process))
 
     async def wait(self) -> int:
         """Wait until it has ended; its exit code."""
@@ -92,9 +90,22 @@ class NodeProcess:
             async with asyncio.timeout(timeout_s):
                 await self._process.wait()
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+            await _kill(self._process)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> int:
+    with suppress(ProcessLookupError):
+        process.kill()
+    return await process.wait()
+
+
+def _not_up(facts: dict[str, Any], code: int) -> EngineDied:
+    """With the node's own words, where it had any."""
+    error = facts.get("error") or {}
+    return EngineDied(
+        f"A node of the fleet did not come up (code {code}). {error.get('message', '')}".rstrip(),
+        mend=error.get("mend") or "See its log above.",
+    )
 
 
 @dataclass
