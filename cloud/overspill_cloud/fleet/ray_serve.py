@@ -57,9 +57,10 @@ class Registry:
 
 
 class NodeReplica:
-    """One node in a Serve replica. Its loop runs in a thread of its own."""
+    """One node in a Serve replica. Its loop runs in a thread of its own. ``version`` counts the
+    upgrades, and does nothing but differ."""
 
-    def __init__(self, options: FleetOptions) -> None:
+    def __init__(self, options: FleetOptions, version: int = 1) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="overspill-fleet-")
         addresses = Path(self._folder.name) / "addresses"
         write_addresses(addresses, ())
@@ -167,7 +168,8 @@ def run_on_ray(
 
 
 def _deploy(serve: Any, options: FleetOptions, max_replicas: int, version: int) -> None:
-    """Deploy, or, with another ``version``, replace replica by replica."""
+    """Deploy, or, with another ``version``, replace replica by replica: Serve starts those anew
+    whose arguments changed."""
     sizes: dict[str, Any] = {"num_replicas": options.replicas}
     if max_replicas > options.replicas:
         policy = {"policy_function": f"{__name__}:wanted_replicas"}
@@ -181,14 +183,13 @@ def _deploy(serve: Any, options: FleetOptions, max_replicas: int, version: int) 
     deployment = serve.deployment(
         NodeReplica,
         name="node",
-        version=str(version),
         health_check_period_s=1,
         health_check_timeout_s=5,
         graceful_shutdown_timeout_s=options.stop_timeout_s,
         ray_actor_options={"num_cpus": 0.1},
         **sizes,
     )
-    serve.run(deployment.bind(options), name=APP, route_prefix=None, blocking=False)
+    serve.run(deployment.bind(options, version), name=APP, route_prefix=None, blocking=False)
 
 
 def _until_there(ray: Any, registry: Any, replicas: int, stopped: threading.Event) -> None:
