@@ -21,6 +21,7 @@ import typer
 from overspill.config import default_places
 from overspill.errors import MissingExtra, UsageError
 from overspill.terminal import run_app
+from overspill_cloud import tpm_command
 from overspill_cloud.fleet.commands import fleet
 from overspill_cloud.ops.commands import doctor, plan
 
@@ -34,6 +35,7 @@ app.add_typer(devices, name="devices")
 app.add_typer(fleet, name="fleet")
 app.command()(plan)
 app.command()(doctor)
+app.add_typer(tpm_command.app, name="tpm")
 
 
 @app.callback()
@@ -47,7 +49,9 @@ StateOption = Annotated[
 ]
 AttesterOption = Annotated[
     str,
-    typer.Option(help="auto (what the machine has), sev-snp, tdx, pinned, dev, tpm or tpm:TCTI."),
+    typer.Option(
+        help="auto (what the machine has), sev-snp, tdx, hardware-tpm, pinned, dev or tpm[:TCTI]."
+    ),
 ]
 WeightsOption = Annotated[
     list[str] | None,

@@ -47,7 +47,10 @@ def _policy_of(attester: Attester, digests: dict[str, bytes]) -> str:
         return dev_policy(attester.root, digests)
     if isinstance(attester, PinnedOperatorAttester):
         return pinned_policy(attester.operator, digests)
-    raise UsageError(f"There is no policy template for {attester.evidence_type} evidence.")
+    raise UsageError(
+        f"A policy for {attester.evidence_type} evidence names who vouches: a node cannot know.",
+        mend=f"Start from: overspill trust init --kind {attester.evidence_type} trust.toml",
+    )
 
 
 def _snp_policy(attester: SevSnpAttester, digests: dict[str, bytes]) -> str:

@@ -64,7 +64,10 @@ _BACKSTOP_S = 5
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """How to serve. ``socket_path`` None takes the runtime folder's; ``drain_s`` in seconds."""
+    """How to serve. ``socket_path`` None takes the runtime folder's; ``drain_s`` in seconds.
+
+    ``passed`` is a socket that a service manager listens on already; it takes the path's place.
+    """
 
     settings: Settings
     socket_path: Path | None = None
@@ -72,6 +75,7 @@ class ServeOptions:
     origins: tuple[str, ...] = ()
     drain_s: int = 30
     limits: HttpLimits = field(default_factory=HttpLimits)
+    passed: socket.socket | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,8 @@ class Daemon:
         client raise when they cannot start."""
         self._starting = asyncio.current_task()
         try:
-            with listening(_socket_path(self._options), self._options.tcp) as listeners:
+            path, options = _socket_path(self._options), self._options
+            with listening(path, options.tcp, options.passed) as listeners:
                 async with self._client as answerer:
                     await self._serve(answerer, listeners, on_ready)
         except asyncio.CancelledError:
@@ -258,6 +263,8 @@ def _socket_path(options: ServeOptions) -> Path | None:
                 "This system has no Unix sockets.", mend="Use --tcp 127.0.0.1:0 and a token."
             )
         return None
+    if options.passed is not None:
+        return Path(options.passed.getsockname())
     if options.socket_path is not None:
         return options.socket_path.expanduser().absolute()
     folder = options.settings.places.runtime

@@ -1,4 +1,4 @@
-"""Verbs that the daemon adds to ``overspill``: ``serve``, ``token`` and ``batch``.
+"""Verbs that the daemon adds to ``overspill``: ``serve``, ``service``, ``token``, ``batch``.
 
 The daemon's libraries are imported when a verb runs: the command starts fast without them, and
 where they are missing it says which extra brings them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import logging.handlers
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,15 +30,17 @@ from overspill.cli.common import (
     print_json,
     settings_for,
 )
-from overspill.config import load_settings
-from overspill.errors import Cancelled, MissingExtra
+from overspill.config import child_environment, load_settings
+from overspill.errors import Cancelled, ConfigurationError, MissingExtra, UsageError
 from overspill_edge.batch_command import batch
+from overspill_edge.service_command import service_app
 
 if TYPE_CHECKING:
     from overspill_edge.app import Ready
     from overspill_edge.tokens import TokenStore
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+LOG_FILE_BYTES = 1 << 20
 
 token_app = typer.Typer(help="Tokens for programs that use the daemon.", no_args_is_help=True)
 
@@ -47,6 +50,7 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
     app.command("batch")(batch)
     app.add_typer(token_app, name="token")
+    app.add_typer(service_app, name="service")
 
 
 @contextmanager
@@ -79,6 +83,9 @@ def serve(
     drain_s: Annotated[
         int, typer.Option("--drain-s", min=0, help="Seconds for running answers at the end.")
     ] = 30,
+    log_file: Annotated[
+        Path | None, typer.Option("--log-file", help="Log to FILE, not to standard error.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help='First line: {"socket", "tcp", "pid"}.')
     ] = False,
@@ -87,8 +94,11 @@ def serve(
     with _extra():
         from overspill_edge.app import ServeOptions
         from overspill_edge.app import serve as run_daemon
-        from overspill_edge.listen import parse_tcp
-    _log_to_stderr()
+        from overspill_edge.listen import parse_tcp, passed_socket
+    _log_to(log_file)
+    passed = passed_socket(child_environment())
+    if passed is not None and socket is not None:
+        raise UsageError("--socket beside a socket that was passed.", mend="Leave --socket out.")
     options = ServeOptions(
         settings=settings_for(
             model,
@@ -103,15 +113,32 @@ def serve(
         tcp=None if tcp is None else parse_tcp(tcp),
         origins=tuple(origin or ()),
         drain_s=drain_s,
+        passed=passed,
     )
     received = asyncio.run(run_daemon(options, _announce_json if as_json else _announce))
     if received == signal.SIGINT:
         raise Cancelled("The daemon was stopped from the keyboard.")
 
 
-def _log_to_stderr() -> None:
-    """Our own lines from INFO on; other libraries' from WARNING on, for theirs may hold content."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+def _log_to(file: Path | None) -> None:
+    """Our own lines from INFO on; other libraries' from WARNING on, for theirs may hold content.
+
+    A file is for this user alone, and turned over at a megabyte.
+    """
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if file is not None:
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            handler = logging.handlers.RotatingFileHandler(
+                file, maxBytes=LOG_FILE_BYTES, backupCount=1, encoding="utf-8"
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"{file} cannot be written: {error.strerror}.", mend="Name another --log-file."
+            ) from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("overspill_edge").setLevel(logging.INFO)
 
 

@@ -12,10 +12,11 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +26,8 @@ SOCKET_NAME = "overspill.sock"
 MAX_SOCKET_PATH_BYTES = 103
 """``sun_path`` holds 104 bytes on macOS and 108 on Linux, with a closing zero."""
 BACKLOG = 256
+FIRST_PASSED: Final = 3
+"""The first descriptor that a service manager passes: ``SD_LISTEN_FDS_START``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,45 @@ def parse_tcp(text: str) -> TcpAddress:
     return TcpAddress(address, int(port))
 
 
+def passed_socket(environ: Mapping[str, str]) -> socket.socket | None:
+    """The Unix socket that a service manager passed to this process (sd_listen_fds(3)), or None.
+
+    Raises ``ConfigurationError`` for anything but one listening Unix stream socket, which only
+    its owner can open: what came by TCP would be taken for a peer without a token.
+    """
+    if environ.get("LISTEN_PID") != str(os.getpid()):  # a parent's, or nobody's
+        return None
+    if environ.get("LISTEN_FDS") != "1":
+        raise _cannot_adopt(f"{environ.get('LISTEN_FDS', 'no')} sockets were passed, not one")
+    os.set_inheritable(FIRST_PASSED, False)
+    try:
+        passed = socket.socket(fileno=FIRST_PASSED)
+        listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise _cannot_adopt(f"descriptor {FIRST_PASSED}: {error.strerror}") from None
+    if passed.family != socket.AF_UNIX or passed.type != socket.SOCK_STREAM or not listens:
+        raise _cannot_adopt("what was passed is no listening Unix stream socket")
+    path = Path(os.fsdecode(passed.getsockname()))
+    if not path.is_socket() or stat.S_IMODE(path.lstat().st_mode) & 0o077:
+        raise _cannot_adopt(f"others may open {path}, or it is gone")
+    passed.setblocking(False)
+    return passed
+
+
+def _cannot_adopt(why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The service manager's socket cannot be used: {why}.",
+        mend="Install the units again: overspill service install",
+    )
+
+
 @contextmanager
-def listening(socket_path: Path | None, tcp: TcpAddress | None) -> Iterator[Listeners]:
+def listening(
+    socket_path: Path | None, tcp: TcpAddress | None, passed: socket.socket | None = None
+) -> Iterator[Listeners]:
     """Bind both, hand them out, and take the socket file away at the end.
 
+    ``passed`` listens at ``socket_path`` already; its file is the service manager's and stays.
     Raises ``BusyError`` where another daemon has the socket or another program the port, and
     ``ConfigurationError`` where the folder is not safe to put a socket in.
     """
@@ -82,7 +120,8 @@ def listening(socket_path: Path | None, tcp: TcpAddress | None) -> Iterator[List
             yield _listeners(None, None, tcp_socket)
         return
     _check_folder(socket_path)
-    with _sole_owner(socket_path), _bound_unix(socket_path) as unix, _bound_tcp(tcp) as tcp_socket:
+    unix_socket = _bound_unix(socket_path) if passed is None else passed
+    with _sole_owner(socket_path), unix_socket as unix, _bound_tcp(tcp) as tcp_socket:
         yield _listeners(unix, socket_path, tcp_socket)
 
 

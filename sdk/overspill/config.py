@@ -163,6 +163,12 @@ def refuse_usage_reports() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
+def quiet_tpm() -> None:
+    """Keep the TPM library from writing to stderr; before its first call. What the TPM refuses is
+    raised anyway, and what it merely lacks is no error. A ``TSS2_LOG`` that was set stays."""
+    os.environ.setdefault("TSS2_LOG", "all+NONE")
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child process, with ``extra`` on top."""
     return {**os.environ, **(extra or {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -88,7 +89,10 @@ class InProcess:
         """Cancel what runs and free the engines. May be called twice."""
         if self._routes is not None:
             self._routes.meter.save()
-            self._routes.spending.flush()
+            try:
+                self._routes.spending.flush()
+            except ConfigurationError as error:  # the engines are freed all the same
+                warnings.warn(f"{error}", stacklevel=2)
         self._routes = None
         await self._close_engines()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+import warnings
 
 import typer
 
@@ -19,6 +20,12 @@ from overspill.errors import OverspillError
 def run_app(app: typer.Typer, program: str, arguments: list[str]) -> int:
     """Run one command line and return its exit code. Prints errors, never a traceback."""
     as_json = "--json" in arguments
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"{program}: {message}", file=sys.stderr)
+        return _run(app, program, arguments, as_json)
+
+
+def _run(app: typer.Typer, program: str, arguments: list[str], as_json: bool) -> int:
     quiet_grpc()  # before anything imports grpc: errors are ours to tell, in one line
     try:
         code = app(args=arguments, prog_name=program, standalone_mode=False)

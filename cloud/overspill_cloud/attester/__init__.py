@@ -16,7 +16,8 @@ DEV_KEY_FILE = "dev-ed25519.key"
 DEV_ROOT_FILE = "dev-ed25519.pub"
 OPERATOR_KEY_FILE = "operator.key"
 AUTO: Final = "auto"
-KINDS: Final = "auto, sev-snp, tdx, pinned, dev, tpm or tpm:TCTI"
+HARDWARE_TPM: Final = "hardware-tpm"
+KINDS: Final = "auto, sev-snp, tdx, hardware-tpm, pinned, dev, tpm or tpm:TCTI"
 _OF_PROVIDER: Final = {sev_snp.PROVIDER: SEV_SNP, tdx.PROVIDER: TDX}
 
 
@@ -32,7 +33,8 @@ def choose_attester(kind: str, state: Path) -> str:
 
 
 def open_attester(kind: str, state: Path) -> Attester:
-    """The attester of a kind: ``sev-snp`` or ``tdx`` (a guest's reports, by the kernel), ``dev``,
+    """The attester of a kind: ``sev-snp`` or ``tdx`` (a guest's reports, by the kernel),
+    ``hardware-tpm`` (the machine's own; ``hardware-tpm:TCTI`` for another way to it), ``dev``,
     ``pinned``, ``tpm`` (a software TPM of the node's own) or ``tpm:TCTI`` (one that runs already,
     e.g. ``tpm:swtpm:host=127.0.0.1,port=2321``); ``auto`` as :func:`choose_attester` says.
 
@@ -47,6 +49,10 @@ def open_attester(kind: str, state: Path) -> Attester:
         from overspill_cloud.attester.tpm import open_tpm
 
         return open_tpm(state, tcti)
+    if name == HARDWARE_TPM:
+        from overspill_cloud.attester.hardware_tpm import open_hardware_tpm
+
+        return open_hardware_tpm(state, tcti)
     if kind == SEV_SNP:
         return sev_snp.SevSnpAttester(TsmReports(), state / sev_snp.CERTIFICATES_FOLDER)
     if kind == TDX:

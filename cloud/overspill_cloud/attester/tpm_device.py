@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from overspill.config import quiet_tpm
 from overspill.errors import ConfigurationError, MissingExtra
 
 try:
     import tpm2_pytss as tss
-    from tpm2_pytss.utils import NoSuchIndex, create_ek_template
+    from tpm2_pytss.utils import NoSuchIndex, NVReadEK, create_ek_template
 except ImportError as error:
     raise MissingExtra("A TPM", "tpm") from error
 
@@ -49,6 +50,7 @@ class Tpm:
     """
 
     def __init__(self, tcti: Any) -> None:
+        quiet_tpm()
         with _refusals("cannot be opened"):
             self._esapi = tss.ESAPI(tcti)
 
@@ -66,6 +68,22 @@ class Tpm:
             _, template = create_ek_template("EK-ECC256", no_certificate)
             handle, public, *_ = self._esapi.create_primary(None, template, tss.ESYS_TR.ENDORSEMENT)
         return LoadedKey(handle, public)
+
+    def certified_endorsement_key(self) -> tuple[LoadedKey, bytes | None]:
+        """The EK whose certificate the TPM holds, and that certificate (DER): of the ECC template,
+        else of the RSA one. Without any certificate the ECC one, and None.
+
+        TCG EK Credential Profile for TPM Family 2.0, 2.2.1.
+        """
+        with _refusals("has no endorsement key"):
+            for kind in ("EK-ECC256", "EK-RSA2048"):
+                certificate, template = create_ek_template(kind, NVReadEK(self._esapi))
+                if certificate is not None:
+                    break
+            else:
+                certificate, template = create_ek_template("EK-ECC256", NVReadEK(self._esapi))
+            handle, public, *_ = self._esapi.create_primary(None, template, tss.ESYS_TR.ENDORSEMENT)
+        return LoadedKey(handle, public), None if certificate is None else bytes(certificate)
 
     def attestation_key(self, *, restricted: bool = True) -> LoadedKey:
         """A P-256 signing key that never leaves this TPM.

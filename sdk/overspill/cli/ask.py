@@ -21,6 +21,7 @@ from overspill.cli.common import (
     print_json,
     settings_for,
 )
+from overspill.cli.first_run import obtain_model
 from overspill.errors import InvalidRequest, UsageError
 from overspill.sync import Overspill
 from overspill.types.route import Plan
@@ -70,6 +71,7 @@ def run(
         draft_model=draft_model,
         mmproj=mmproj,
     )
+    obtain_model(settings, quiet=as_json)
     with Overspill(app="cli", settings=settings) as ai:
         request = ai.build(
             _shown(_read(prompt), image or ()),

@@ -22,6 +22,7 @@ from overspill.cli.common import (
     TrustPolicyFile,
     settings_for,
 )
+from overspill.cli.first_run import obtain_model, suggest_model
 from overspill.errors import OverspillError
 from overspill.sync import Overspill
 
@@ -50,6 +51,9 @@ def chat(
     """Talk in the terminal; each answer says who gave it and what left this device."""
     settings = settings_for(model, cloud, trust_policy, privacy)
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    obtain_model(settings)
+    if model is None:
+        suggest_model(settings)
     with Overspill(app="cli", settings=settings) as ai:
         if sys.stdin.isatty():
             with suppress(ImportError):  # line editing where the system has it

@@ -18,7 +18,9 @@ from overspill.cli import (
     demo,
     doctor,
     evals,
+    logs,
     models,
+    purge,
     receipts,
     trust,
 )
@@ -49,7 +51,8 @@ def _root(
 
 
 for module in (
-    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, models, receipts, trust,
+    ask, bench, calibrate, chat, cloud, costs, demo, doctor, evals, logs, models, purge, receipts,
+    trust,
 ):  # fmt: skip
     module.register(app)
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import anyio
 import typer
@@ -108,10 +108,10 @@ def pull(
         functools.partial(modelroom.plan, settings, what, name=name, runtime=_runtime(runtime))
     )
     if not as_json:
-        _print_plan(planned, modelroom.judge_size(planned, settings).detail)
+        print_plan(planned, modelroom.judge_size(planned, settings).detail)
         if not yes and sys.stdin.isatty():
             typer.confirm("Fetch it?", abort=True, default=True, err=True)
-    line = _ProgressLine(quiet=as_json)
+    line = ProgressLine(quiet=as_json)
     try:
         stored = anyio.run(
             functools.partial(
@@ -195,7 +195,7 @@ def check(
 # ------------------------------------------------------------------------------------------------
 
 
-class _ProgressLine:
+class ProgressLine:
     """One line on a terminal that is written again and again; elsewhere only notes are told."""
 
     def __init__(self, *, quiet: bool) -> None:
@@ -204,6 +204,7 @@ class _ProgressLine:
         self._open = False
 
     def show(self, progress: Progress) -> None:
+        """Where a pull stands now."""
         if self._quiet:
             return
         if progress.note:
@@ -214,6 +215,7 @@ class _ProgressLine:
             self._open = True
 
     def end(self) -> None:
+        """Leave the line."""
         if self._open:
             print(file=sys.stderr)
             self._open = False
@@ -236,17 +238,19 @@ def progress_line(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _print_plan(planned: PullPlan, fit_detail: str) -> None:
+def print_plan(planned: PullPlan, fit_detail: str, *, to: TextIO | None = None) -> None:
+    """What a pull would fetch, on standard output or ``to``."""
+    show = functools.partial(print, file=to)
     size = "unknown size" if planned.total_bytes is None else _size(planned.total_bytes)
-    print(f"{planned.name}: {len(planned.files)} file(s), {size}, for {planned.runtime}")
-    print(f"  from     {planned.source} at {planned.revision or 'no revision'}")
-    print(f"  licence  {planned.licence or 'not told by the publisher'}")
-    print(f"  memory   {fit_detail}")
+    show(f"{planned.name}: {len(planned.files)} file(s), {size}, for {planned.runtime}")
+    show(f"  from     {planned.source} at {planned.revision or 'no revision'}")
+    show(f"  licence  {planned.licence or 'not told by the publisher'}")
+    show(f"  memory   {fit_detail}")
     for file in planned.files:
         if file.digest is not None and file.digest.kind == "sha256":
-            print(f"  digest   {file.digest} {file.path}")
+            show(f"  digest   {file.digest} {file.path}")
     for note in planned.notes:
-        print(f"  note     {note}")
+        show(f"  note     {note}")
 
 
 def _runtime(text: str | None) -> Runtime | None:

@@ -70,11 +70,18 @@ class _Sequence:
     begin: int = 0
     answer: bytes | None = None
     adapter: str | None = None
+    is_raw: bool = False
 
     def append(self, tokens: Sequence[int]) -> None:
+        said = len(self.tokens) - self.begin
         self.tokens.extend(tokens)
-        if START in tokens:
+        # A turn begins, or a raw prompt goes on with something else than its answer.
+        if START in tokens or (self.is_raw and not self._goes_on(said, tokens)):
             self.answer = None
+
+    def _goes_on(self, said: int, tokens: Sequence[int]) -> bool:
+        expected = b"" if self.answer is None else self.answer[said : said + len(tokens)]
+        return list(expected) == list(tokens)
 
     def cut(self, position: int) -> None:
         del self.tokens[position:]
@@ -83,7 +90,7 @@ class _Sequence:
     def next_token(self, adapter: str | None) -> int:
         if self.answer is None or adapter != self.adapter:
             turn = _last_turn(self.tokens)
-            self.adapter = adapter
+            self.adapter, self.is_raw = adapter, turn is None
             if turn is None:
                 self.begin, self.answer = _continuation(self.tokens, adapter)
             else:

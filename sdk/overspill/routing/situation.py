@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from overspill.routing.session_memory import SessionMemory
 from overspill.types.chat import Privacy
-from overspill.types.evidence import AttestationResult
+from overspill.types.evidence import Assurance
 from overspill.types.route import DeviceProfile, Grant, NetworkState, Route
+
+
+class Accepted(Protocol):
+    """What a decision reads of the verifier's :class:`AttestationResult`: no key is among it."""
+
+    @property
+    def assurance(self) -> Assurance:
+        """How strong the evidence was."""
+
+    @property
+    def accepted_until(self) -> int:
+        """Unix seconds."""
+
+    @property
+    def satisfies_attested(self) -> bool:
+        """Whether the floor ``attested`` is met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +52,7 @@ class Situation:
     device: DeviceProfile = field(default_factory=DeviceProfile)
     network: NetworkState = field(default_factory=NetworkState)
     prompt_tokens: Mapping[Route, int] = field(default_factory=dict)
-    attestation: AttestationResult | None = None
+    attestation: Accepted | None = None
     grant: Grant | None = None
     session_floor: Privacy = Privacy.ANY
     memory: SessionMemory = field(default_factory=SessionMemory)

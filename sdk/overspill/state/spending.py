@@ -16,6 +16,8 @@ from overspill.errors import ConfigurationError
 
 KEPT_BACK = 32
 """Answers that cost nothing are written so many at a time."""
+KEPT_AT_MOST = 4096
+"""Where nothing can be written, the oldest beyond so many are given up."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spending (
     unix_s INTEGER NOT NULL, app TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL,
@@ -85,17 +87,19 @@ class SpendingStore:
     def add(self, spent: Spent) -> None:
         """Write a try down; what cost money at once."""
         self._kept_back.append(spent)
+        del self._kept_back[:-KEPT_AT_MOST]
         if spent.cost > 0 or len(self._kept_back) >= KEPT_BACK:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was kept back."""
+        """Write what was kept back; it stays so while it cannot be written."""
         if not self._kept_back:
             return
-        rows, self._kept_back = [astuple(one) for one in self._kept_back], []
         marks = ", ".join("?" * len(fields(Spent)))
         with self._connect() as db:
+            rows = [astuple(one) for one in self._kept_back]
             db.executemany(f"INSERT INTO spending VALUES ({marks})", rows)  # noqa: S608
+        del self._kept_back[: len(rows)]
 
     def sums(self, since_unix_s: int = 0) -> list[Spending]:
         """By route and model, the most expensive first."""

@@ -5,7 +5,7 @@ None of them loads before its places are filled in: what identifies the software
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -86,8 +86,20 @@ def tdx_policy_text(mrtd: bytes, rtmr1: bytes, rtmr2: bytes, models: Mapping[str
     return _filled("tdx", models) + f"\n[tdx]\n{lines}"
 
 
-def _filled(kind: str, models: Mapping[str, bytes]) -> str:
-    head = _HEAD.format(floor="HARDWARE_TEE", kind=kind)
+def tpm_policy_text(
+    ek_roots_pem: str, activation_keys: Iterable[bytes], models: Mapping[str, bytes]
+) -> str:
+    """A policy for TPMs of these makers, whose keys these keys' holders saw activated."""
+    keys = ", ".join(f'"{key.hex()}"' for key in activation_keys)
+    section = (
+        f'\n[tpm]\nek_roots = ["""\n{ek_roots_pem.strip()}\n"""]\nactivation_keys = [{keys}]\n'
+        "secure_boot = true\n"
+    )
+    return _filled("tpm", models, floor="HARDWARE_TPM") + section
+
+
+def _filled(kind: str, models: Mapping[str, bytes], floor: str = "HARDWARE_TEE") -> str:
+    head = _HEAD.format(floor=floor, kind=kind)
     return head[: head.index("models = {")] + f"models = {{ {named_models(models)} }}\n"
 
 
