@@ -61,6 +61,11 @@ class Admission:
         self._room = Room(limits)
 
     @property
+    def room(self) -> Room:
+        """What is taken, to be looked at."""
+        return self._room
+
+    @property
     def active(self) -> int:
         """Streams that hold a slot."""
         return self._room.streams

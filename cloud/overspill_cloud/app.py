@@ -30,6 +30,7 @@ from overspill_cloud.attester.dev import UnsafeDevAttester
 from overspill_cloud.attester.nvidia import MANIFESTS_FOLDER, NvidiaGpu, open_gpu
 from overspill_cloud.certificates import TlsFiles
 from overspill_cloud.closed import close_or_refuse
+from overspill_cloud.fleet.addresses import AddressFile
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.limits import AdmissionLimits
 from overspill_cloud.listen import check_listen
@@ -37,10 +38,13 @@ from overspill_cloud.machine import Machine
 from overspill_cloud.measure import measure_node, node_settings
 from overspill_cloud.models import ServedModel, measure
 from overspill_cloud.node import Node, NodeParts
+from overspill_cloud.ops.observing import Observing, observing, ops_address
 from overspill_cloud.release import ReleaseFile
 from overspill_cloud.server import start_server
 from overspill_cloud.store import Store
 from overspill_cloud.streams import StreamLimits
+from overspill_cloud.upstream.address import is_upstream, parse_upstream
+from overspill_cloud.upstream.engine import UpstreamEngine
 
 ECHO = "echo"
 PROJECTOR = "mmproj"
@@ -49,14 +53,30 @@ PROJECTOR = "mmproj"
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model's public name, its file (or ``echo``), its LoRA adapters by name, and the projector
-    by which it reads images. ``prices_per_mtok``: for a million tokens of prompts, of answers."""
+    """A model's public name, its file (or ``echo``, or ``upstream:ADDRESS#MODEL``), its LoRA
+    adapters by name, and the projector by which it reads images. ``prices_per_mtok``: for a million
+    tokens of prompts, of answers. ``weights`` is what an upstream was started with."""
 
     name: str
     source: str
     adapters: tuple[tuple[str, str], ...] = ()
     mmproj: str | None = None
     prices_per_mtok: tuple[float, float] = (0.0, 0.0)
+    weights: str | None = None
+
+    @property
+    def measured_path(self) -> str | None:
+        """The file or folder whose digest stands in evidence; None where there is none."""
+        if self.source == ECHO or is_upstream(self.source):
+            return self.weights
+        return self.source
+
+    @property
+    def stands_for(self) -> bytes:
+        """What is hashed where no file is: an upstream's own name of its model."""
+        if not is_upstream(self.source):
+            return b""
+        return b"overspill/v1/upstream\x00" + parse_upstream(self.source).model.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +84,9 @@ class NodeOptions:
     """All that an operator chooses. ``state`` keeps devices, replay window and ledger; ``release``
     is a signed release with its ``.tlog-proof`` beside it; ``gpu`` adds an NVIDIA GPU's evidence to
     the machine's; ``open_ports`` are those of the machine
-    that are meant to be open beside the node's own."""
+    that are meant to be open beside the node's own; ``metrics`` is where the ops port listens
+    (``HOST:PORT``), ``traces`` the URL of an OpenTelemetry collector; ``replicas`` a file with the
+    addresses of the fleet's nodes, a line each."""
 
     models: tuple[ModelSpec, ...]
     listen: str
@@ -79,6 +101,9 @@ class NodeOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     streams: StreamLimits = field(default_factory=StreamLimits)
+    metrics: str | None = None
+    traces: str | None = None
+    replicas: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +117,8 @@ class Serving:
     assurance: str
     dev_root: str | None
     """The development key (hex) that a policy has to name; None for other attesters."""
+    metrics: str | None = None
+    """Where the ops port listens, if there is one."""
 
     @property
     def nkc_sha256(self) -> str:
@@ -106,6 +133,8 @@ def parse_model(text: str) -> ModelSpec:
         name, source = Path(text).stem, text
     if not name or not source or "/" in name:
         raise UsageError(f"'{text}' is no model.", mend="Give --model NAME=FILE")
+    if is_upstream(source):
+        parse_upstream(source)
     return ModelSpec(name, source)
 
 
@@ -171,6 +200,21 @@ def with_projectors(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[
     return tuple(found[model.name] for model in models)
 
 
+def with_weights(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[ModelSpec, ...]:
+    """The upstream models with the files that ``MODEL=PATH`` texts say they were started with.
+    Raises ``UsageError``."""
+    found = {model.name: model for model in models}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if name not in found or not path or not is_upstream(found[name].source):
+            raise UsageError(
+                f"'{text}' names no upstream's weights.",
+                mend="Give --weights MODEL=PATH for a model that is served by an upstream.",
+            )
+        found[name] = replace(found[name], weights=path)
+    return tuple(found[model.name] for model in models)
+
+
 def check_options(options: NodeOptions) -> TlsFiles | None:
     """What can be refused without starting anything. Raises ``UsageError`` or
     ``ConfigurationError`` or ``BusyError``; returns certificate and key, if there are any."""
@@ -186,6 +230,12 @@ def check_options(options: NodeOptions) -> TlsFiles | None:
             f"{options.listen} is not a loopback address, and there is no certificate.",
             mend="Give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path.",
         )
+    for model in options.models:
+        if is_upstream(model.source) and (model.adapters or model.mmproj):
+            raise UsageError(
+                f"'{model.name}' is an upstream's: adapters and projectors are its own.",
+                mend="Give them to the upstream.",
+            )
     check_listen(options.listen)
     return tls
 
@@ -207,9 +257,11 @@ async def serve(
     Raises ``UsageError``, ``ConfigurationError``, ``ModelError`` or ``DoesNotFit``.
     """
     tls = check_options(options)
+    ops = ops_address(options.metrics, options.open_ports)
     options = replace(options, attester=choose_attester(options.attester, options.state))
-    log = events.EventLog(clock, log_to)
     async with AsyncExitStack() as stack:
+        watch = await stack.enter_async_context(observing(ops is not None, options.traces))
+        log = events.EventLog(clock, log_to, watch.logged)
         attester = await asyncio.to_thread(attesters, options.attester, options.state)
         stack.callback(attester.close)
         gpu = None
@@ -217,20 +269,23 @@ async def serve(
             gpu = await asyncio.to_thread(gpus, options.state / MANIFESTS_FOLDER)
             stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
-        models = [await _load(spec, options.engine, stack) for spec in options.models]
+        check_upstreams(attester, options)
+        models = [await _load(spec, options.engine, stack, watch) for spec in options.models]
         database = Database(Store(options.state))
         stack.callback(database.close)
         keys = await asyncio.to_thread(_keys, options, attester, gpu, models, clock, log, closed)
         named = {model.name: model for model in models}
+        admission = Admission(database, clock, options.admission)
         node = Node(
             NodeParts(
                 models=named,
                 keys=keys,
-                admission=Admission(database, clock, options.admission),
+                admission=admission,
                 database=database,
                 log=log,
                 clock=clock,
                 limits=options.streams,
+                replicas=AddressFile(options.replicas).read,
             )
         )
         if tls is not None:
@@ -239,7 +294,10 @@ async def serve(
         stack.push_async_callback(server.stop, 1.0)
         renewing = asyncio.create_task(keys.renew_forever())
         stack.callback(renewing.cancel)
-        serving = Serving(node, named, keys, listen, attester.assurance.name, _dev_root(attester))
+        shown_at = await stack.enter_async_context(watch.showing(ops, node, admission.room))
+        serving = Serving(
+            node, named, keys, listen, attester.assurance.name, _dev_root(attester), shown_at
+        )
         _log_start(log, serving, options.models, stated)
         try:
             yield serving
@@ -248,11 +306,13 @@ async def serve(
     log.write(events.NodeStopped())
 
 
-async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) -> ServedModel:
+async def _load(
+    spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack, watch: Observing
+) -> ServedModel:
     """Measure, load, and make sure that what was loaded is what was measured."""
     file = None
-    if spec.source != ECHO:
-        file = await asyncio.to_thread(measure, Path(spec.source))
+    if spec.measured_path is not None:
+        file = await asyncio.to_thread(measure, Path(spec.measured_path))
     adapters = {
         name: await asyncio.to_thread(measure, Path(source)) for name, source in spec.adapters
     }
@@ -262,14 +322,30 @@ async def _load(spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack) 
     engine = _open(spec, settings)
     stack.push_async_callback(engine.aclose)
     await engine.start()
-    kv_tokens = engine.card.context * options.max_sequences or None
-    model = ServedModel(spec.name, engine, file, adapters, kv_tokens, spec.prices_per_mtok)
+    sequences = options.max_sequences
+    if isinstance(engine, UpstreamEngine):
+        sequences = engine.sequences or 0
+    kv_tokens = engine.card.context * sequences or None
+    watched = watch.metered(spec.name, engine)
+    model = ServedModel(
+        spec.name, watched, file, adapters, kv_tokens, spec.prices_per_mtok, spec.stands_for
+    )
     await model.check_unchanged()
     return model
 
 
+@asynccontextmanager
+async def open_model(spec: ModelSpec, options: EngineOptions) -> AsyncGenerator[Engine]:
+    """A model's engine alone, without a node around it: to be measured."""
+    engine = _open(spec, replace(options, adapters=dict(spec.adapters), mmproj=spec.mmproj))
+    async with engine:
+        yield engine
+
+
 def _open(spec: ModelSpec, options: EngineOptions) -> Engine:
     """A model file in a worker process: a malformed one may abort it, but never the node."""
+    if is_upstream(spec.source):
+        return UpstreamEngine(parse_upstream(spec.source), name=spec.name)
     if spec.source != ECHO:
         return WorkerEngine(spec.source, name=spec.name, options=options)
     return open_engine(spec.source, name=spec.name, options=options)
@@ -284,7 +360,10 @@ def _keys(
     log: events.EventLog,
     closed: tuple[str, ...],
 ) -> KeyRing:
-    settings = node_settings(options.attester, options.admission, closed, options.open_ports)
+    upstreams = [spec.name for spec in options.models if is_upstream(spec.source)]
+    settings = node_settings(
+        options.attester, options.admission, closed, options.open_ports, upstreams
+    )
     measured = measure_node(models, settings)
     release = None
     if options.release is not None:
@@ -297,6 +376,20 @@ def _closed(attester: Attester, machine: Machine, options: NodeOptions) -> tuple
     if attester.assurance < Assurance.HARDWARE_TPM:
         return ()
     return close_or_refuse(machine, options.open_ports)
+
+
+def check_upstreams(attester: Attester, options: NodeOptions) -> None:
+    """On hardware nothing answers whose weights evidence cannot name.
+
+    Raises ``ConfigurationError``.
+    """
+    for spec in options.models:
+        unnamed = is_upstream(spec.source) and spec.weights is None
+        if unnamed and attester.assurance >= Assurance.HARDWARE_TPM:
+            raise ConfigurationError(
+                f"Evidence of hardware cannot name what '{spec.name}' is: its upstream loads it.",
+                mend=f"Give --weights {spec.name}=PATH, what the upstream was started with.",
+            )
 
 
 def _dev_root(attester: Attester) -> str | None:

@@ -22,6 +22,8 @@ from overspill.config import default_places
 from overspill.errors import MissingExtra, UsageError
 from overspill.terminal import Verbs, run_app
 from overspill_cloud import tpm_command
+from overspill_cloud.fleet.commands import fleet
+from overspill_cloud.ops.commands import doctor, plan
 
 if TYPE_CHECKING:
     from overspill_cloud.app import NodeOptions
@@ -40,6 +42,9 @@ devices = typer.Typer(
     cls=Verbs, no_args_is_help=True, help="List the enrolled devices, and revoke one."
 )
 app.add_typer(devices, name="devices")
+app.add_typer(fleet, name="fleet")
+app.command()(plan)
+app.command()(doctor)
 app.add_typer(tpm_command.app, name="tpm")
 
 
@@ -58,14 +63,24 @@ AttesterOption = Annotated[
         help="auto (what the machine has), sev-snp, tdx, hardware-tpm, pinned, dev or tpm[:TCTI]."
     ),
 ]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="What an upstream was started with: MODEL=PATH; may be repeated."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 @app.command()
 def serve(
     model: Annotated[
-        list[str], typer.Option("--model", help="NAME=FILE, NAME=echo, or a FILE; may be repeated.")
+        list[str],
+        typer.Option(
+            "--model",
+            help="NAME=FILE, NAME=echo, a FILE, NAME=upstream:http://127.0.0.1:PORT#MODEL or "
+            "NAME=upstream:unix:/path#MODEL; may be repeated.",
+        ),
     ],
+    weights: WeightsOption = None,
     adapter: Annotated[
         list[str] | None, typer.Option(help="LoRA adapter: MODEL/NAME=FILE; may be repeated.")
     ] = None,
@@ -93,6 +108,20 @@ def serve(
         list[int] | None,
         typer.Option(help="A port that is meant to be open beside the node's; may be repeated."),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT for /metrics, /livez and /readyz, in plain HTTP: loopback, "
+            "or a port that --open-port names."
+        ),
+    ] = None,
+    traces: Annotated[
+        str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
+    ] = None,
+    replicas: Annotated[
+        Path | None,
+        typer.Option(help="File with the fleet's addresses, a line each; read anew as it changes."),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Sequences that a model runs at once.")] = 4,
@@ -116,10 +145,12 @@ def serve(
         with_adapters,
         with_prices,
         with_projectors,
+        with_weights,
     )
     from overspill_cloud.limits import AdmissionLimits
 
-    models = with_adapters([parse_model(text) for text in model], adapter or ())
+    models = with_weights([parse_model(text) for text in model], weights or ())
+    models = with_adapters(models, adapter or ())
     options = NodeOptions(
         models=with_prices(with_projectors(models, mmproj or ()), price or ()),
         listen=listen,
@@ -128,6 +159,9 @@ def serve(
         release=release,
         gpu=gpu,
         open_ports=tuple(open_port or ()),
+        metrics=metrics,
+        traces=traces,
+        replicas=replicas,
         tls_certificate=tls_cert,
         tls_key=tls_key,
         drain_timeout_s=drain_s,
@@ -162,6 +196,8 @@ async def _serve(options: NodeOptions, as_json: bool, stop_with_stdin: bool) -> 
         }
         if node.dev_root is not None:
             facts["dev_root"] = node.dev_root
+        if node.metrics is not None:
+            facts["metrics"] = node.metrics
         text = f"Serving on {node.listen}; evidence: {node.assurance}."
         _print(facts, text, as_json)
         await stopped.wait()
@@ -191,16 +227,18 @@ def enroll_code(
 @app.command()
 def policy(
     model: Annotated[list[str], typer.Option("--model", help="NAME=FILE; may be repeated.")],
+    weights: WeightsOption = None,
     state: StateOption = None,
     attester: AttesterOption = "auto",
 ) -> None:
     """Print the trust policy (TOML) with which clients accept this node and these models."""
-    from overspill_cloud.app import parse_model
+    from overspill_cloud.app import parse_model, with_weights
     from overspill_cloud.client_policy import client_policy
 
     folder = _state(state)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    typer.echo(client_policy(attester, folder, [parse_model(text) for text in model]), nl=False)
+    models = with_weights([parse_model(text) for text in model], weights or ())
+    typer.echo(client_policy(attester, folder, models), nl=False)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from overspill.errors import UsageError
 from overspill.trust.snp_report import tcb_components
 from overspill.trust.template import dev_policy, pinned_policy, tpm_dev_policy
 from overspill.trust.template_hardware import snp_policy_text, tdx_policy_text
-from overspill_cloud.app import ECHO, ModelSpec
+from overspill_cloud.app import ModelSpec
 from overspill_cloud.attester import open_attester
 from overspill_cloud.attester.base import Attester
 from overspill_cloud.attester.dev import UnsafeDevAttester
@@ -72,4 +72,6 @@ def _tpm_root(state: Path) -> str:
 
 
 def _digest(model: ModelSpec) -> bytes:
-    return hashlib.sha256().digest() if model.source == ECHO else measure(Path(model.source)).sha256
+    if model.measured_path is None:
+        return hashlib.sha256(model.stands_for).digest()
+    return measure(Path(model.measured_path)).sha256

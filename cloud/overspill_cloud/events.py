@@ -111,14 +111,23 @@ def bucket(tokens: int) -> int:
 
 
 class EventLog:
-    """Writes events as JSON lines, one a line. ``clock`` gives Unix seconds."""
+    """Writes events as JSON lines, one a line. ``clock`` gives Unix seconds; ``told`` hears of
+    each event too."""
 
-    def __init__(self, clock: Callable[[], float], out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        out: TextIO | None = None,
+        told: Callable[[LogEvent], None] | None = None,
+    ) -> None:
         self._clock = clock
         self._out = out
+        self._told = told
 
     def write(self, event: LogEvent) -> None:
         """Log one event, its time cut to the minute."""
         minute = int(self._clock()) // 60 * 60
         line = {"minute_unix": minute, "event": type(event).__name__, **asdict(event)}
         print(json.dumps(line), file=self._out or sys.stderr, flush=True)
+        if self._told is not None:
+            self._told(event)

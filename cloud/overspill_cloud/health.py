@@ -21,6 +21,7 @@ WATCH_S: Final = 1.0
 """A watcher hears of a change within so long."""
 _ASK_S: Final = 2.0
 _Status = status_pb2.HealthCheckResponse
+SERVING: Final[int] = _Status.SERVING
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 

@@ -19,6 +19,8 @@ from overspill_cloud.limits import AdmissionLimits
 from overspill_cloud.models import ServedModel, measure
 
 _ON_HARDWARE = frozenset({"sev-snp", "tdx"})
+UPSTREAM = "upstream"
+"""The setting that names the models which an upstream answers for."""
 _LIBRARIES = {".so", ".dylib", ".dll", ".metallib"}
 
 
@@ -37,8 +39,7 @@ def measure_node(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> 
     content = manifest.encode()
     config = _encode(settings)
     wheel = _digest_of(_package_files())
-    is_echo = all(model.measurement is None for model in models)
-    engine_name, engine_digest = ("echo", wheel) if is_echo else _engine_library(wheel)
+    engine_name, engine_digest = _engine(models, settings.get(UPSTREAM, ()), wheel)
     entries = (
         MeasuredEntry(Measured.WHEEL, f"overspill {__version__}", wheel),
         MeasuredEntry(Measured.ENGINE, engine_name, engine_digest),
@@ -52,17 +53,31 @@ def measure_node(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> 
     )
 
 
+def _engine(
+    models: Sequence[ServedModel], upstreams: Sequence[str], wheel: bytes
+) -> tuple[str, bytes]:
+    """What runs the models here. An upstream's program is not part of this process: the entry is
+    then that of what speaks to it."""
+    here = [model for model in models if model.name not in upstreams]
+    if any(model.measurement is not None for model in here):
+        return _engine_library(wheel)
+    return ("echo" if here else "upstream"), wheel
+
+
 def node_settings(
     attester: str,
     limits: AdmissionLimits,
     closed: Sequence[str] = (),
     open_ports: Sequence[int] = (),
+    upstreams: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What an operator chose that clients may want to know, as it is measured; and for a node on
-    hardware what was found closed around it."""
+    """What an operator chose that clients may want to know, as it is measured: also which models
+    an upstream answers for; and for a node on hardware what was found closed around it."""
     extra: dict[str, Any] = {SETTING: sorted(closed)} if closed else {}
     if open_ports:
         extra["open_ports"] = sorted(open_ports)
+    if upstreams:
+        extra[UPSTREAM] = sorted(upstreams)
     return extra | {
         "attester": attester.partition(":")[0],
         "max_streams": limits.max_streams,

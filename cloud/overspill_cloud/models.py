@@ -76,7 +76,8 @@ def _stamp(path: Path) -> _Stamp:
 class ServedModel:
     """A running engine under its public name, and the files that it was loaded from.
 
-    ``measurement`` None is the ``echo`` engine, which has no file; its digest is that of nothing.
+    ``measurement`` None is an engine without a file: ``echo``, whose digest is that of nothing, or
+    an upstream whose weights were not named, and then it is that of ``stands_for``.
     ``adapters`` are its LoRA adapters by name. ``kv_tokens`` is what its cache holds, all sequences
     together; None where nobody said. ``prices_per_mtok`` are currency units for a million tokens
     of prompts, and of answers.
@@ -88,12 +89,15 @@ class ServedModel:
     adapters: Mapping[str, Measurement] = field(default_factory=dict)
     kv_tokens: int | None = None
     prices_per_mtok: tuple[float, float] = (0.0, 0.0)
+    stands_for: bytes = b""
     _checked: dict[Path, _Stamp] = field(default_factory=dict, init=False)
 
     @property
     def sha256(self) -> bytes:
         """The digest that evidence, card and receipts name."""
-        return self.measurement.sha256 if self.measurement else hashlib.sha256().digest()
+        if self.measurement is None:
+            return hashlib.sha256(self.stands_for).digest()
+        return self.measurement.sha256
 
     def adapter_sha256(self, name: str | None) -> bytes:
         """The digest of an adapter that evidence and receipts name; zeros for none."""

@@ -26,7 +26,8 @@ from overspill.errors import (
 from overspill.sealing.schedule import stream_id
 from overspill.transport.base import SealedHead
 from overspill.types.evidence import EvidenceBundle
-from overspill.wire import plaintext
+from overspill.types.replicas import ReplicaList
+from overspill.wire import convert, plaintext
 from overspill_cloud import events
 from overspill_cloud.admission import Admission, Database
 from overspill_cloud.answer import Asked, Displaced, LiveAnswer
@@ -41,6 +42,7 @@ from overspill_cloud.sealed_stream import SealedRequest, SealedStream
 from overspill_cloud.store import UsageEntry
 from overspill_cloud.streams import StreamLimits
 
+REPLICAS_VALID_S = 30
 _TELLABLE = (
     BusyError,
     DeviceRejected,
@@ -65,6 +67,7 @@ class NodeParts:
     log: events.EventLog
     clock: Callable[[], float]
     limits: StreamLimits = field(default_factory=StreamLimits)
+    replicas: Callable[[], tuple[str, ...]] = tuple
 
 
 class Node:
@@ -106,6 +109,18 @@ class Node:
     async def get_cards(self) -> tuple[bytes, bytes]:
         """The served models' cards, serialised, and their signature."""
         return self._parts.keys.current().cards
+
+    async def locate(self) -> tuple[bytes, bytes]:
+        """Where the replicas of this node's fleet are, serialised, and the list's signature.
+
+        Raises ``InvalidRequest`` where it stands alone.
+        """
+        addresses = self._parts.replicas()
+        if not addresses:
+            raise InvalidRequest("This node stands alone.")
+        now, epoch = int(self._parts.clock()), self._parts.keys.current()
+        data = convert.replicas_to_bytes(ReplicaList(addresses, now, REPLICAS_VALID_S))
+        return data, epoch.receipt_key.sign_replicas(epoch.nkc_sha256, data)
 
     # Sealed -----------------------------------------------------------------------------------
 

@@ -54,6 +54,19 @@ class Room:
         """Streams that hold a place."""
         return self._by_device.total()
 
+    @property
+    def max_streams(self) -> int:
+        """Places there are."""
+        return self._limits.max_streams
+
+    def in_lane(self, lane: str) -> int:
+        """Streams of a lane that hold a place."""
+        return self._by_lane[lane]
+
+    def kv_taken(self, model: str) -> int:
+        """KV tokens of a model that are admitted."""
+        return self._kv[model]
+
     def take(self, device: bytes, demand: Demand) -> Callable[[], None]:
         """Take a place; returns what gives it back, once.
 

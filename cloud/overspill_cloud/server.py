@@ -65,6 +65,22 @@ class TrustServicer(trust_pb2_grpc.TrustServicer):
         return trust_pb2.SignedCards(cards=cards, signature=signature)
 
 
+class FleetServicer(trust_pb2_grpc.FleetServicer):
+    """Where the other replicas are."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def Locate(  # noqa: D102
+        self, request: trust_pb2.LocateRequest, context: _Context
+    ) -> trust_pb2.SignedReplicas:
+        try:
+            replicas, signature = await self._node.locate()
+        except InvalidRequest as error:
+            await _abort(context, error)
+        return trust_pb2.SignedReplicas(replicas=replicas, signature=signature)
+
+
 class SealedServicer(sealed_pb2_grpc.SealedServicer):
     """Sealed streams. Coroutines, not generators: a cancelled generator would only be closed by
     the garbage collector."""
@@ -156,6 +172,7 @@ async def start_server(
     )
     server.add_generic_rpc_handlers((health_handler(Health(node)),))
     trust_pb2_grpc.add_TrustServicer_to_server(TrustServicer(node), server)  # type: ignore[no-untyped-call]  # generated
+    trust_pb2_grpc.add_FleetServicer_to_server(FleetServicer(node), server)  # type: ignore[no-untyped-call]  # generated
     sealed_pb2_grpc.add_SealedServicer_to_server(SealedServicer(node, log), server)  # type: ignore[no-untyped-call]  # generated
     address = _bind(server, listen, tls)
     await server.start()

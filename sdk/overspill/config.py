@@ -61,11 +61,13 @@ class AdminPlace:
 
 @dataclass(frozen=True, slots=True)
 class CloudSettings:
-    """Where the overflow goes; ``trust_policy`` None means the strictest default."""
+    """Where the overflow goes; ``trust_policy`` None means the strictest default. With ``locate``
+    the node is asked where the other replicas are, and those are used too."""
 
     address: str
     trust_policy: Path | None = None
     ca: Path | None = None
+    locate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,11 @@ def quiet_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+def refuse_usage_reports() -> None:
+    """Ray would report to its makers that it runs, and where: it reads this before it starts."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
 def quiet_tpm() -> None:
     """Keep the TPM library from writing to stderr; before its first call. What the TPM refuses is
     raised anyway, and what it merely lacks is no error. A ``TSS2_LOG`` that was set stays."""
@@ -199,7 +206,7 @@ _KEYS: dict[str, type] = {
     "keep_alive": str,
     "cloud": dict,
 }
-_CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str}
+_CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str, "locate": bool}
 
 
 def _from_file(file: Path, places: Places) -> Settings:
@@ -219,6 +226,7 @@ def _from_file(file: Path, places: Places) -> Settings:
             cloud["address"],
             _beside(file, cloud.get("trust_policy")),
             _beside(file, cloud.get("ca")),
+            cloud.get("locate", False),
         )
     if "privacy" in raw:
         raw["privacy"] = _privacy(raw["privacy"], str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,7 @@ def open_cloud(settings: Settings) -> RemoteEngine:
         open_trust_policy(settings),
         open_device_key(settings),
         log_state=open_log_state(settings),
+        open_road=_road_opener(settings) if settings.cloud and settings.cloud.locate else None,
     )
 
 
@@ -144,15 +146,22 @@ def open_transports(settings: Settings) -> list[Transport]:
 
     Raises ``ConfigurationError`` when none is set.
     """
-    from overspill.transport.grpc import GrpcOptions, GrpcTransport
-
     cloud = settings.cloud
     addresses = [] if cloud is None else [one.strip() for one in cloud.address.split(",")]
     if cloud is None or not all(addresses):
         raise ConfigurationError("No cloud is set.", mend="Set [cloud] address, or --cloud.")
-    ca = None if cloud.ca is None else _text(cloud.ca).encode()
+    opened = _road_opener(settings)
+    return [opened(address) for address in addresses]
+
+
+def _road_opener(settings: Settings) -> Callable[[str], Transport]:
+    """What opens a road to an address, with the settings' authority."""
+    from overspill.transport.grpc import GrpcOptions, GrpcTransport
+
+    path = None if settings.cloud is None else settings.cloud.ca
+    ca = None if path is None else _text(path).encode()
     options = GrpcOptions(ca_pem=ca) if ca else None
-    return [GrpcTransport(address, options) for address in addresses]
+    return lambda address: GrpcTransport(address, options)
 
 
 def open_trust_policy(settings: Settings) -> TrustPolicy:

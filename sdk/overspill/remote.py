@@ -44,6 +44,7 @@ from overspill.exchange import (
     parsed,
     seal_request,
 )
+from overspill.locating import Locator
 from overspill.receipt_records import KeptEvidence, make_record
 from overspill.replica import Attested, Replica, by_rendezvous
 from overspill.sealing.frames import FrameType
@@ -99,7 +100,8 @@ class RemoteEngine(Engine):
     in mid-answer, another goes on from the text that came.
 
     ``signer`` is the enrolled device's key, ``clock`` gives Unix seconds, ``log_state`` keeps what
-    was seen of the log that releases are in.
+    was seen of the log that releases are in. With ``open_road`` the replicas are asked where the
+    others are, now and then, and those are used.
 
     Raises ``EvidenceRejected`` before anything leaves; from the stream ``DeviceRejected``,
     ``StreamCorrupt``, ``StreamTruncated``, ``ReceiptInvalid``; ``TransportError`` for the road.
@@ -115,13 +117,15 @@ class RemoteEngine(Engine):
         *,
         clock: Callable[[], float] = time.time,
         log_state: LogStateStore | None = None,
+        open_road: Callable[[str], Transport] | None = None,
     ) -> None:
         self._signer = signer
         self._options = options or RemoteOptions()
         self._clock = clock
         roads = transport if isinstance(transport, Sequence) else (transport,)
-        replicas = [
-            Replica(
+
+        def behind(road: Transport) -> Replica:
+            return Replica(
                 road,
                 policy,
                 Guard(self._options.guard, time.monotonic),
@@ -129,15 +133,19 @@ class RemoteEngine(Engine):
                 log_state=log_state,
                 refresh_before_s=self._options.refresh_before_s,
             )
-            for road in roads
-        ]
+
+        replicas = [behind(road) for road in roads]
         self._limits = self._options.limits
-        if len(replicas) > 1:
+        if len(replicas) > 1 or open_road is not None:
             # Where there is another one, a node that is gone is not waited for.
             quick = min(self._limits.resume_timeout_s, QUICK_RESUME_S)
             self._limits = replace(self._limits, resume_timeout_s=quick)
         # Random, and forgotten with this object: it names nobody.
-        self._replicas = by_rendezvous(replicas, os.urandom(16))
+        self._sticky = os.urandom(16)
+        self._replicas = by_rendezvous(replicas, self._sticky)
+        self._locator = None
+        if open_road is not None:
+            self._locator = Locator(replicas, lambda where: behind(open_road(where)), clock)
         self._retries = RetryBudget(self._options.guard)
         self._moves: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         self._records: OrderedDict[str, RemoteRecord] = OrderedDict()
@@ -167,6 +175,7 @@ class RemoteEngine(Engine):
 
     async def start(self) -> None:
         """Verify the node and fetch its cards. Raises what :meth:`cards` raises."""
+        await self._locate()
         await self.cards()
 
     async def attest(self) -> AttestationResult:
@@ -257,7 +266,7 @@ class RemoteEngine(Engine):
 
     async def aclose(self) -> None:
         """Close the roads."""
-        for replica in self._replicas:
+        for replica in self._locator.all if self._locator else self._replicas:
             await replica.transport.aclose()
 
     # One request, in calling order ------------------------------------------------------------
@@ -265,6 +274,7 @@ class RemoteEngine(Engine):
     async def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
         if request.model is None:
             request = replace(request, model=self._options.model)
+        await self._locate()
         journey, failed = Continuation(request), list[Replica]()
         self._retries.earn()
         while True:
@@ -284,6 +294,12 @@ class RemoteEngine(Engine):
             except OverspillError as error:
                 error.partial = journey.text
                 raise
+
+    async def _locate(self) -> None:
+        """Learn of replicas that came and went; the session's own value keeps its order."""
+        if self._locator is not None:
+            found = await self._locator.refresh(self._replicas)
+            self._replicas = by_rendezvous(found, self._sticky)
 
     def _pick(self, failed: list[Replica], request_id: str) -> Replica:
         """The preferred replica among those that did not fail this request yet, if there are any.

@@ -11,30 +11,15 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from overspill.engines.base import Engine
-from overspill.errors import (
-    BusyError,
-    ConfigurationError,
-    ConnectFailed,
-    EngineError,
-    InvalidRequest,
-    MissingExtra,
-    ModelNotFound,
-    OverspillError,
-    StreamBroken,
-)
+from overspill.errors import ConfigurationError
 from overspill.providers.openai_answer import StreamReader
 from overspill.providers.openai_body import chat_body
+from overspill.providers.openai_http import Endpoint, answer_lines, is_loopback, open_client
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
-
-if TYPE_CHECKING:
-    import httpx2
-
 
 _REMEMBERED_REQUESTS = 1_000
 
@@ -55,18 +40,11 @@ class ProviderOptions:
 
     def __post_init__(self) -> None:
         url = urlsplit(self.base_url)
-        if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.hostname)):
+        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname)):
             raise ConfigurationError(
                 f"The provider {self.name} has the address {self.base_url:.120}.",
                 mend="Use https: whoever is on the way would read everything.",
             )
-
-
-def _is_loopback(host: str | None) -> bool:
-    try:
-        return host == "localhost" or ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 class OpenAIEngine(Engine):
@@ -111,50 +89,17 @@ class OpenAIEngine(Engine):
     @asynccontextmanager
     async def _answer(self, body: bytes) -> AsyncIterator[AsyncIterator[str]]:
         """The lines of the provider's answer, once it is one."""
-        try:
-            import httpx2
-        except ImportError:
-            raise MissingExtra("A third party's API", "providers") from None
         options = self._options
-        timeout = httpx2.Timeout(options.silence_timeout_s, connect=options.connect_timeout_s)
-        url = f"{options.base_url.rstrip('/')}/chat/completions"
-        headers = {
-            "Authorization": f"Bearer {options.api_key}",
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream",
-        }
-        try:
-            async with (
-                httpx2.AsyncClient(timeout=timeout, follow_redirects=False) as client,
-                client.stream("POST", url, content=body, headers=headers) as response,
-            ):
-                if response.status_code != 200:
-                    raise self._refusal(response)
-                yield response.aiter_lines()
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise ConnectFailed(f"{options.name} cannot be reached.", mend="Go online.") from error
-        except httpx2.TransportError as error:
-            kind = type(error).__name__
-            raise StreamBroken(f"{options.name} was lost ({kind}).", mend="Try again.") from error
-
-    def _refusal(self, response: httpx2.Response) -> OverspillError:
-        """By status alone: what a provider writes beside it may quote the prompt."""
-        name, status = self._options.name, response.status_code
-        if status in (401, 403):
-            return ConfigurationError(f"{name} refused its key ({status}).", mend="Set a good one.")
-        if status == 404:
-            return ModelNotFound(
-                f"{name} has no model '{self.card.name}'.", mend="Name one that it serves."
-            )
-        if status in (429, 503):
-            return BusyError(f"{name} is busy ({status}).", retry_after_s=_retry_after_s(response))
-        if 400 <= status < 500:
-            return InvalidRequest(f"{name} refused the request ({status}).")
-        return EngineError(f"{name} failed ({status}).", mend="Try again later.")
-
-
-def _retry_after_s(response: httpx2.Response) -> float | None:
-    try:
-        return max(0.0, float(response.headers.get("Retry-After", "")))
-    except ValueError:  # absent, or a date: then it is for the caller to choose
-        return None
+        endpoint = Endpoint(
+            name=options.name,
+            base_url=options.base_url,
+            model=self.card.name,
+            api_key=options.api_key,
+            connect_timeout_s=options.connect_timeout_s,
+            silence_timeout_s=options.silence_timeout_s,
+        )
+        async with (
+            open_client(endpoint) as client,
+            answer_lines(client, endpoint, "/chat/completions", body) as lines,
+        ):
+            yield lines

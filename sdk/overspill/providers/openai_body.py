@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from overspill.errors import UnsupportedOption
@@ -12,12 +12,19 @@ from overspill.types.chat import Message, Request, Sampling, Tool, ToolCall
 _PLAIN = Sampling()
 
 
-def chat_body(request: Request, model: str) -> dict[str, Any]:
+def chat_body(
+    request: Request,
+    model: str,
+    *,
+    who: str = "A third party's API",
+    spoken: Collection[str] = (),
+) -> dict[str, Any]:
     """The body of a streamed completion.
 
-    Raises ``UnsupportedOption`` for what the protocol has no word for.
+    ``spoken`` names the options beyond the protocol that the caller adds a word for by itself.
+    Raises ``UnsupportedOption``, in the name of ``who``, for what there is no word for.
     """
-    _refuse_unspoken(request)
+    _refuse_unspoken(request, who, spoken)
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in request.messages],
@@ -37,7 +44,7 @@ def chat_body(request: Request, model: str) -> dict[str, Any]:
     return body
 
 
-def _refuse_unspoken(request: Request) -> None:
+def _refuse_unspoken(request: Request, who: str, spoken: Collection[str]) -> None:
     sampling = request.sampling
     unspoken = {
         "grammar": request.grammar is not None,
@@ -51,9 +58,9 @@ def _refuse_unspoken(request: Request) -> None:
         "logit_bias": bool(sampling.logit_bias),  # by tokens that are another tokenizer's
     }
     for option, asked in unspoken.items():
-        if asked:
+        if asked and option not in spoken:
             raise UnsupportedOption(
-                f"A third party's API cannot honour {option}.",
+                f"{who} cannot honour {option}.",
                 param=option,
                 mend="Leave it out, or allow another route.",
             )

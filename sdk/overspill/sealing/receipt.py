@@ -32,6 +32,7 @@ from overspill.types.chat import ToolCall
 
 _LABEL: Final = b"overspill/v1/receipt"
 _CARDS_LABEL: Final = b"overspill/v1/cards"
+_REPLICAS_LABEL: Final = b"overspill/v1/replicas"
 _SIGNATURE_BYTES: Final = 64
 _MAX_NAME_BYTES: Final = 256
 _DIGEST_BYTES: Final = 32
@@ -105,6 +106,10 @@ class ReceiptKey:
         """A signature that ties serialised model cards to this node's configuration."""
         return self._private_key.sign(_cards_message(nkc_sha256, cards))
 
+    def sign_replicas(self, nkc_sha256: bytes, replicas: bytes) -> bytes:
+        """A signature that ties a serialised list of replicas to this node's configuration."""
+        return self._private_key.sign(_replicas_message(nkc_sha256, replicas))
+
 
 def open_receipt(data: bytes, receipt_public_key: bytes) -> ReceiptClaims:
     """Verifies and decodes a receipt. Raises ``ReceiptInvalid``, and nothing else."""
@@ -175,6 +180,18 @@ def check_cards(
     """Raises ``ReceiptInvalid`` unless the attested node signed these model cards."""
     message = _cards_message(nkc_sha256, cards)
     _verify(receipt_public_key, signature, message, "The model cards' signature does not verify.")
+
+
+def check_replicas(
+    replicas: bytes, signature: bytes, receipt_public_key: bytes, nkc_sha256: bytes
+) -> None:
+    """Raises ``ReceiptInvalid`` unless the attested node signed this list of replicas."""
+    message = _replicas_message(nkc_sha256, replicas)
+    _verify(receipt_public_key, signature, message, "The replicas' signature does not verify.")
+
+
+def _replicas_message(nkc_sha256: bytes, replicas: bytes) -> bytes:
+    return _REPLICAS_LABEL + nkc_sha256 + hashlib.sha256(replicas).digest()
 
 
 def _cards_message(nkc_sha256: bytes, cards: bytes) -> bytes:

@@ -60,6 +60,9 @@ class Transport(Protocol):
     async def get_cards(self) -> tuple[bytes, bytes]:
         """Fetch (serialised cards, signature)."""
 
+    async def locate(self) -> tuple[bytes, bytes]:
+        """Fetch (serialised list of replicas, signature); ``InvalidRequest`` for none."""
+
     def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Send sealed frames; yield the response nonce (32 bytes) first, then sealed frames."""
 

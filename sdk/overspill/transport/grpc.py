@@ -94,6 +94,11 @@ class GrpcTransport:
         message = await self._unary(self._opened().trust.GetCards, trust_pb2.GetCardsRequest())
         return message.cards, message.signature
 
+    async def locate(self) -> tuple[bytes, bytes]:
+        """Fetch (serialised list of replicas, signature); ``InvalidRequest`` for none."""
+        message = await self._unary(self._opened().fleet.Locate, trust_pb2.LocateRequest())
+        return message.replicas, message.signature
+
     def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Send sealed frames; yield the response nonce first, then sealed frames."""
         return self._stream(self._opened().sealed.Chat, head, frames)
@@ -194,6 +199,7 @@ class _Open:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self.trust = trust_pb2_grpc.TrustStub(channel)  # type: ignore[no-untyped-call]  # generated
+        self.fleet = trust_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]  # generated
         self.sealed = sealed_pb2_grpc.SealedStub(channel)  # type: ignore[no-untyped-call]  # generated
 
 

@@ -35,6 +35,9 @@ class SealedNode(Protocol):
     async def get_cards(self) -> tuple[bytes, bytes]:
         """(serialised cards, signature)."""
 
+    async def locate(self) -> tuple[bytes, bytes]:
+        """(serialised list of replicas, signature)."""
+
     def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """The response nonce, then sealed frames."""
 
@@ -99,6 +102,10 @@ class MemoryTransport:
     async def get_cards(self) -> tuple[bytes, bytes]:
         """Fetch (serialised cards, signature)."""
         return await self._node.get_cards()
+
+    async def locate(self) -> tuple[bytes, bytes]:
+        """Fetch (serialised list of replicas, signature)."""
+        return await self._node.locate()
 
     def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Send sealed frames; yield the response nonce first, then sealed frames."""

@@ -36,6 +36,7 @@ from overspill.types.chat import (
 )
 from overspill.types.embedding import Embedding, EmbedReply, EmbedRequest, Pooling
 from overspill.types.evidence import Evidence, EvidenceBundle
+from overspill.types.replicas import ReplicaList
 from overspill.types.route import Grant
 from overspill.types.usage import Usage
 from overspill.wire.v1 import chat_pb2, local_pb2, trust_pb2
@@ -502,6 +503,15 @@ def cards_to_bytes(cards: Iterable[ModelCard]) -> bytes:
     return trust_pb2.CardList(cards=[card_to_proto(c) for c in cards]).SerializeToString(
         deterministic=True
     )
+
+
+def replicas_to_bytes(replicas: ReplicaList) -> bytes:
+    """A serialised list of replicas: the bytes that a node signs."""
+    return trust_pb2.ReplicaList(
+        replicas=[trust_pb2.Replica(address=address) for address in replicas.addresses],
+        issued_unix=replicas.issued_unix,
+        valid_s=replicas.valid_s,
+    ).SerializeToString(deterministic=True)
 
 
 def cards_from_bytes(data: bytes) -> tuple[ModelCard, ...]:

@@ -17,6 +17,7 @@ from overspill import errors
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Finish, Request
 from overspill.types.evidence import EvidenceBundle
+from overspill.types.replicas import ReplicaList
 from overspill.wire import convert
 from overspill.wire.v1 import chat_pb2, sealed_pb2, trust_pb2
 
@@ -138,6 +139,13 @@ def enrolled_from_bytes(data: bytes) -> Enrolled:
     """Inverse of :func:`enrolled_to_bytes`."""
     m = _parse(sealed_pb2.EnrollResponse, data)
     return Enrolled(m.device_thumbprint, m.not_after_unix)
+
+
+def replicas_from_bytes(data: bytes) -> ReplicaList:
+    """A node's signed list of replicas; :func:`convert.replicas_to_bytes` makes it."""
+    message = _parse(trust_pb2.ReplicaList, data)
+    addresses = tuple(replica.address for replica in message.replicas)
+    return ReplicaList(addresses, message.issued_unix, message.valid_s)
 
 
 def cards_from_bytes(data: bytes) -> tuple[ModelCard, ...]:

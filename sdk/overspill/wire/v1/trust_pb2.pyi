@@ -69,3 +69,31 @@ class SignedCards(_message.Message):
     cards: bytes
     signature: bytes
     def __init__(self, cards: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class LocateRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class ReplicaList(_message.Message):
+    __slots__ = ("replicas", "issued_unix", "valid_s")
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_UNIX_FIELD_NUMBER: _ClassVar[int]
+    VALID_S_FIELD_NUMBER: _ClassVar[int]
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    issued_unix: int
+    valid_s: int
+    def __init__(self, replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., issued_unix: _Optional[int] = ..., valid_s: _Optional[int] = ...) -> None: ...
+
+class SignedReplicas(_message.Message):
+    __slots__ = ("replicas", "signature")
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    replicas: bytes
+    signature: bytes
+    def __init__(self, replicas: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...

@@ -184,3 +184,77 @@ class Trust(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class FleetStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Locate = channel.unary_unary(
+                '/overspill.wire.v1.Fleet/Locate',
+                request_serializer=overspill_dot_wire_dot_v1_dot_trust__pb2.LocateRequest.SerializeToString,
+                response_deserializer=overspill_dot_wire_dot_v1_dot_trust__pb2.SignedReplicas.FromString,
+                _registered_method=True)
+
+
+class FleetServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def Locate(self, request, context):
+        """Where the other replicas are; INVALID_ARGUMENT at a node that stands alone. A list gives no trust: each
+        replica proves itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_FleetServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=overspill_dot_wire_dot_v1_dot_trust__pb2.LocateRequest.FromString,
+                    response_serializer=overspill_dot_wire_dot_v1_dot_trust__pb2.SignedReplicas.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'overspill.wire.v1.Fleet', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('overspill.wire.v1.Fleet', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Fleet(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Locate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/overspill.wire.v1.Fleet/Locate',
+            overspill_dot_wire_dot_v1_dot_trust__pb2.LocateRequest.SerializeToString,
+            overspill_dot_wire_dot_v1_dot_trust__pb2.SignedReplicas.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

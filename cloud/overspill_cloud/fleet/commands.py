@@ -1,0 +1,107 @@
+"""`overspill-cloud fleet up`: several nodes, as processes of this machine or placed by Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from overspill.config import default_places
+from overspill.errors import EngineDied, UsageError
+
+fleet = typer.Typer(no_args_is_help=True, help="Several nodes as one cloud.")
+_OWN = ("--listen", "--replicas", "--json", "--metrics")
+
+
+@fleet.callback()
+def _group() -> None:
+    """Kept, so that `up` is a verb of its own."""
+
+
+@fleet.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def up(
+    context: typer.Context,
+    replicas: Annotated[int, typer.Option(min=1, help="How many nodes.")] = 3,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: scale up to so many.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Each node takes a free port there.")] = "127.0.0.1",
+    addresses: Annotated[
+        Path | None, typer.Option(help="File that names the nodes, kept up to date.")
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Let Ray Serve place the nodes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Run several nodes; what follows `--` goes to each `overspill-cloud serve`.
+
+    SIGHUP replaces the nodes one by one (a rolling upgrade); SIGTERM drains all of them and exits.
+    """
+    from overspill_cloud.fleet.supervisor import FleetOptions
+
+    arguments = tuple(context.args)
+    for argument in arguments:
+        if argument.partition("=")[0] in _OWN:
+            raise UsageError(
+                f"{argument.partition('=')[0]} is not for a fleet's nodes.",
+                mend="Each takes a free port of --host; see: overspill-cloud fleet up --help",
+            )
+    options = FleetOptions(
+        replicas=replicas,
+        arguments=arguments,
+        addresses=addresses or default_places().state / "cloud" / "fleet.addresses",
+        listen=f"{host}:0",
+    )
+    if ray:
+        from overspill_cloud.fleet.ray_serve import run_on_ray
+
+        run_on_ray(options, max_replicas or replicas, lambda facts: _print(facts, as_json))
+        return
+    if max_replicas is not None:
+        raise UsageError("--max-replicas is Ray's to reach.", mend="Give --ray too.")
+    asyncio.run(_run(options, as_json))
+
+
+async def _run(options: Any, as_json: bool) -> None:
+    from overspill_cloud.fleet.supervisor import Fleet
+
+    stopped, upgrade = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(upgrade.set))
+    running = Fleet(options, lambda what, where: print(what, where, file=sys.stderr, flush=True))  # noqa: T201 - the operator's log
+    await running.start()
+    upgrading = asyncio.create_task(_upgrades(running, upgrade))
+    try:
+        facts = {"nodes": [node.facts for node in running.nodes], "pid": os.getpid()}
+        _print(facts, as_json)
+        await stopped.wait()
+    finally:
+        upgrading.cancel()
+        with suppress(asyncio.CancelledError):
+            await upgrading
+        await running.stop()
+
+
+async def _upgrades(running: Any, asked: asyncio.Event) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await running.upgrade()
+        except EngineDied as error:
+            print(error, file=sys.stderr, flush=True)  # noqa: T201 - the operator's log
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> None:
+    nodes = ", ".join(str(node["listen"]) for node in facts["nodes"])
+    typer.echo(json.dumps(facts) if as_json else f"Serving on {nodes}.")
+    sys.stdout.flush()

@@ -1,0 +1,198 @@
+"""Ray Serve as what places, restarts, upgrades and scales nodes; nothing a device says passes it.
+
+One Serve replica holds one node, an ``overspill-cloud serve`` of its own with its own TLS port.
+Serve's health check looks whether that process lives and takes streams; its autoscaler goes by the
+node's own figures (places and KV cache). A small actor collects the addresses, and every replica
+writes them where its node reads them. Serve's HTTP ingress is not opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from overspill.config import refuse_usage_reports
+from overspill.errors import EngineDied, MissingExtra
+from overspill_cloud.fleet.addresses import write_addresses
+from overspill_cloud.fleet.figures import NodeLoad, read_load
+from overspill_cloud.fleet.supervisor import FleetOptions, NodeProcess
+
+APP: Final = "overspill"
+REGISTRY: Final = "overspill-addresses"
+LOAD: Final = "overspill_load"
+BEAT_S: Final = 1.0
+LOST_AFTER_S: Final = 5.0
+TARGET: Final = 0.6
+"""Of places, and of KV tokens, so much is taken when the fleet has the right size."""
+
+
+class Registry:
+    """Which nodes there are: each says so every second, and is forgotten when it stops."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    def beat(self, facts: dict[str, Any]) -> list[str]:
+        """A node lives; gives the addresses of all."""
+        self._seen[facts["listen"]] = (time.monotonic(), facts)
+        return [str(one["listen"]) for one in self.nodes()]
+
+    def leave(self, address: str) -> None:
+        """A node drains."""
+        self._seen.pop(address, None)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """What each living node printed when it was ready."""
+        oldest = time.monotonic() - LOST_AFTER_S
+        self._seen = {a: seen for a, seen in self._seen.items() if seen[0] >= oldest}
+        return [facts for _, facts in self._seen.values()]
+
+
+class NodeReplica:
+    """One node in a Serve replica. Its loop runs in a thread of its own. ``version`` counts the
+    upgrades, and does nothing but differ."""
+
+    def __init__(self, options: FleetOptions, version: int = 1) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="overspill-fleet-")
+        addresses = Path(self._folder.name) / "addresses"
+        write_addresses(addresses, ())
+        arguments = (*options.arguments, "--metrics", "127.0.0.1:0")
+        self._options = replace(options, addresses=addresses, arguments=arguments)
+        self._loop = asyncio.new_event_loop()
+        self._stopping = threading.Event()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._node: NodeProcess = self._run(NodeProcess.start(self._options))
+        self._ended = asyncio.run_coroutine_threadsafe(self._node.wait(), self._loop)
+        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._beats.start()
+
+    def facts(self) -> dict[str, Any]:
+        """What the node printed when it was ready."""
+        return self._node.facts
+
+    def check_health(self) -> None:
+        """Raise ``EngineDied`` when the node's process is gone or its loop no longer turns: Serve
+        starts another replica then."""
+        if self._ended.done():
+            raise EngineDied(f"The node on {self._node.address} has ended.")
+        read_load(str(self._node.facts["metrics"]))
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """How full the node is, for :func:`wanted_replicas`."""
+        load: NodeLoad = read_load(str(self._node.facts["metrics"]))
+        return {LOAD: load.fullest}
+
+    def __del__(self) -> None:
+        """Drain: Serve calls this when the replica is replaced or the fleet shrinks."""
+        self._stopping.set()
+        self._run(self._node.stop(self._options.stop_timeout_s))
+        self._folder.cleanup()
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _beat(self) -> None:
+        import ray
+
+        while not self._stopping.wait(BEAT_S):
+            if self._ended.done():
+                return
+            registry = ray.get_actor(REGISTRY, namespace=APP)
+            told = ray.get(registry.beat.remote(self._node.facts))
+            write_addresses(self._options.addresses, told)
+        registry = ray.get_actor(REGISTRY, namespace=APP)
+        ray.get(registry.leave.remote(self._node.address))
+
+
+def wanted_replicas(context: Any) -> tuple[int, dict[str, Any]]:
+    """Serve's autoscaling policy: so many that each is about ``TARGET`` full."""
+    by_replica = (context.raw_metrics or {}).get(LOAD, {})
+    loads = [values[-1].value for values in by_replica.values() if values]
+    wanted = size_for(loads, context.current_num_replicas)
+    low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    return max(low, min(high, wanted)), {}
+
+
+def size_for(loads: list[float], current: int) -> int:
+    """How many replicas bring the mean load to ``TARGET``; as many as now where it is unknown."""
+    if not loads:
+        return current
+    return max(1, round(current * (sum(loads) / len(loads)) / TARGET + 0.499))
+
+
+def run_on_ray(
+    options: FleetOptions, max_replicas: int, ready: Callable[[dict[str, Any]], None]
+) -> None:
+    """Run the fleet until SIGTERM or SIGINT. Raises ``MissingExtra`` without Ray."""
+    try:
+        import ray
+        from ray import serve
+    except ImportError:
+        raise MissingExtra("A fleet on Ray", "fleet") from None
+    stopped, again = threading.Event(), threading.Event()
+    again.set()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: again.set())
+    refuse_usage_reports()
+    ray.init(namespace=APP, ignore_reinit_error=True, include_dashboard=False)
+    serve.start(http_options={"location": "NoServer"})
+    named = {"name": REGISTRY, "lifetime": "detached", "get_if_exists": True}
+    registry = ray.remote(num_cpus=0)(Registry).options(**named).remote()
+    try:
+        version = 0
+        while not stopped.is_set():
+            if again.is_set():
+                again.clear()
+                version += 1
+                _deploy(serve, options, max_replicas, version)
+                _until_there(ray, registry, options.replicas, stopped)
+                ready({"nodes": ray.get(registry.nodes.remote()), "pid": os.getpid()})
+            addresses = [one["listen"] for one in ray.get(registry.nodes.remote())]
+            write_addresses(options.addresses, addresses)
+            stopped.wait(BEAT_S)
+    finally:
+        serve.delete(APP)
+        ray.kill(registry)
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _deploy(serve: Any, options: FleetOptions, max_replicas: int, version: int) -> None:
+    """Deploy, or, with another ``version``, replace replica by replica: Serve starts those anew
+    whose arguments changed."""
+    sizes: dict[str, Any] = {"num_replicas": options.replicas}
+    if max_replicas > options.replicas:
+        policy = {"policy_function": f"{__name__}:wanted_replicas"}
+        sizes = {
+            "autoscaling_config": {
+                "min_replicas": options.replicas,
+                "max_replicas": max_replicas,
+                "policy": policy,
+            }
+        }
+    deployment = serve.deployment(
+        NodeReplica,
+        name="node",
+        health_check_period_s=1,
+        health_check_timeout_s=5,
+        graceful_shutdown_timeout_s=options.stop_timeout_s,
+        ray_actor_options={"num_cpus": 0.1},
+        **sizes,
+    )
+    serve.run(deployment.bind(options, version), name=APP, route_prefix=None, blocking=False)
+
+
+def _until_there(ray: Any, registry: Any, replicas: int, stopped: threading.Event) -> None:
+    while not stopped.wait(0.1):
+        if len(ray.get(registry.nodes.remote())) >= replicas:
+            return

@@ -1,0 +1,200 @@
+"""Nodes as plain processes of one machine: started, restarted, upgraded one by one, drained.
+
+Each is an ``overspill-cloud serve`` of its own, with its own port. The file of addresses is written
+whenever a node has come or gone, and every node tells it to devices, signed (``Locate``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from overspill.config import child_environment
+from overspill.errors import EngineDied
+from overspill_cloud.fleet.addresses import write_addresses
+
+FIRST_PAUSE_S: Final = 0.2
+LONGEST_PAUSE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """``arguments`` are those of ``overspill-cloud serve``, but for where it listens;
+    ``listen`` has port 0: each node takes a free one. ``stop_timeout_s`` bounds a drain."""
+
+    replicas: int
+    arguments: tuple[str, ...]
+    addresses: Path
+    listen: str = "127.0.0.1:0"
+    start_timeout_s: float = 600.0
+    stop_timeout_s: float = 60.0
+
+
+class NodeProcess:
+    """One node. ``facts`` is the line that it printed when it was ready."""
+
+    def __init__(self, process: asyncio.subprocess.Process, facts: dict[str, Any]) -> None:
+        self._process = process
+        self.facts = facts
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return str(self.facts["listen"])
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @classmethod
+    async def start(cls, options: FleetOptions) -> NodeProcess:
+        """Start a node and wait until it serves. Raises ``EngineDied`` where it does not."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "overspill_cloud", "serve", *options.arguments),
+            *("--listen", options.listen, "--replicas", str(options.addresses), "--json"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env=child_environment(),
+        )
+        facts: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(options.start_timeout_s):
+                line = await process.stdout.readline() if process.stdout else b""
+                facts = json.loads(line or b"{}")
+                if "listen" in facts:
+                    return cls(process, facts)
+                await process.wait()
+        except (TimeoutError, ValueError):
+            facts = {}
+        except BaseException:
+            await _kill(process)
+            raise
+        raise _not_up(facts, await _kill(process))
+
+    async def wait(self) -> int:
+        """Wait until it has ended; its exit code."""
+        return await self._process.wait()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Let it drain and end; kill it after ``timeout_s``."""
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._process.wait()
+        except TimeoutError:
+            await _kill(self._process)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> int:
+    with suppress(ProcessLookupError):
+        process.kill()
+    return await process.wait()
+
+
+def _not_up(facts: dict[str, Any], code: int) -> EngineDied:
+    """With the node's own words, where it had any."""
+    error = facts.get("error") or {}
+    return EngineDied(
+        f"A node of the fleet did not come up (code {code}). {error.get('message', '')}".rstrip(),
+        mend=error.get("mend") or "See its log above.",
+    )
+
+
+@dataclass
+class _Place:
+    """One replica's place: the node that has it now, and those that drain."""
+
+    node: NodeProcess | None = None
+    retiring: set[NodeProcess] = field(default_factory=set)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Fleet:
+    """Keeps ``replicas`` nodes running. ``told`` hears what happens, for the operator's log."""
+
+    def __init__(
+        self, options: FleetOptions, told: Callable[[str, str], None] = lambda what, where: None
+    ) -> None:
+        self._options = options
+        self._told = told
+        self._places = [_Place() for _ in range(options.replicas)]
+        self._keepers: list[asyncio.Task[None]] = []
+
+    @property
+    def nodes(self) -> Sequence[NodeProcess]:
+        """Those that serve now."""
+        return [place.node for place in self._places if place.node is not None]
+
+    async def start(self) -> None:
+        """Start every node, one after the other. Raises ``EngineDied`` when one fails."""
+        self._options.addresses.parent.mkdir(parents=True, exist_ok=True)
+        write_addresses(self._options.addresses, ())
+        try:
+            for place in self._places:
+                self._put(place, await NodeProcess.start(self._options))
+        except BaseException:
+            await self.stop()
+            raise
+        self._keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
+
+    async def upgrade(self) -> None:
+        """Replace every node, one by one: the new one serves before the old one drains.
+
+        Raises ``EngineDied`` when a new one does not come up; the old ones go on then.
+        """
+        for place in self._places:
+            async with place.changing:
+                fresh, old = await NodeProcess.start(self._options), place.node
+                if old is not None:
+                    place.retiring.add(old)
+                self._put(place, fresh)
+            if old is not None:
+                await old.stop(self._options.stop_timeout_s)
+                place.retiring.discard(old)
+
+    async def stop(self) -> None:
+        """Drain and end all nodes, together."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        running = [*self.nodes, *(node for place in self._places for node in place.retiring)]
+        await asyncio.gather(*(node.stop(self._options.stop_timeout_s) for node in running))
+        for place in self._places:
+            place.node = None
+
+    def _put(self, place: _Place, node: NodeProcess | None) -> None:
+        if node is not None:
+            self._told("serves", node.address)
+        place.node = node
+        write_addresses(self._options.addresses, [one.address for one in self.nodes])
+
+    async def _keep(self, place: _Place) -> None:
+        """Start a node anew whenever the one in this place has ended by itself."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            node = place.node
+            if node is not None:
+                await node.wait()
+            try:
+                async with place.changing:
+                    if place.node is node:  # and not another one, by an upgrade
+                        await self._again(place)
+                pause_s = FIRST_PAUSE_S
+            except EngineDied as error:
+                self._told("failed", error.message)
+                await asyncio.sleep(pause_s)
+                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+
+    async def _again(self, place: _Place) -> None:
+        if place.node is not None:
+            self._told("ended", place.node.address)
+            self._put(place, None)
+        self._put(place, await NodeProcess.start(self._options))

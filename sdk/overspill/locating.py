@@ -1,0 +1,91 @@
+"""Which replicas a cloud has: asked of one that proved itself, and gone by for a while.
+
+A list gives no trust. What it names is verified like any node, and a node elsewhere may not send a
+device to its own loopback, where plaintext would pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from overspill.errors import InvalidRequest, OverspillError, ReceiptInvalid
+from overspill.exchange import parsed
+from overspill.replica import Replica
+from overspill.sealing.receipt import check_replicas
+from overspill.transport.base import is_local_address
+from overspill.types.replicas import ReplicaList
+from overspill.wire import plaintext
+
+MAX_REPLICAS: Final = 256
+MAX_VALID_S: Final = 3600
+ASK_AGAIN_S: Final = 300.0
+"""After a node that stands alone, or could not say."""
+_SKEW_S: Final = 90
+
+
+async def locate(replica: Replica, now_unix: int) -> ReplicaList:
+    """The signed list of one replica.
+
+    Raises ``EvidenceRejected``, ``ReceiptInvalid`` for a list that is not this node's or is over,
+    ``InvalidRequest`` where the node stands alone, ``TransportError`` for the road.
+    """
+    attested = await replica.verified()
+    data, signature = await replica.transport.locate()
+    check_replicas(data, signature, attested.result.receipt_public_key, attested.result.nkc_sha256)
+    found = parsed(plaintext.replicas_from_bytes, data)
+    if len(found.addresses) > MAX_REPLICAS or found.valid_s > MAX_VALID_S:
+        raise ReceiptInvalid("The list of replicas is out of bounds.")
+    if abs(now_unix - found.issued_unix) > found.valid_s + _SKEW_S:
+        raise ReceiptInvalid("The list of replicas is an old one.")
+    return found
+
+
+class Locator:
+    """Keeps the replicas of a cloud in step with what the cloud says. ``clock`` gives Unix seconds,
+    ``join`` makes a replica of an address."""
+
+    def __init__(
+        self,
+        seeds: Sequence[Replica],
+        join: Callable[[str], Replica],
+        clock: Callable[[], float],
+    ) -> None:
+        self._seeds = tuple(seeds)
+        self._join = join
+        self._clock = clock
+        self._known = {replica.address: replica for replica in seeds}
+        self._ask_at = 0.0
+
+    @property
+    def all(self) -> tuple[Replica, ...]:
+        """Every replica that was ever opened: theirs are the roads to close."""
+        return tuple(self._known.values())
+
+    async def refresh(self, current: Sequence[Replica]) -> Sequence[Replica]:
+        """The replicas to use from now on; ``current`` where nothing new could be learnt."""
+        now = self._clock()
+        if now < self._ask_at:
+            return current
+        self._ask_at = now + ASK_AGAIN_S
+        for replica in (*current, *self._seeds):
+            try:
+                found = await locate(replica, int(now))
+            except InvalidRequest:
+                return current
+            except OverspillError:
+                continue  # the next one may be better off; requests will say what is wrong
+            self._ask_at = now + max(1, found.valid_s)
+            return self._joined(replica, found) or current
+        return current
+
+    def _joined(self, teller: Replica, found: ReplicaList) -> tuple[Replica, ...]:
+        told = [
+            address
+            for address in dict.fromkeys(found.addresses)
+            if teller.transport.is_local or not is_local_address(address)
+        ]
+        for address in told:
+            if address not in self._known:
+                self._known[address] = self._join(address)
+        return tuple(self._known[address] for address in told)

@@ -1,0 +1,208 @@
+"""Where the replicas are: told by one that proved itself, signed, and never believed for more."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from overspill.config import load_settings
+from overspill.errors import InvalidRequest, ReceiptInvalid, TransportError
+from overspill.identity.keys import SoftwareKey
+from overspill.locating import Locator, locate
+from overspill.opening import open_cloud
+from overspill.remote import RemoteEngine
+from overspill.replica import by_rendezvous
+from overspill.sealing.receipt import ReceiptKey
+from overspill.transport.grpc import GrpcTransport
+from overspill.trust.policy import parse_policy
+from overspill.trust.template import dev_policy
+from overspill.types.chat import Message, Request
+from overspill.types.replicas import ReplicaList
+from overspill.wire import convert, plaintext
+from overspill_cloud.app import ModelSpec, NodeOptions, serve
+from overspill_cloud.fleet.addresses import AddressFile, write_addresses
+from overspill_cloud.store import Store
+
+pytestmark = pytest.mark.anyio
+FAR, NOW = 1 << 40, 1_700_000_000
+NKC = bytes(range(32))
+
+
+class Told:
+    """A replica that verified, and says what a test has it say."""
+
+    def __init__(self, address: str, told: ReplicaList | Exception, *, local: bool = False) -> None:
+        self.address = address
+        self.key = ReceiptKey.generate()
+        self.signer = self.key
+        self.told = told
+        self.asked = 0
+        self.transport = SimpleNamespace(locate=self._locate, is_local=local)
+
+    async def verified(self) -> Any:
+        result = SimpleNamespace(receipt_public_key=self.key.public_bytes, nkc_sha256=NKC)
+        return SimpleNamespace(result=result)
+
+    async def _locate(self) -> tuple[bytes, bytes]:
+        self.asked += 1
+        if isinstance(self.told, Exception):
+            raise self.told
+        data = convert.replicas_to_bytes(self.told)
+        return data, self.signer.sign_replicas(NKC, data)
+
+
+def listing(*addresses: str, issued: int = NOW, valid_s: int = 30) -> ReplicaList:
+    return ReplicaList(addresses, issued, valid_s)
+
+
+def test_a_list_is_the_same_after_the_wire() -> None:
+    made = listing("a:1", "b:2")
+    assert plaintext.replicas_from_bytes(convert.replicas_to_bytes(made)) == made
+
+
+async def test_a_signed_list_is_taken() -> None:
+    assert (await locate(Told("a:1", listing("a:1", "b:2")), NOW)).addresses == ("a:1", "b:2")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        listing("a:1", issued=NOW - 121),
+        listing("a:1", issued=NOW + 121),
+        listing("a:1", valid_s=3601),
+        listing(*(f"a:{n}" for n in range(257))),
+    ],
+)
+async def test_an_old_or_endless_list_is_refused(told: ReplicaList) -> None:
+    with pytest.raises(ReceiptInvalid):
+        await locate(Told("a:1", told), NOW)
+
+
+async def test_a_list_that_another_signed_is_refused() -> None:
+    replica = Told("a:1", listing("evil:1"))
+    replica.signer = ReceiptKey.generate()
+    with pytest.raises(ReceiptInvalid, match="signature"):
+        await locate(replica, NOW)
+
+
+def locator(*seeds: Told, now: list[float]) -> tuple[Locator, list[str]]:
+    opened: list[str] = []
+
+    def join(address: str) -> Any:
+        opened.append(address)
+        return Told(address, listing())
+
+    return Locator(seeds, join, lambda: now[0]), opened
+
+
+async def test_replicas_that_come_are_opened_once_and_those_that_go_are_not_used() -> None:
+    now = [float(NOW)]
+    seed = Told("a:1", listing("a:1", "b:2"))
+    follow, opened = locator(seed, now=now)
+    found = await follow.refresh([seed])
+    assert [one.address for one in found] == ["a:1", "b:2"]
+    assert await follow.refresh(found) is found
+    assert seed.asked == 1
+    now[0] += 31
+    seed.told = listing("a:1", "c:3", issued=int(now[0]))
+    found = await follow.refresh(found)
+    assert [one.address for one in found] == ["a:1", "c:3"]
+    assert opened == ["b:2", "c:3"]
+    assert {one.address for one in follow.all} == {"a:1", "b:2", "c:3"}
+
+
+async def test_a_node_elsewhere_may_not_send_a_device_to_its_own_loopback() -> None:
+    now = [float(NOW)]
+    far = Told("far:1", listing("127.0.0.1:9", "unix:/x", "localhost:1", "b:2"))
+    found = await locator(far, now=now)[0].refresh([far])
+    assert [one.address for one in found] == ["b:2"]
+    near = Told("127.0.0.1:1", listing("127.0.0.1:9"), local=True)
+    found = await locator(near, now=now)[0].refresh([near])
+    assert [one.address for one in found] == ["127.0.0.1:9"]
+
+
+@pytest.mark.parametrize("trouble", [InvalidRequest("alone"), listing(), listing("127.0.0.1:1")])
+async def test_what_is_known_stays_where_nothing_can_be_learnt(trouble: Any) -> None:
+    now = [float(NOW)]
+    seed = Told("a:1", trouble)
+    follow, _ = locator(seed, now=now)
+    assert [one.address for one in await follow.refresh([seed])] == ["a:1"]
+    await follow.refresh([seed])
+    assert seed.asked == 1
+
+
+async def test_when_one_cannot_say_the_next_is_asked() -> None:
+    now = [float(NOW)]
+    down = Told("a:1", TransportError("gone"))
+    up = Told("b:2", listing("b:2"))
+    found = await locator(down, up, now=now)[0].refresh([down, up])
+    assert [one.address for one in found] == ["b:2"]
+
+
+def test_a_session_moves_only_when_its_own_replica_goes() -> None:
+    replicas: list[Any] = [Told(f"r{n}:1", listing()) for n in range(5)]
+    for n in range(64):
+        sticky = bytes([n]) * 16
+        first, *_ = by_rendezvous(replicas, sticky)
+        for gone in replicas:
+            left = [one for one in replicas if one is not gone]
+            now_first = by_rendezvous(left, sticky)[0]
+            assert (now_first is first) == (gone is not first)
+
+
+def test_a_file_of_addresses_is_read_anew_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "addresses"
+    reader = AddressFile(path)
+    assert reader.read() == ()
+    write_addresses(path, ["a:1", "b:2"])
+    assert reader.read() == ("a:1", "b:2")
+    write_addresses(path, ["c:3"])
+    assert reader.read() == ("c:3",)
+    path.unlink()
+    assert reader.read() == ("c:3",)
+    assert AddressFile(None).read() == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("line", "asks"), [("locate = true", True), ("", False)])
+def test_settings_say_whether_replicas_are_asked_for(tmp_path: Path, line: str, asks: bool) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'device_key = "file"\n[cloud]\naddress = "127.0.0.1:1"\n{line}\n')
+    settings = load_settings(file, environ={"OVERSPILL_HOME": str(tmp_path)})
+    assert settings.cloud is not None
+    assert settings.cloud.locate is asks
+    assert (open_cloud(settings)._locator is not None) is asks
+
+
+async def test_a_device_that_knows_one_node_is_answered_by_another(tmp_path: Path) -> None:
+    addresses = tmp_path / "addresses"
+
+    def options(name: str) -> NodeOptions:
+        return NodeOptions(
+            (ModelSpec("echo", "echo"),),
+            f"unix:{tmp_path}/{name}.sock",
+            tmp_path / "state",
+            replicas=addresses,
+        )
+
+    async with (
+        serve(options("one"), log_to=io.StringIO()) as one,
+        serve(options("two"), log_to=io.StringIO()) as two,
+    ):
+        digests = {"echo": one.models["echo"].sha256}
+        policy = parse_policy(dev_policy(bytes.fromhex(one.dev_root), digests))
+        key = SoftwareKey.generate(FAR)
+        store = Store(tmp_path / "state")
+        client = RemoteEngine(GrpcTransport(one.listen), policy, key, open_road=GrpcTransport)
+        await client.enroll(store.new_code(FAR))
+        store.close()
+        assert client.address == one.listen  # all that it knows, so far
+        write_addresses(addresses, [two.listen])
+        async with client:
+            request = Request((Message("user", "hi"),), max_tokens=16)
+            assert [chunk async for chunk in client.generate(request)]
+            assert client.address == two.listen
