@@ -61,10 +61,11 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """All that an operator chooses. ``state`` keeps devices, replay window and ledger; ``release``
-    is a signed release with its ``.tlog-proof`` beside it; ``gpu`` adds an NVIDIA GPU's evidence to
-    the machine's; ``open_ports`` are those of the machine
-    that are meant to be open beside the node's own."""
+    """All that an operator chooses. ``state`` keeps devices, replay window and ledger, unless
+    ``database`` names a PostgreSQL for them (postgresql://USER@HOST/NAME); ``release`` is a signed
+    release with its ``.tlog-proof`` beside it; ``gpu`` adds an NVIDIA GPU's evidence to the
+    machine's; ``open_ports`` are those of the machine that are meant to be open beside the node's
+    own."""
 
     models: tuple[ModelSpec, ...]
     listen: str
@@ -79,6 +80,7 @@ class NodeOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     streams: StreamLimits = field(default_factory=StreamLimits)
+    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,7 @@ async def serve(
             stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
         models = [await _load(spec, options.engine, stack) for spec in options.models]
-        database = Database(Store(options.state))
+        database = Database(Store(options.state, options.database), log.write)
         stack.callback(database.close)
         keys = await asyncio.to_thread(_keys, options, attester, gpu, models, clock, log, closed)
         named = {model.name: model for model in models}

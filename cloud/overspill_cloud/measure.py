@@ -63,6 +63,8 @@ def node_settings(
     extra: dict[str, Any] = {SETTING: sorted(closed)} if closed else {}
     if open_ports:
         extra["open_ports"] = sorted(open_ports)
+    if limits.quota_tokens is not None:
+        extra |= {"quota_tokens": limits.quota_tokens, "quota_period_s": limits.quota.period_s}
     return extra | {
         "attester": attester.partition(":")[0],
         "max_streams": limits.max_streams,

@@ -41,6 +41,8 @@ from overspill_cloud.sealed_stream import SealedRequest, SealedStream
 from overspill_cloud.store import UsageEntry
 from overspill_cloud.streams import StreamLimits
 
+LEDGER_TIMEOUT_S = 5.0
+"""When a node has drained, its ledger gets so long to reach the disk; closing waits once more."""
 _TELLABLE = (
     BusyError,
     DeviceRejected,
@@ -166,6 +168,7 @@ class Node:
         self._draining = True
         self._parts.log.write(events.NodeDraining())
         await self._live.drain(timeout_s)
+        await self._parts.database.written(LEDGER_TIMEOUT_S)
 
     # In calling order -------------------------------------------------------------------------
 
@@ -244,7 +247,7 @@ class Node:
 
     def _settle(self, answer: LiveAnswer) -> None:
         asked, usage = answer.asked, answer.usage
-        asked.admitted.release()
+        asked.admitted.release(usage.prompt_tokens + usage.completion_tokens)
         self._parts.log.write(
             events.StreamEnded(
                 outcome=answer.outcome,
@@ -262,8 +265,11 @@ class Node:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             outcome=answer.outcome,
+            account=asked.admitted.hold.account,
+            period_unix=asked.admitted.hold.period_unix,
+            lease=asked.admitted.hold.lease,
         )
-        self._parts.database.submit(lambda: self._parts.database.store.append_usage(entry))
+        self._parts.database.record(entry)
 
     def _refused(self, error: Exception, where: str) -> OverspillError:
         """Log a refusal by its code alone, and give what may be sealed to the client."""

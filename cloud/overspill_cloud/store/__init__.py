@@ -1,4 +1,4 @@
-"""What nodes remember: devices, enrolment codes, the replay window, leased quotas, the usage ledger.
+"""What nodes remember: devices, enrolment codes, replay window, leased quotas, usage ledger.
 
 SQLite in WAL mode for one node, PostgreSQL for a fleet, through SQLAlchemy Core; both keep the same
 promises and pass the same tests. Calls are synchronous and short; a node makes them on threads of
@@ -19,16 +19,16 @@ from overspill_cloud.store.backend import (
 from overspill_cloud.store.devices import Devices
 from overspill_cloud.store.ledger import Ledger
 from overspill_cloud.store.quotas import QuotaLeases
-from overspill_cloud.store.records import Device, Lease, QuotaTerms, UsageEntry
+from overspill_cloud.store.records import Device, Lease, UsageEntry
 from overspill_cloud.store.replay import ReplayWindow
 from overspill_cloud.store.schema import SCHEMA_VERSION, ready
 
 __all__ = [
     "FILE_NAME",
     "SCHEMA_VERSION",
+    "Backend",
     "Device",
     "Lease",
-    "QuotaTerms",
     "Store",
     "StoreUnavailable",
     "UsageEntry",

@@ -1,4 +1,4 @@
-"""The two databases, and what differs between them: how they open, lock, fail and reach the disk."""
+"""The two databases, and what differs between them: opening, locking, failing, the disk."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def open_postgres(url: str) -> Backend:
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError) as error:
         raise _bad_url("it is not understood") from error
-    if parsed.get_backend_name() != "postgresql":
+    if parsed.drivername != "postgresql":
         raise _bad_url("it does not begin with postgresql://")
     if parsed.password is not None or "password" in parsed.query:
         raise _bad_url("it has a password, which every user of this machine could see")

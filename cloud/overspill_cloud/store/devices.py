@@ -157,7 +157,7 @@ def _successor(db: sa.Connection, thumbprint: bytes) -> bytes | None:
 
 
 def _with_successors(db: sa.Connection, thumbprint: bytes) -> list[bytes]:
-    """A device and every key that it rotated to since, each locked before the next is looked for."""
+    """A device and every key that it rotated to since; each is locked before the next is read."""
     names = [thumbprint]
     _locked(db, thumbprint)
     while (following := _successor(db, names[-1])) is not None and following not in names:

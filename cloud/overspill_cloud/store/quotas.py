@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from overspill_cloud.limits import QuotaTerms
 from overspill_cloud.store.backend import Part
-from overspill_cloud.store.records import Lease, QuotaTerms
+from overspill_cloud.store.records import Lease
 from overspill_cloud.store.tables import quota_leases, quota_usage
 
 _SHARE = 4

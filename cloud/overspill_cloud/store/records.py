@@ -55,20 +55,6 @@ class UsageEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class QuotaTerms:
-    """How quotas are leased. ``lease_tokens`` is what a replica sets aside for a device at a time
-    where there is plenty; a lease that is not renewed ends after ``lease_ttl_s``."""
-
-    period_s: int = 86_400
-    lease_tokens: int = 16_384
-    lease_ttl_s: int = 60
-
-    def period_of(self, unix_s: float) -> int:
-        """When the period of a moment began."""
-        return int(unix_s) // self.period_s * self.period_s
-
-
-@dataclass(frozen=True, slots=True)
 class Lease:
     """Tokens of an account's quota that one replica may spend until ``expires_unix``."""
 

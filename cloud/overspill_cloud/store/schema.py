@@ -19,6 +19,7 @@ from overspill_cloud.store.tables import metadata
 SCHEMA_VERSION: Final = 2
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _VERSION_TABLE = "alembic_version"
+_VERSION = sa.text("SELECT version_num FROM alembic_version")
 _LOCK: Final = 0x6F76_6572_7370_696C
 """Of one upgrade at a time, as PostgreSQL's advisory locks are named: "overspil"."""
 
@@ -76,7 +77,7 @@ def _found(db: sa.Connection) -> int:
         noted = int(db.exec_driver_sql("PRAGMA user_version").scalar_one())
     if not sa.inspect(db).has_table(_VERSION_TABLE):
         return noted
-    version = db.execute(sa.text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar_one_or_none()
+    version = db.execute(_VERSION).scalar_one_or_none()
     return max(noted, int(version or 0))
 
 
