@@ -22,7 +22,8 @@ from overspill_cloud.store.check import check
 from overspill_cloud.store.schema import MIGRATIONS, differences, found, upgrade
 
 FIRST_SCHEMA = """
-CREATE TABLE devices (thumbprint BLOB NOT NULL, public_der BLOB NOT NULL, label VARCHAR(64) NOT NULL,
+CREATE TABLE devices (thumbprint BLOB NOT NULL, public_der BLOB NOT NULL,
+  label VARCHAR(64) NOT NULL,
   enrolled_unix INTEGER NOT NULL, not_after_unix INTEGER NOT NULL, revoked_unix INTEGER,
   PRIMARY KEY (thumbprint));
 CREATE TABLE enrolment_codes (code_sha256 BLOB NOT NULL, expires_unix INTEGER NOT NULL,

@@ -70,7 +70,8 @@ class Devices(Part):
                 raise DeviceRejected(
                     "This device was revoked.", reason="revoked", mend="Make and enrol a new key."
                 )
-            is_new = db.execute(note.on_conflict_do_nothing()).rowcount == 1
+            noted = note.on_conflict_do_nothing().returning(rotations.c.rotated_unix)
+            is_new = db.execute(noted).one_or_none() is not None
             if _successor(db, old_thumbprint) != device.thumbprint:
                 raise DeviceRejected(
                     "This device key was replaced by another already.",
@@ -129,7 +130,7 @@ class Devices(Part):
                     reason="code",
                     mend="Ask the node's operator for a new one: overspill-cloud enroll-code",
                 )
-            if db.execute(add).rowcount != 1:
+            if db.execute(add.returning(devices.c.thumbprint)).one_or_none() is None:
                 raise DeviceRejected(
                     "This device key was revoked.", reason="revoked", mend="Make a new device key."
                 )
