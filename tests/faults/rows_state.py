@@ -69,7 +69,7 @@ class Messages:
 
 async def r9(scale: Scale, folder: Path) -> Measured:
     """A million messages to two replicas, some twice, out of order, with restarts between."""
-    count = scale.of(1_000_000, short=20_000)
+    count = scale.of(1_000_000, short=8_000)
     seed = scale.seed("R9")
     twice = refused = 0
     with databases(folder) as found:
@@ -111,7 +111,7 @@ async def _replay(count: int, seed: int, folder: Path, url: str | None) -> tuple
 
 async def r10(scale: Scale, folder: Path) -> Measured:
     """Replicas are killed between reserve and settle; then their leases end."""
-    times = scale.of(1000, short=40)
+    times = scale.of(1000, short=20)
     seed = scale.seed("R10")
     held = drift = 0
     with databases(folder) as found:
