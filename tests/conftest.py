@@ -88,6 +88,17 @@ def hub() -> Iterator[Any]:
         yield serving
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A real PostgreSQL, started once; skips, naming the package, where there is none."""
+    pytest.importorskip("psycopg", reason="pip install 'overspill[dev]'")
+    module = _beside("postgres_server")
+    if module.programs() is None:
+        pytest.skip(module.MISSING)
+    with module.serving() as server:
+        yield server
+
+
 def _maker(name: str) -> ModuleType:
     pytest.importorskip("gguf", reason="pip install 'overspill[dev]'")
     return _beside(name)

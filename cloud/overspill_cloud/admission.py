@@ -5,52 +5,37 @@ A refusal raises; an admitted request holds a slot until its :class:`Admitted` i
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 from overspill.errors import DeviceRejected
 from overspill.sealing.signing import RequestSignature, check_clock, check_request
+from overspill_cloud.database import Database
 from overspill_cloud.limits import AdmissionLimits
+from overspill_cloud.quota import Hold, Quotas
 from overspill_cloud.room import Demand, Room
-from overspill_cloud.store import Device, Store
+from overspill_cloud.store import Device
+from overspill_cloud.store.replay import Seen
 
-_T = TypeVar("_T")
+__all__ = ["Admission", "AdmissionLimits", "Admitted", "Database"]
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that passed: its device, and the slot to give back."""
+    """A request that passed: its device, the tokens of its quota, and the slot to give back."""
 
     device: Device
-    release: Callable[[], None]
+    hold: Hold
+    free_slot: Callable[[], None]
 
-
-class Database:
-    """The store on a thread of its own."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="overspill-store")
-
-    async def call(self, work: Callable[[], _T]) -> _T:
-        """Run ``work`` on the store's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def submit(self, work: Callable[[], None]) -> None:
-        """Queue ``work``; nobody waits for it, and :meth:`close` does not lose it."""
-        self._thread.submit(work)
-
-    def close(self) -> None:
-        """Finish what is queued, then close the store."""
-        self._thread.shutdown(wait=True)
-        self.store.close()
+    def release(self, used_tokens: int = 0) -> None:
+        """Give the slot back, and of the quota what was not used. Only the first time counts."""
+        self.hold.settle(used_tokens)
+        self.free_slot()
 
 
 class Admission:
-    """Checks 1 to 6 of a signed request. ``clock`` gives Unix seconds."""
+    """Checks 1 to 7 of a signed request. ``clock`` gives Unix seconds."""
 
     def __init__(
         self, database: Database, clock: Callable[[], float], limits: AdmissionLimits
@@ -59,6 +44,7 @@ class Admission:
         self._clock = clock
         self._limits = limits
         self._room = Room(limits)
+        self._quotas = Quotas(database, clock, limits.quota_tokens, limits.quota)
 
     @property
     def room(self) -> Room:
@@ -82,16 +68,24 @@ class Admission:
 
         Raises ``DeviceRejected`` or ``BusyError``, each with a ``reason``.
         """
+        self._database.check_ledger()  # what could not be counted is not served
         device = await self.enrolled(signature.device_thumbprint)  # 1, 2
         check_request(signature, device.public_der, th=th, body=body)  # 3. its own signature
         check_clock(signature, int(self._clock() * 1000))  # 4. a fresh one
-        release = self._room.take(device.thumbprint, demand())  # 5. room
+        asked = demand()
+        free_slot = self._room.take(device.thumbprint, asked)  # 5. room
         try:
-            await self._check_unseen(signature)  # 6. never before
+            hold = await self._quotas.hold(device, asked.kv_tokens)  # 6. quota
         except BaseException:
-            release()
+            free_slot()
             raise
-        return Admitted(device, release)
+        admitted = Admitted(device, hold, free_slot)
+        try:
+            await self._check_unseen(signature)  # 7. never before
+        except BaseException:
+            admitted.release()
+            raise
+        return admitted
 
     async def enrolled(self, thumbprint: bytes) -> Device:
         """An enrolled device whose key is in force. Raises ``DeviceRejected``."""
@@ -114,15 +108,8 @@ class Admission:
         return device
 
     async def _check_unseen(self, signature: RequestSignature) -> None:
-        store, now = self._database.store, int(self._clock())
-        fresh = await self._database.call(
-            lambda: store.record_request(
-                signature.device_thumbprint,
-                signature.request_id,
-                now,
-                self._limits.replay_window_s,
-            )
-        )
+        seen = Seen(signature.device_thumbprint, signature.request_id, int(self._clock()))
+        fresh = await self._database.is_fresh(seen, self._limits.replay_window_s)
         if not fresh:
             raise DeviceRejected(
                 "This request was already made.", reason="replay", mend="Sign a new request."

@@ -81,12 +81,13 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """All that an operator chooses. ``state`` keeps devices, replay window and ledger; ``release``
-    is a signed release with its ``.tlog-proof`` beside it; ``gpu`` adds an NVIDIA GPU's evidence to
-    the machine's; ``open_ports`` are those of the machine
-    that are meant to be open beside the node's own; ``metrics`` is where the ops port listens
-    (``HOST:PORT``), ``traces`` the URL of an OpenTelemetry collector; ``replicas`` a file with the
-    addresses of the fleet's nodes, a line each."""
+    """All that an operator chooses. ``state`` keeps devices, replay window and ledger, unless
+    ``database`` names a PostgreSQL for them (postgresql://USER@HOST/NAME); ``release`` is a signed
+    release with its ``.tlog-proof`` beside it; ``gpu`` adds an NVIDIA GPU's evidence to the
+    machine's; ``open_ports`` are those of the machine that are meant to be open beside the node's
+    own; ``metrics`` is where the ops port listens (``HOST:PORT``), ``traces`` the URL of an
+    OpenTelemetry collector; ``replicas`` a file with the addresses of the fleet's nodes, a line
+    each."""
 
     models: tuple[ModelSpec, ...]
     listen: str
@@ -104,6 +105,7 @@ class NodeOptions:
     metrics: str | None = None
     traces: str | None = None
     replicas: Path | None = None
+    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,7 @@ async def serve(
         closed = _closed(attester, machine or Machine(), options)
         check_upstreams(attester, options)
         models = [await _load(spec, options.engine, stack, watch) for spec in options.models]
-        database = Database(Store(options.state))
+        database = Database(Store(options.state, options.database), log.write)
         stack.callback(database.close)
         keys = await asyncio.to_thread(_keys, options, attester, gpu, models, clock, log, closed)
         named = {model.name: model for model in models}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -11,17 +10,24 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overspill.config import default_places
 from overspill.errors import MissingExtra, UsageError
 from overspill.terminal import Verbs, run_app
 from overspill_cloud import tpm_command
+from overspill_cloud.cli_db import db
+from overspill_cloud.cli_options import (
+    DatabaseOption,
+    JsonOption,
+    StateOption,
+    iso,
+    report,
+    state_folder,
+)
 from overspill_cloud.fleet.commands import fleet
 from overspill_cloud.ops.commands import doctor, plan
 
@@ -46,6 +52,7 @@ app.add_typer(fleet, name="fleet")
 app.command()(plan)
 app.command()(doctor)
 app.add_typer(tpm_command.app, name="tpm")
+app.add_typer(db, name="db")
 
 
 @app.callback()
@@ -54,9 +61,6 @@ def _needs_the_extra() -> None:
         raise MissingExtra("The cloud service", "cloud")
 
 
-StateOption = Annotated[
-    Path | None, typer.Option("--state", help="Folder for devices, replay window and ledger.")
-]
 AttesterOption = Annotated[
     str,
     typer.Option(
@@ -67,7 +71,7 @@ WeightsOption = Annotated[
     list[str] | None,
     typer.Option(help="What an upstream was started with: MODEL=PATH; may be repeated."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+DeviceArgument = Annotated[str, typer.Argument(help="The thumbprint, or its beginning.")]
 
 
 @app.command()
@@ -96,6 +100,7 @@ def serve(
         str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")
     ] = "127.0.0.1:8443",
     state: StateOption = None,
+    database: DatabaseOption = None,
     attester: AttesterOption = "auto",
     release: Annotated[
         Path | None,
@@ -128,6 +133,10 @@ def serve(
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a model.")] = None,
     max_streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 64,
+    quota_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Tokens that a device may take in a period.")
+    ] = None,
+    quota_hours: Annotated[int, typer.Option(min=1, help="How long a period is.")] = 24,
     drain_s: Annotated[float, typer.Option(min=0, help="Time for streams to end.")] = 20.0,
     echo_delay_s: Annotated[
         float, typer.Option(min=0, help="Seconds per step of echo, to try a slow model.")
@@ -147,14 +156,14 @@ def serve(
         with_projectors,
         with_weights,
     )
-    from overspill_cloud.limits import AdmissionLimits
+    from overspill_cloud.limits import AdmissionLimits, QuotaTerms
 
     models = with_weights([parse_model(text) for text in model], weights or ())
     models = with_adapters(models, adapter or ())
     options = NodeOptions(
         models=with_prices(with_projectors(models, mmproj or ()), price or ()),
         listen=listen,
-        state=_state(state),
+        state=state_folder(state),
         attester=attester,
         release=release,
         gpu=gpu,
@@ -171,7 +180,12 @@ def serve(
             threads=threads,
             token_delay_s=echo_delay_s,
         ),
-        admission=AdmissionLimits(max_streams=max_streams),
+        admission=AdmissionLimits(
+            max_streams=max_streams,
+            quota_tokens=quota_tokens,
+            quota=QuotaTerms(period_s=quota_hours * 3600),
+        ),
+        database=database,
     )
     asyncio.run(_serve(options, as_json, stop_with_stdin))
 
@@ -199,7 +213,7 @@ async def _serve(options: NodeOptions, as_json: bool, stop_with_stdin: bool) -> 
         if node.metrics is not None:
             facts["metrics"] = node.metrics
         text = f"Serving on {node.listen}; evidence: {node.assurance}."
-        _print(facts, text, as_json)
+        report(facts, text, as_json)
         await stopped.wait()
 
 
@@ -213,15 +227,16 @@ def _at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) 
 @app.command("enroll-code")
 def enroll_code(
     state: StateOption = None,
+    database: DatabaseOption = None,
     ttl_hours: Annotated[float, typer.Option(min=0.01, help="Valid for so long.")] = 24.0,
     as_json: JsonOption = False,
 ) -> None:
     """Make a one-time code with which one device can enrol itself."""
-    store = _store(state)
+    store = _store(state, database)
     expires = int(time.time() + ttl_hours * 3600)
     code = store.new_code(expires)
     store.close()
-    _print({"code": code, "expires": _iso(expires)}, code, as_json)
+    report({"code": code, "expires": iso(expires)}, code, as_json)
 
 
 @app.command()
@@ -235,7 +250,7 @@ def policy(
     from overspill_cloud.app import parse_model, with_weights
     from overspill_cloud.client_policy import client_policy
 
-    folder = _state(state)
+    folder = state_folder(state)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     models = with_weights([parse_model(text) for text in model], weights or ())
     typer.echo(client_policy(attester, folder, models), nl=False)
@@ -263,21 +278,24 @@ def closed(
         for f in findings
     ]
     is_ready = all(f.is_closed for f in findings if f.name in CLOSED_AT_START)
-    _print({"ready": is_ready, "findings": rows}, "\n".join(lines), as_json)
+    report({"ready": is_ready, "findings": rows}, "\n".join(lines), as_json)
     return 0 if is_ready else 4
 
 
 @devices.command("list")
-def list_devices(state: StateOption = None, as_json: JsonOption = False) -> None:
+def list_devices(
+    state: StateOption = None, database: DatabaseOption = None, as_json: JsonOption = False
+) -> None:
     """All devices that were ever enrolled."""
-    store = _store(state)
+    store = _store(state, database)
     rows = [
         {
             "device": device.thumbprint.hex(),
             "label": device.label,
-            "enrolled": _iso(device.enrolled_unix),
-            "expires": _iso(device.not_after_unix),
-            "revoked": None if device.revoked_unix is None else _iso(device.revoked_unix),
+            "enrolled": iso(device.enrolled_unix),
+            "expires": iso(device.not_after_unix),
+            "revoked": None if device.revoked_unix is None else iso(device.revoked_unix),
+            "quota_tokens": device.quota_tokens,
         }
         for device in store.devices()
     ]
@@ -287,25 +305,51 @@ def list_devices(state: StateOption = None, as_json: JsonOption = False) -> None
         + (f"  REVOKED {row['revoked']}" if row["revoked"] else "")
         for row in rows
     )
-    _print({"devices": rows}, "\n".join(lines) or "No device is enrolled.", as_json)
+    report({"devices": rows}, "\n".join(lines) or "No device is enrolled.", as_json)
 
 
 @devices.command("revoke")
 def revoke_device(
-    device: Annotated[str, typer.Argument(help="The thumbprint, or its beginning.")],
+    device: DeviceArgument,
     state: StateOption = None,
+    database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refuse a device from now on; a running node sees it at its next request."""
-    store = _store(state)
-    found = [d for d in store.devices() if d.thumbprint.hex().startswith(device.lower())]
-    if len(found) != 1:
-        what = "More than one device begins" if found else "No device begins"
-        raise UsageError(f"{what} with '{device}'.", mend="See: overspill-cloud devices list")
-    store.revoke(found[0].thumbprint, int(time.time()))
+    store = _store(state, database)
+    name = _the_device(store, device)
+    store.revoke(name, int(time.time()))
     store.close()
-    name = found[0].thumbprint.hex()
-    _print({"revoked": name}, f"Revoked {name}.", as_json)
+    report({"revoked": name.hex()}, f"Revoked {name.hex()}.", as_json)
+
+
+@devices.command("quota")
+def device_quota(
+    device: DeviceArgument,
+    tokens: Annotated[
+        int | None, typer.Argument(min=0, help="Tokens a period; left out: the node's default.")
+    ] = None,
+    state: StateOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a device a quota of its own; a running node sees it at its next request."""
+    store = _store(state, database)
+    name = _the_device(store, device)
+    store.set_quota(name, tokens)
+    store.close()
+    what = "the node's default" if tokens is None else f"{tokens} tokens a period"
+    report({"device": name.hex(), "quota_tokens": tokens}, f"{name.hex()}: {what}.", as_json)
+
+
+def _the_device(store: Store, begins: str) -> bytes:
+    """The one device whose thumbprint begins so. Raises ``UsageError``."""
+    found = [d for d in store.devices() if d.thumbprint.hex().startswith(begins.lower())]
+    if len(found) != 1:
+        store.close()
+        what = "More than one device begins" if found else "No device begins"
+        raise UsageError(f"{what} with '{begins}'.", mend="See: overspill-cloud devices list")
+    return found[0].thumbprint
 
 
 def run() -> None:
@@ -313,20 +357,7 @@ def run() -> None:
     sys.exit(run_app(app, "overspill-cloud", sys.argv[1:]))
 
 
-def _state(folder: Path | None) -> Path:
-    return folder or default_places().state / "cloud"
-
-
-def _store(folder: Path | None) -> Store:
+def _store(folder: Path | None, database: str | None) -> Store:
     from overspill_cloud.store import Store
 
-    return Store(_state(folder))
-
-
-def _print(facts: dict[str, Any], text: str, as_json: bool) -> None:
-    typer.echo(json.dumps(facts) if as_json else text)
-    sys.stdout.flush()
-
-
-def _iso(unix_s: int) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
+    return Store(state_folder(folder), database)

@@ -61,6 +61,25 @@ class InternalError:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """The ledger cannot be written; what waits is kept. ``kind`` is the exception's type."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecovered:
+    """The ledger is written again."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLost:
+    """The node stopped while the ledger could not be written: so many lines are in no ledger."""
+
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceEnrolled:
     """A device was enrolled with a code."""
 
@@ -94,6 +113,9 @@ LogEvent = (
     | StreamEnded
     | RequestRefused
     | InternalError
+    | StoreFailed
+    | StoreRecovered
+    | UsageLost
     | DeviceEnrolled
     | StreamResumed
     | CertificateReplaced

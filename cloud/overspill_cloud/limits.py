@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from overspill.sealing.signing import MAX_CLOCK_SKEW_S
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaTerms:
+    """How quotas are leased. ``lease_tokens`` is what a replica sets aside for a device at a time
+    where there is plenty; a lease that is not renewed ends after ``lease_ttl_s``."""
+
+    period_s: int = 86_400
+    lease_tokens: int = 16_384
+    lease_ttl_s: int = 60
+
+    def period_of(self, unix_s: float) -> int:
+        """When the period of a moment began."""
+        return int(unix_s) // self.period_s * self.period_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +35,7 @@ class AdmissionLimits:
     max_streams_per_device: int = 16
     replay_window_s: int = 2 * MAX_CLOCK_SKEW_S
     retry_after_s: float = 1.0
+    quota_tokens: int | None = None
+    """Tokens, of prompts and answers, that a device may take in a period; None: as many as it
+    wants, unless it has a quota of its own."""
+    quota: QuotaTerms = field(default_factory=QuotaTerms)

@@ -78,6 +78,8 @@ def node_settings(
         extra["open_ports"] = sorted(open_ports)
     if upstreams:
         extra[UPSTREAM] = sorted(upstreams)
+    if limits.quota_tokens is not None:
+        extra |= {"quota_tokens": limits.quota_tokens, "quota_period_s": limits.quota.period_s}
     return extra | {
         "attester": attester.partition(":")[0],
         "max_streams": limits.max_streams,

@@ -43,6 +43,8 @@ from overspill_cloud.store import UsageEntry
 from overspill_cloud.streams import StreamLimits
 
 REPLICAS_VALID_S = 30
+LEDGER_TIMEOUT_S = 5.0
+"""When a node has drained, its ledger gets so long to reach the disk; closing waits once more."""
 _TELLABLE = (
     BusyError,
     DeviceRejected,
@@ -181,6 +183,7 @@ class Node:
         self._draining = True
         self._parts.log.write(events.NodeDraining())
         await self._live.drain(timeout_s)
+        await self._parts.database.written(LEDGER_TIMEOUT_S)
 
     # In calling order -------------------------------------------------------------------------
 
@@ -259,7 +262,7 @@ class Node:
 
     def _settle(self, answer: LiveAnswer) -> None:
         asked, usage = answer.asked, answer.usage
-        asked.admitted.release()
+        asked.admitted.release(usage.prompt_tokens + usage.completion_tokens)
         self._parts.log.write(
             events.StreamEnded(
                 outcome=answer.outcome,
@@ -277,8 +280,11 @@ class Node:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             outcome=answer.outcome,
+            account=asked.admitted.hold.account,
+            period_unix=asked.admitted.hold.period_unix,
+            lease=asked.admitted.hold.lease,
         )
-        self._parts.database.submit(lambda: self._parts.database.store.append_usage(entry))
+        self._parts.database.record(entry)
 
     def _refused(self, error: Exception, where: str) -> OverspillError:
         """Log a refusal by its code alone, and give what may be sealed to the client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,8 @@ from overspill_cloud.keys import KeyRing
 from overspill_cloud.measure import measure_node
 from overspill_cloud.models import ServedModel
 from overspill_cloud.node import Node, NodeParts
-from overspill_cloud.store import Store
+from overspill_cloud.store import Store, open_backend
+from overspill_cloud.store.schema import upgrade
 from overspill_cloud.streams import StreamLimits
 
 FAR = 1 << 40
@@ -122,6 +124,7 @@ async def world(
     *engines: Engine,
     admission: AdmissionLimits | None = None,
     streams: StreamLimits | None = None,
+    database: str | None = None,
 ) -> AsyncGenerator[World]:
     """A node over the given engines (``echo`` without any), for clients in this process."""
     clock, log = Clock(), io.StringIO()
@@ -130,19 +133,20 @@ async def world(
         for engine in engines or (open_engine("echo"),):
             await stack.enter_async_context(engine)
             served[engine.card.name] = ServedModel(engine.card.name, engine, None)
-        database = Database(Store(state))
-        stack.callback(database.close)
-        attester = UnsafeDevAttester.from_file(state / "dev.key")
         event_log = events.EventLog(clock, log)
+        kept = Database(Store(state, database), event_log.write)
+        stack.callback(kept.close)
+        await asyncio.to_thread(state.mkdir, mode=0o700, exist_ok=True)
+        attester = UnsafeDevAttester.from_file(state / "dev.key")
         measured = measure_node(list(served.values()), {})
         keys = KeyRing(attester, measured, list(served.values()), clock, event_log)
-        gate = Admission(database, clock, admission or AdmissionLimits())
+        gate = Admission(kept, clock, admission or AdmissionLimits())
         node = Node(
             NodeParts(
                 models=served,
                 keys=keys,
                 admission=gate,
-                database=database,
+                database=kept,
                 log=event_log,
                 clock=clock,
                 limits=streams or StreamLimits(detach_grace_s=0.0),
@@ -151,7 +155,7 @@ async def world(
         policy = parse_policy(
             dev_policy(attester.root, {name: model.sha256 for name, model in served.items()})
         )
-        here = World(node, keys, database.store, gate, policy, clock, log, served)
+        here = World(node, keys, kept.store, gate, policy, clock, log, served)
         try:
             yield here
         finally:
@@ -234,6 +238,31 @@ def start_node(tmp_path: Path, repository: Path) -> Iterator[Callable[..., NodeP
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str | None:
+    """Each database in turn: None for a file in the state folder, or the URL of an empty one on a
+    real server, brought to the schema."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("postgres").new_database()
+    with closing(open_backend(Path(), url)) as backend:
+        upgrade(backend)
+    return url
+
+
+@pytest.fixture
+def open_store(database: str | None, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """Opens replicas' stores over one database."""
+    with ExitStack() as opened:
+        yield lambda: opened.enter_context(closing(Store(tmp_path / "state", database)))
+
+
+@pytest.fixture
+def store(open_store: Callable[[], Store]) -> Store:
+    """One replica's."""
+    return open_store()
 
 
 @pytest.fixture

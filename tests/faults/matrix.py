@@ -29,7 +29,9 @@ _CLAIMS: Final[tuple[tuple[str, str, str, Asked | None], ...]] = (
     ("R8.violations", "streams", "tokens lost or doubled", at_most(0)),
     ("R8.bad_exits", "nodes", "nodes that did not exit with 0", at_most(0)),
     ("R9.accepted_twice", "requests", "duplicates that were accepted", at_most(0)),
-    ("R10.drift", "tokens", "reserved and never settled, after leases expired", at_most(0)),
+    ("R9.refused", "requests", "valid requests that were refused", at_most(0)),
+    ("R10.held", "tokens", "still set aside after leases expired", at_most(0)),
+    ("R10.drift", "tokens", "between what quotas count and what the ledger has", at_most(0)),
     ("R11.untyped", "calls", "random bytes answered by anything but a typed code", at_most(0)),
     ("R11.over_1_s", "calls", "calls that took more than a second", at_most(0)),
     ("R12.others_p99", "ratio", "others' p99 gap beside slow readers, of that alone", at_most(1.1)),
@@ -53,8 +55,6 @@ FIGURES: Final = {
 }
 ELSEWHERE: Final = {
     "R7": 'measured by: make bench ARGS="engine"',
-    "R9": "needs the database's row",
-    "R10": "needs the database's row",
     "R14": "held by the tests of tests/wire and by a run against another protobuf",
     "R15": "held by the tests of tests/worker for one engine; no row yet",
     "R16": "needs a Ray fleet",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from faults import rows_fleet, rows_load, rows_road
+from faults import rows_fleet, rows_load, rows_road, rows_state
 from faults.matrix import ELSEWHERE, FIGURES
 from faults.scale import Measured, Scale
 
@@ -33,6 +33,8 @@ ROWS: dict[str, Callable[[Scale, Path], Awaitable[Measured]]] = {
     "R5": rows_load.r5,
     "R6": rows_load.r6,
     "R8": rows_fleet.r8,
+    "R9": rows_state.r9,
+    "R10": rows_state.r10,
     "R11": rows_fleet.r11,
     "R12": rows_road.r12,
     "R13": rows_fleet.r13,

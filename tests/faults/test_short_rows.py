@@ -1,4 +1,4 @@
-"""Two rows of the matrix in their short forms, and the checker that all rows believe. The other
+"""Four rows of the matrix in their short forms, and the checker that all rows believe. The other
 rows: `make soak ARGS=--short`."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
-from faults import rows_fleet
+from faults import rows_fleet, rows_state
 from faults.history import History
 from faults.scale import Scale
 
@@ -38,3 +38,11 @@ def test_the_checker_sees_what_is_lost_doubled_or_silent():
     assert "neither" in History("abc", ["a"]).violation
     assert not History("abc", ["a"], error=StreamBroken("x", partial="a")).violation
     assert "partial" in History("abc", ["a"], error=StreamBroken("x")).violation
+
+
+async def test_no_message_is_accepted_twice_and_no_valid_one_refused(tmp_path):
+    assert await rows_state.r9(SHORT, tmp_path) == {"accepted_twice": 0, "refused": 0}
+
+
+async def test_replicas_that_are_killed_leave_no_drift(tmp_path):
+    assert await rows_state.r10(SHORT, tmp_path) == {"held": 0, "drift": 0}

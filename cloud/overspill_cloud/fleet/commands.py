@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -15,8 +14,10 @@ import typer
 
 from overspill.config import default_places
 from overspill.errors import EngineDied, UsageError
+from overspill.terminal import Verbs
+from overspill_cloud.cli_options import JsonOption, report
 
-fleet = typer.Typer(no_args_is_help=True, help="Several nodes as one cloud.")
+fleet = typer.Typer(cls=Verbs, no_args_is_help=True, help="Run several nodes as one cloud.")
 _OWN = ("--listen", "--replicas", "--json", "--metrics")
 
 
@@ -37,7 +38,7 @@ def up(
         Path | None, typer.Option(help="File that names the nodes, kept up to date.")
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Let Ray Serve place the nodes.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run several nodes; what follows `--` goes to each `overspill-cloud serve`.
 
@@ -61,7 +62,7 @@ def up(
     if ray:
         from overspill_cloud.fleet.ray_serve import run_on_ray
 
-        run_on_ray(options, max_replicas or replicas, lambda facts: _print(facts, as_json))
+        run_on_ray(options, max_replicas or replicas, lambda facts: _report(facts, as_json))
         return
     if max_replicas is not None:
         raise UsageError("--max-replicas is Ray's to reach.", mend="Give --ray too.")
@@ -82,7 +83,7 @@ async def _run(options: Any, as_json: bool) -> None:
     upgrading = asyncio.create_task(_upgrades(running, upgrade))
     try:
         facts = {"nodes": [node.facts for node in running.nodes], "pid": os.getpid()}
-        _print(facts, as_json)
+        _report(facts, as_json)
         await stopped.wait()
     finally:
         upgrading.cancel()
@@ -101,7 +102,6 @@ async def _upgrades(running: Any, asked: asyncio.Event) -> None:
             print(error, file=sys.stderr, flush=True)  # noqa: T201 - the operator's log
 
 
-def _print(facts: dict[str, Any], as_json: bool) -> None:
+def _report(facts: dict[str, Any], as_json: bool) -> None:
     nodes = ", ".join(str(node["listen"]) for node in facts["nodes"])
-    typer.echo(json.dumps(facts) if as_json else f"Serving on {nodes}.")
-    sys.stdout.flush()
+    report(facts, f"Serving on {nodes}.", as_json)

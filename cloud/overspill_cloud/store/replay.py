@@ -1,0 +1,60 @@
+"""The replay window: each request id of a device once, at whichever replica."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from overspill_cloud.store.backend import Part
+from overspill_cloud.store.tables import replay
+
+_KEY = ("thumbprint", "request_id")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Seen:
+    """A request id that was just seen, by a device's thumbprint."""
+
+    thumbprint: bytes
+    request_id: bytes
+    unix_s: int
+
+
+class ReplayWindow(Part):
+    """One statement inserts or refuses: there is no moment between a look and a note."""
+
+    def record_request(
+        self, thumbprint: bytes, request_id: bytes, now_unix: int, window_s: int
+    ) -> bool:
+        """Remember a request id for ``window_s`` seconds; False when it was seen before."""
+        return self.record_requests([Seen(thumbprint, request_id, now_unix)], window_s)[0]
+
+    def record_requests(self, seen: Sequence[Seen], window_s: int) -> list[bool]:
+        """The same for many at once, in one commit. Of equals the first is the fresh one."""
+        first: dict[tuple[bytes, bytes], int] = {}
+        for index, one in enumerate(seen):
+            first.setdefault((one.thumbprint, one.request_id), index)
+        # In one order at every replica: two that wait for each other's rows would be a deadlock.
+        rows = [
+            {"thumbprint": key[0], "request_id": key[1], "seen_unix": seen[index].unix_s}
+            for key, index in sorted(first.items())
+        ]
+        add = self._backend.insert(replay)
+        add = add.on_conflict_do_update(
+            index_elements=_KEY,
+            set_={"seen_unix": add.excluded.seen_unix},
+            # One that fell out of the window counts as forgotten, whether or not it is pruned.
+            where=replay.c.seen_unix < add.excluded.seen_unix - sa.literal_column(str(window_s)),
+        )
+        with self._backend.write() as db:
+            added = db.execute(add.returning(replay.c.thumbprint, replay.c.request_id), rows).all()
+        fresh = {first[bytes(row[0]), bytes(row[1])] for row in added}
+        return [index in fresh for index in range(len(seen))]
+
+    def prune_replay(self, before_unix: int) -> int:
+        """Forget what was seen before; returns how many."""
+        with self._backend.write() as db:
+            old = sa.delete(replay).where(replay.c.seen_unix < before_unix)
+            return db.execute(old).rowcount
