@@ -36,7 +36,7 @@ class OverspillVerbs(Verbs):
     sections: ClassVar[Mapping[str, Sequence[str]]] = {
         "Ask": ("run", "chat", "plan", "batch"),
         "This machine": ("models", "doctor", "costs", "demo", "purge"),
-        "For other programs": ("serve", "service", "token", "logs"),
+        "For other programs": ("serve", "service", "token", "ui", "logs"),
         "The cloud": ("cloud", "trust", "receipts"),
         "Measure and tune": ("eval", "calibrate", "policy", "bench"),
     }
