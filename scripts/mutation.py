@@ -19,17 +19,33 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutation"
 REPORT = ROOT / "build" / "mutation.json"
+_TRUST = "tests/trust"
+_RELEASES = "tests/trust_log/test_release_cases.py"
+HELD_BY: dict[str, tuple[str, ...]] = {
+    "nkc": (f"{_TRUST}/test_nkc.py", f"{_TRUST}/test_parsers.py"),
+    "verifier": (
+        f"{_TRUST}/test_verifier.py",
+        f"{_TRUST}/test_cases.py",
+        f"{_TRUST}/hardware/test_gpu_in_bundles.py",
+        f"{_RELEASES}::test_a_released_logged_and_witnessed_node_is_accepted",
+        f"{_RELEASES}::test_a_whole_bundles_claims_are_compared_with_its_release",
+        f"{_RELEASES}::test_t49_sequence_lower_than_seen",
+        f"{_RELEASES}::test_t53_manifest_expired",
+    ),
+}
+"""The tests that have to be enough for a module that nearly every test of the house runs through:
+with all of them, a mutant that survives would take minutes."""
 FOUND = {1: "test", 3: "test", 36: "time", 37: "types", -24: "time", 24: "time", 255: "time"}
 NOT_RUN = (None, 2)
 
 
-def lay_out(files: Iterable[str]) -> None:
+def lay_out(files: Collection[str]) -> None:
     """The checkout as mutmut wants it, with these modules to change. Earlier results are kept."""
     for name, place in (
         ("sdk", "src"),
@@ -42,6 +58,10 @@ def lay_out(files: Iterable[str]) -> None:
     config = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     only = [f"*/{name}.py" for name in files] or ["*.py"]
     config = config.replace('only_mutate = ["', f'only_mutate = {json.dumps(only)}  # ["', 1)
+    if files and set(files) <= HELD_BY.keys():
+        tests = sorted({test for name in files for test in HELD_BY[name]})
+        key = "pytest_add_cli_args_test_selection = "
+        config = config.replace(f'{key}["', f'{key}{json.dumps(tests)}  # ["', 1)
     (WORK / "pyproject.toml").write_text(config, encoding="utf-8")
 
 

@@ -387,6 +387,19 @@ def test_what_hardware_reports_is_among_the_released_measurements(world):
         assert caught.value.reason == "measurement_not_released"
 
 
+def test_a_whole_bundles_claims_are_compared_with_its_release(world, at):
+    """In step 8, once the evidence's own verifier has vouched for them."""
+    policy, operator = world.policy(), world.operator.public_key().public_bytes_raw().hex()
+    for listed in (operator, "ab" * 32):
+        made = world.manifest(measurements={"pinned-operator": {"operator": (listed,)}})
+        bundle = world.bundle(world.envelope(made))
+        if listed == operator:
+            verify(bundle, at(), policy)
+        else:
+            found = refused(bundle, at(), policy, "measurement_not_released", "8")
+            assert found.actual == operator
+
+
 def test_a_policy_that_demands_no_release_still_binds_it(world, at):
     river = hashlib.sha256(b"river's weights").digest().hex()
     plain = world.policy(
