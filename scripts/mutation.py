@@ -27,7 +27,18 @@ WORK = ROOT / "build" / "mutation"
 REPORT = ROOT / "build" / "mutation.json"
 _TRUST = "tests/trust"
 _RELEASES = "tests/trust_log/test_release_cases.py"
+_WORDS = (f"{_TRUST}/test_refusals.py", f"{_TRUST}/test_cases.py")
 HELD_BY: dict[str, tuple[str, ...]] = {
+    "base": _WORDS,
+    "freshness": (
+        *_WORDS,
+        f"{_RELEASES}::test_t3_beacon_too_old",
+        f"{_RELEASES}::test_t4_beacon_not_cosigned",
+        f"{_RELEASES}::test_t4_no_beacon_at_all",
+    ),
+    "place": (*_WORDS, f"{_TRUST}/test_parsers.py"),
+    "reference": _WORDS,
+    "steps": (f"{_TRUST}/test_steps.py", f"{_TRUST}/test_verifier.py"),
     "nkc": (f"{_TRUST}/test_nkc.py", f"{_TRUST}/test_parsers.py"),
     "verifier": (
         f"{_TRUST}/test_verifier.py",

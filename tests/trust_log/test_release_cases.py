@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from overspill.errors import EvidenceRejected, SplitView, TransportError
+from overspill.errors import EvidenceRejected, LogInvalid, SplitView, TransportError
 from overspill.trust.freshness import ANCHOR_MAX_AGE_S
+from overspill.trust.log.cosignature import open_cosigned
 from overspill.trust.log.merkle import leaf_hash
 from overspill.trust.log.note import COSIGNATURE_V1, ED25519, Note, SignerKey
 from overspill.trust.log.proof import TlogProof
@@ -61,7 +62,10 @@ def test_t3_beacon_too_old(world, at):
         if accepted:
             verify(bundle, at(), policy)
         else:
-            refused(bundle, at(), policy, "anchor_stale", "4")
+            error = refused(bundle, at(), policy, "anchor_stale", "4")
+            assert error.expected == f"a checkpoint cosigned after {newest}"
+            assert error.actual == f"one cosigned {ANCHOR_MAX_AGE_S + age} s before the keys"
+            assert error.mend.startswith("The node has to show a newer one")
 
 
 def made_head(world):
@@ -80,14 +84,26 @@ def test_t3_the_newest_cosignature_counts(world, at):
 
 def test_t4_beacon_not_cosigned(world, at):
     anchor = world.checkpoint(made_head(world), witnesses=())
-    refused(world.bundle(anchor=anchor), at(), world.policy(), "not_cosigned", "4")
+    policy = world.policy()
+    error = refused(world.bundle(anchor=anchor), at(), policy, "not_cosigned", "4")
+    with pytest.raises(LogInvalid) as caught:
+        open_cosigned(anchor, policy.log, NOW)
+    theirs = caught.value
+    assert (error.reason, error.expected, error.actual, error.mend) == (
+        theirs.reason, theirs.expected, theirs.actual, theirs.mend
+    )  # fmt: skip
 
 
 def test_t4_no_beacon_at_all(world, at):
     bundle = world.bundle(anchor=b"")
-    refused(bundle, at(), world.policy(), "freshness_unproven", "4")
+    error = refused(bundle, at(), world.policy(), "freshness_unproven", "4")
+    assert error.expected == "a checkpoint by a log and its witnesses under trust.toml"
+    assert error.actual == "no checkpoint"
+    assert error.mend.startswith("Name [release] and [log] with witnesses")
     nothing = world.policy(witnesses="", freshness='freshness = "nonce"', log=no_quorum(world))
-    refused(bundle, at(), replace(nothing, freshness="witnesses"), "freshness_unproven", "4")
+    unseen = replace(nothing, freshness="witnesses")
+    refused(bundle, at(), unseen, "freshness_unproven", "4")
+    refused(world.bundle(), at(), unseen, "freshness_unproven", "4")  # nobody's word to go by
 
 
 def no_quorum(world) -> str:

@@ -50,6 +50,17 @@ for name, vector in vectors.items():
         found = appraise_raw(vector["kind"], files, RawContext(vector["now_unix"], nonce), policy,
                              some)
         seen.append([vector["kind"], found.verdict])
+for name, vector in vectors.items():
+    if "evidence" not in vector:
+        continue
+    piece = Evidence(vector["evidence"]["type"], bytes.fromhex(vector["evidence"]["data"]))
+    log = tuple(bytes.fromhex(entry) for entry in vector["measured_log"])
+    bundle = EvidenceBundle(bytes.fromhex(vector["node_key_config"]), (piece,), measured_log=log)
+    context = Context(vector["now_unix"], vector["address"], vector["is_local"],
+                      bytes.fromhex(vector["nonce"]))
+    policy = parse_policy(vector["policy"]) if vector["policy"] else default_policy()
+    rejection = appraise(bundle, context, policy).rejection
+    seen.append(["bundle", rejection.reason if rejection else "accepted"])
 for kind in ("sev-snp", "tdx", "tpm", "dev-ed25519", "pinned-operator", "nvidia-gpu"):
     bundle = EvidenceBundle(b"OVSN", (Evidence(kind, b"x"),))
     assert appraise(bundle, Context(0, "node.example:443", False), default_policy()).rejection
@@ -72,6 +83,7 @@ def test_no_socket_no_process_and_no_file_written():
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    assert {kind for kind, _ in seen} == {"snp", "tdx", "tpm", "nvidia"}
+    assert {kind for kind, _ in seen} == {"snp", "tdx", "tpm", "nvidia", "bundle"}
     assert {verdict for _, verdict in seen} >= {"accepted", "authentic", "rejected"}
-    assert len(seen) > 60
+    assert ["bundle", "accepted"] in seen
+    assert len(seen) > 80
