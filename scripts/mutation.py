@@ -57,7 +57,8 @@ NOT_RUN = (None, 2)
 
 
 def lay_out(files: Collection[str]) -> None:
-    """The checkout as mutmut wants it, with these modules to change. Earlier results are kept."""
+    """The checkout as mutmut wants it, with these modules to change; others' results are kept."""
+    _forget(files)
     for name, place in (
         ("sdk", "src"),
         ("cloud/overspill_cloud", "src/overspill_cloud"),
@@ -74,6 +75,18 @@ def lay_out(files: Collection[str]) -> None:
         key = "pytest_add_cli_args_test_selection = "
         config = config.replace(f'{key}["', f'{key}{json.dumps(tests)}  # ["', 1)
     (WORK / "pyproject.toml").write_text(config, encoding="utf-8")
+
+
+def _forget(files: Collection[str]) -> None:
+    """mutmut takes what lies there for mutated, and an older selection's times for this one's."""
+    mutants = WORK / "mutants"
+    (mutants / "mutmut-stats.json").unlink(missing_ok=True)
+    for name in files or ["*"]:
+        for old in [
+            *(mutants / "src").rglob(f"{name}.py"),
+            *(mutants / "src").rglob(f"{name}.py.meta"),
+        ]:
+            old.unlink()
 
 
 def mutate(names: Iterable[str], workers: int) -> int:
