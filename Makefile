@@ -15,8 +15,9 @@ ARGS ?=
 demo: $(VENV)/.demo
 	@$(BIN)/overspill demo $(ARGS)
 
+# A file's tests stay in one process: they share its engines and daemons.
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
