@@ -267,3 +267,11 @@ def made_mlx():
     from tests import made_mlx as module
 
     return module
+
+
+@pytest.fixture(scope="session")
+def stepped():
+    """Echo that steps when a test says so, and helpers to ask it."""
+    from tests.engines import stepped_echo
+
+    return stepped_echo

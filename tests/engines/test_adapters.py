@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overspill.engines.backend import BatchRow
 from overspill.engines.echo import EchoBackend, EchoOptions
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.scheduled import ScheduledEngine
@@ -21,25 +23,25 @@ NAMES = ("pirate", "poet")
 RANK, SCALE = 4, 2.0
 
 
-def _weights(width, layers, seed):
+def _weights(width, layers, seed, rank=RANK):
     """A and B of the value projection in each layer, as x @ A @ B."""
     rng = np.random.default_rng(seed)
     return [
         (
-            rng.standard_normal((width, RANK)).astype(np.float32) / width**0.5,
-            rng.standard_normal((RANK, width)).astype(np.float32) / RANK**0.5,
+            rng.standard_normal((width, rank)).astype(np.float32) / width**0.5,
+            rng.standard_normal((rank, width)).astype(np.float32) / rank**0.5,
         )
         for _ in range(layers)
     ]
 
 
-def _write_gguf(path, weights):
+def _write_gguf(path, weights, alpha=SCALE * RANK):
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", SCALE * RANK)
+    writer.add_float32("adapter.lora.alpha", alpha)
     for layer, (a, b) in enumerate(weights):
         writer.add_tensor(f"blk.{layer}.attn_v.weight.lora_a", np.ascontiguousarray(a.T))
         writer.add_tensor(f"blk.{layer}.attn_v.weight.lora_b", np.ascontiguousarray(b.T))
@@ -165,6 +167,40 @@ async def test_a_file_that_is_no_adapter_of_the_model_is_an_error(
             await open_kind(runtime, adapters={"model": str(tiny_gguf)}).start()
     with pytest.raises(ModelInvalid, match="'wrong'"):
         await open_kind(runtime, adapters={"wrong": str(wrong)}).start()
+
+
+def _logits(backend, name):
+    backend.use_adapter(name)
+    backend.forget(0, 0)
+    return backend.run([BatchRow(0, 0, [3, 4, 5], wants_logits=True)]).copy()
+
+
+def test_adapters_of_one_shape_are_exchanged_and_others_attached(adapters, tiny_gguf, tmp_path):
+    """Each computes what it does alone, in whichever order they come."""
+    from overspill.engines.llama_cpp import LlamaCppBackend, LlamaCppOptions
+
+    wide, loud = tmp_path / "wide.gguf", tmp_path / "loud.gguf"
+    _write_gguf(wide, _weights(64, 2, 7, rank=8))
+    _write_gguf(loud, _weights(64, 2, 8), alpha=3 * RANK)
+    files = {**adapters["llama.cpp"], "wide": str(wide), "loud": str(loud)}
+
+    def open_with(names):
+        options = LlamaCppOptions(
+            context_tokens=256, threads=1, adapters={name: files[name] for name in names}
+        )
+        return LlamaCppBackend(tiny_gguf, name="tiny", options=options)
+
+    alone = {}
+    for name in (None, *files):
+        with closing(open_with([name] if name else [])) as backend:
+            alone[name] = _logits(backend, name)
+    with closing(open_with(files)) as backend:
+        swap = backend._adapters._swap
+        carriers = {name: swap.carrier(name, "pirate") for name in files}
+        order = ("pirate", "poet", None, "poet", "wide", "pirate", "loud", "poet", None, "pirate")
+        for name in order:
+            np.testing.assert_array_equal(_logits(backend, name), alone[name])
+    assert carriers == {"pirate": "pirate", "poet": "pirate", "wide": "wide", "loud": "loud"}
 
 
 # --- turns --------------------------------------------------------------------------------------

@@ -11,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overspill.engines import memory
+from overspill.engines.echo import EchoBackend
 from overspill.engines.gguf_header import read_header
 from overspill.engines.gguf_memory import LlamaUse, gguf_need
+from overspill.engines.options import SchedulerOptions
 from overspill.engines.registry import EngineOptions, open_engine
+from overspill.engines.scheduler_parts import open_parts
+from overspill.engines.step_costs import StepCosts
 from overspill.errors import DoesNotFit
 
 LARGE = 1 << 30
@@ -117,3 +121,33 @@ async def test_a_cache_that_cannot_fit_is_refused_before_it_is_made(request, fix
     with pytest.raises(DoesNotFit, match="for the KV cache"):
         await engine.start()
     await engine.aclose()
+
+
+@given(st.integers(0, LARGE), st.integers(0, LARGE), st.integers(0, LARGE))
+def test_copies_beside_a_model_never_make_memory_tight(wanted, need, available):
+    room = memory.store_room(wanted, need, available)
+    assert 0 <= room <= wanted
+    assert room == 0 or need + room <= memory.TIGHT_SHARE * available
+    # No less than could be had.
+    assert room == wanted or need + room + 1 > memory.TIGHT_SHARE * available
+    assert memory.store_room(wanted, need, None) == wanted
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "kept_mib", "told"), [(None, 64, False), (4096, 64, False), (40, 36, True)]
+)
+def test_computed_prompts_are_kept_in_what_memory_is_left(free_mib, kept_mib, told):
+    free_bytes = None if free_mib is None else free_mib * MIB
+    parts = open_parts(
+        EchoBackend,
+        None,
+        SchedulerOptions(prefix_cache_bytes=64 * MIB),
+        StepCosts(),
+        deliver=lambda stream, chunk: None,
+        wake=lambda: None,
+        clock=lambda: 0.0,
+        free_memory=lambda: free_bytes,
+    )
+    assert bool(parts.notes) == told
+    assert all(f"{kept_mib} MiB of computed prompts" in note for note in parts.notes)
+    parts.close()

@@ -398,3 +398,21 @@ async def test_a_draft_models_context_may_be_shorter(kit):
 
 def test_requests_carry_a_draft():
     assert Request((Message("user", "x"),)).draft == ""
+
+
+@pytest.mark.anyio
+async def test_drafts_are_checked_beside_a_prompt_that_is_computed(stepped, kit):
+    backend = stepped.SteppedEcho()
+    async with stepped.engine_of(backend, speculation="always", max_draft_tokens=4) as engine:
+        said = "echo: " + "x" * 60
+        copying = stepped.ask(60, max_tokens=66, draft=said)
+        decoder = asyncio.create_task(kit.collect(engine, copying))
+        backend.allow(1)
+        await stepped.until(lambda: len(backend.steps) == 1)
+        long = asyncio.create_task(kit.collect(engine, stepped.ask(1000, max_tokens=9)))
+        await stepped.until(lambda: engine.status().queued + engine.status().active == 2)
+        backend.allow()
+        answers = await asyncio.gather(decoder, long)
+    assert [kit.text_of(chunks) for chunks in answers] == [said, "echo: xxx"]
+    sizes = [sorted(size for _, _, size in step) for step in backend.steps]
+    assert [5, stepped.CHUNK] in sizes

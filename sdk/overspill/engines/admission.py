@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -77,6 +77,8 @@ def least_prefill_tokens(own: int, others: Iterable[int], chunk: int) -> int:
 class AdmissionQueue(Generic[T]):
     """First come, first served within a lane; nobody overtakes the head for being smaller.
 
+    Who cannot start for a reason of his own lets others pass, until he has waited ``ageing_s``.
+
     The batch lane goes first once its head has waited ``ageing_s`` and nobody overtook by ageing
     for as long: it never starves, and a lane full of aged requests starves nobody either.
     """
@@ -101,16 +103,24 @@ class AdmissionQueue(Generic[T]):
             return False
         return True
 
-    def head(self, now_s: float) -> T | None:
-        """The next to be admitted, still queued."""
+    def head(self, now_s: float, may_start: Callable[[T], bool] = lambda _: True) -> T | None:
+        """The next to be admitted, still queued: the head of the lane whose turn it is.
+
+        Where that one may not start, and has not waited for long, it is the next who may.
+        """
         lane = self._next_lane(now_s)
-        return None if lane is None else self._lanes[lane][0]
+        if lane is None:
+            return None
+        head = self._lanes[lane][0]
+        if may_start(head) or now_s - head.submitted_s >= self._ageing_s:
+            return head
+        return next(filter(may_start, self.items()), head)
 
     def admit(self, item: T, now_s: float) -> None:
-        """Take out the head, which starts now."""
+        """Take out the next, who starts now."""
         if item.lane == "batch" and self._lanes["interactive"]:
             self._overtaken_s = now_s
-        self._lanes[item.lane].popleft()
+        self._lanes[item.lane].remove(item)
 
     def items(self) -> list[T]:
         """All that wait, interactive lane first."""

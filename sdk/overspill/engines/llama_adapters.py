@@ -11,6 +11,7 @@ from typing import Any
 import llama_cpp as native
 
 from overspill.engines.gguf_header import read_header
+from overspill.engines.llama_adapter_swap import AdapterSwap, LoadedAdapter
 from overspill.engines.llama_native import native_log
 from overspill.errors import EngineError, ModelInvalid
 
@@ -23,7 +24,10 @@ class NativeAdapters:
     """
 
     def __init__(self, model: Any, files: Mapping[str, str]) -> None:
-        self._loaded = {name: _load(model, name, Path(path)) for name, path in files.items()}
+        loaded = {name: _load(model, name, Path(path)) for name, path in files.items()}
+        self._loaded = {name: each.native for name, each in loaded.items()}
+        self._swap = AdapterSwap.of(model, loaded)
+        self._attached: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,7 +35,19 @@ class NativeAdapters:
         return tuple(self._loaded)
 
     def use(self, context: Any, name: str | None) -> None:
-        """Make the context compute with this adapter alone, at scale 1; None takes all off."""
+        """Make the context compute with this adapter alone, at scale 1; None takes all off.
+
+        Where one of the same shape is attached, only its numbers are exchanged.
+        """
+        carrier = name
+        if name is not None:
+            carrier = self._swap.carrier(name, self._attached)
+            self._swap.point(carrier, name)
+        if carrier != self._attached:
+            self._attach(context, carrier)
+            self._attached = carrier
+
+    def _attach(self, context: Any, name: str | None) -> None:
         chosen = [] if name is None else [self._loaded[name]]
         adapters = (native.llama_adapter_lora_p_ctypes * len(chosen))(*chosen)
         scales = (ctypes.c_float * len(chosen))(*[1.0] * len(chosen))
@@ -46,7 +62,7 @@ def adapter_bytes(files: Mapping[str, str]) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def _load(model: Any, name: str, path: Path) -> Any:
+def _load(model: Any, name: str, path: Path) -> LoadedAdapter:
     header = read_header(path)
     if header.metadata.get("general.type") != "adapter":
         raise ModelInvalid(
@@ -62,4 +78,4 @@ def _load(model: Any, name: str, path: Path) -> Any:
             f"llama.cpp cannot load adapter {name!r} from {path}{f': {said}' if said else ''}.",
             mend="Check that it was made for this model.",
         )
-    return adapter
+    return LoadedAdapter(adapter, header.metadata.get("adapter.lora.alpha"), len(header.tensors))

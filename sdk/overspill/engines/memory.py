@@ -25,6 +25,7 @@ __all__ = [
     "judge",
     "largest_context",
     "settle",
+    "store_room",
 ]
 
 F16_BYTES = 2
@@ -206,6 +207,16 @@ def settle(
             )
     check_fits(fit, name)
     return fit
+
+
+def store_room(wanted_bytes: int, need_bytes: int, available_bytes: int | None) -> int:
+    """Bytes for what may be kept beside a model: as wanted, as long as memory isn't tight with it.
+
+    ``need_bytes`` is what the model takes of ``available_bytes``, which were free before it.
+    """
+    if available_bytes is None:
+        return wanted_bytes
+    return max(0, min(wanted_bytes, int(TIGHT_SHARE * available_bytes) - need_bytes))
 
 
 def _mib(size: int) -> str:

@@ -234,6 +234,7 @@ class ScheduledEngine(Engine):
             tools=tools,
             json_schema=is_available(),
             memory_bytes=backend.card.memory_bytes + scheduler.draft_bytes,
+            notes=backend.card.notes + scheduler.notes,
         )
         guard = ControlGuard(vocabulary.control_texts)
         return _Loaded(scheduler, backend, template, guard, form, Constrainer(backend), card)

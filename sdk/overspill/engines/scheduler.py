@@ -15,23 +15,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from overspill.engines.admission import AdmissionQueue, KvReservations, least_prefill_tokens
+from overspill.engines.admission import AdmissionQueue, KvReservations
 from overspill.engines.answer_stream import Outbox
 from overspill.engines.backend import Backend, BatchRow, Interrupted
-from overspill.engines.drafts import DraftModel
+from overspill.engines.deadlines import check_reachable, first_limit_s, too_late
 from overspill.engines.generation import Generation
-from overspill.engines.machine_load import LoadMeter, ThreadControl
 from overspill.engines.options import SchedulerOptions
-from overspill.engines.picture_encoder import PictureEncoder
-from overspill.engines.prefix_cache import PrefixCache, find_leader
-from overspill.engines.speculation import Speculator
+from overspill.engines.prefix_cache import find_leader
+from overspill.engines.scheduler_parts import Parts, open_parts
 from overspill.engines.step_costs import StepCosts
-from overspill.engines.step_plan import StepPlanner
-from overspill.engines.step_runner import StepRunner
 from overspill.engines.thread_end import join_native
-from overspill.errors import BusyError, DeadlineExceeded, EngineDied, EngineError, OverspillError
+from overspill.errors import BusyError, EngineDied, EngineError, OverspillError
 
 SETTLE_S, SETTLE_SHARE = 0.002, 0.15
 """So long, and so much of a step, at most, readers get before the next step takes all cores."""
@@ -90,12 +86,7 @@ class Scheduler:
         self._kv = KvReservations(0, 0)
         self._outbox = Outbox()
         self._costs = StepCosts()
-        self._backend: Backend | None = None
-        self._prefixes: PrefixCache | None = None
-        self._speculator: Speculator | None = None
-        self._draft_problem = ""
-        self._threads: ThreadControl | None = None
-        self._encoder: PictureEncoder | None = None
+        self._parts: Parts | None = None
         self._closing = False
         self._died: EngineDied | None = None
         self._moved_s = clock()
@@ -166,26 +157,26 @@ class Scheduler:
     def status(self) -> SchedulerStatus:
         """What it does now."""
         with self._wake:
-            return SchedulerStatus(
+            status = SchedulerStatus(
                 alive=self._thread.is_alive() and self._died is None,
                 moved_s_ago=self._clock() - self._moved_s,
                 active=len(self._running),
                 queued=len(self._queue),
                 kv_tokens_reserved=self._kv.reserved,
                 kv_tokens=self._kv.kv_tokens,
-                prefix_cache_bytes=0 if self._prefixes is None else self._prefixes.host_bytes,
-                drafted_tokens=0 if self._speculator is None else self._speculator.drafted,
-                accepted_tokens=0 if self._speculator is None else self._speculator.accepted,
-                threads=0 if self._threads is None else self._threads.threads,
-                draft_problem=self._draft_problem
-                or (self._speculator.draft_problem if self._speculator else ""),
             )
+            parts = self._parts
+        return status if parts is None else replace(status, **parts.status())
 
     @property
     def draft_bytes(self) -> int:
         """What the draft model was estimated to take; 0 without one."""
-        draft_model = None if self._speculator is None else self._speculator.draft_model
-        return 0 if draft_model is None else draft_model.memory_bytes
+        return 0 if self._parts is None else self._parts.draft_bytes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user has to know of how it runs the model."""
+        return () if self._parts is None else self._parts.notes
 
     def is_stuck(self) -> bool:
         """Whether the thread hasn't moved for longer than ``stall_after_s``."""
@@ -206,32 +197,22 @@ class Scheduler:
             self.close()
 
     def _interrupt(self) -> None:
-        if self._backend is not None:
-            self._backend.interrupt()
+        if self._parts is not None:
+            self._parts.backend.interrupt()
 
     def _known_prefix(self, generation: Generation) -> int:
-        if self._prefixes is None or _first_limit_s(generation) is None:
+        if self._parts is None or first_limit_s(generation) is None:
             return 0
-        return self._prefixes.known(generation.prefix_key, generation.prompt)
+        return self._parts.prefixes.known(generation.prefix_key, generation.prompt)
 
     def _refuse_hopeless(self, generation: Generation, computed: int) -> None:
-        limit_s, rate = _first_limit_s(generation), self._costs.prefill_tokens_per_s
-        if limit_s is None or rate is None:
-            return
-        ahead = [*self._prefilling, *self._queue.ahead_of(generation.lane)]
-        # A lower bound: decoding, and waiting for a free slot, come on top.
-        tokens = least_prefill_tokens(
-            len(generation.prompt) - computed,
-            (len(g.prompt) - g.computed for g in ahead if g.leader is None),
-            self._options.prefill_chunk_tokens,
+        check_reachable(
+            generation,
+            [*self._prefilling, *self._queue.ahead_of(generation.lane)],
+            computed=computed,
+            chunk_tokens=self._options.prefill_chunk_tokens,
+            tokens_per_s=self._costs.prefill_tokens_per_s,
         )
-        if tokens / rate > limit_s:
-            raise DeadlineExceeded(
-                f"The first token would take at least {tokens / rate:.1f} s; {limit_s:g} s were "
-                "allowed.",
-                mend="Allow more time, or another route.",
-                retry_after_s=tokens / rate,
-            )
 
     # --- the scheduler's thread ---------------------------------------------------------------
 
@@ -245,12 +226,22 @@ class Scheduler:
         # From here on nobody who waits for the loading can cancel it: he leaves alone.
         self._loaded.set_running_or_notify_cancel()
         try:
-            parts = self._open()
+            parts = open_parts(
+                self._open_backend,
+                self._open_draft,
+                self._options,
+                self._costs,
+                deliver=self._outbox.put,
+                wake=self._wake_up,
+                clock=self._clock,
+            )
         except BaseException as error:
             # Whatever loading raises belongs to the caller of start().
             self._end(_died(error))
             self._loaded.set_exception(error)
             return
+        self._kv = KvReservations(parts.backend.kv_tokens, parts.backend.max_sequences)
+        self._parts = parts
         self._loaded.set_result(parts.backend)
         try:
             while self._wait_for_work():
@@ -260,61 +251,7 @@ class Scheduler:
             # The thread's end must reach everyone who waits for it.
             self._end(_died(error))
         finally:
-            if self._encoder is not None:
-                self._encoder.close()
-            if self._speculator is not None:
-                self._speculator.close()
-            parts.backend.close()
-
-    def _open(self) -> _Parts:
-        backend = self._open_backend()
-        try:
-            speculator = self._open_speculator(backend)
-        except BaseException:
-            backend.close()
-            raise
-        adapters = bool(backend.abilities.adapters)
-        planner = StepPlanner(
-            self._options,
-            self._costs,
-            batch_tokens=backend.batch_tokens,
-            adapters=adapters,
-            propose=None if speculator is None else speculator.propose,
-        )
-        self._kv = KvReservations(backend.kv_tokens, backend.max_sequences)
-        self._prefixes = PrefixCache(backend, max_bytes=self._options.prefix_cache_bytes)
-        self._speculator, self._backend = speculator, backend
-        if backend.abilities.vision is not None:
-            self._encoder = PictureEncoder(backend.abilities.vision, self._wake_up)
-        if backend.abilities.most_threads > 1:
-            self._threads = ThreadControl(backend, LoadMeter(clock=self._clock))
-        runner = StepRunner(
-            backend,
-            self._costs,
-            speculator,
-            self._threads,
-            adapters=adapters,
-            deliver=self._outbox.put,
-            clock=self._clock,
-        )
-        return _Parts(backend, self._prefixes, planner, runner)
-
-    def _open_speculator(self, backend: Backend) -> Speculator | None:
-        if self._options.speculation == "off" or not backend.abilities.cuts:
-            if self._open_draft is not None:
-                off = self._options.speculation == "off"
-                why = "speculation is off" if off else "the model's cache cannot be cut"
-                self._draft_problem = f"The draft model is not used: {why}."
-            return None
-        draft_model = None
-        if self._open_draft is not None:
-            draft_model = DraftModel(self._open_draft())
-            try:
-                draft_model.check_same_tokenizer(backend)
-            except BaseException:
-                draft_model.close()
-                raise
-        return Speculator(self._options, self._costs, draft_model=draft_model, clock=self._clock)
+            parts.close()
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -326,7 +263,7 @@ class Scheduler:
             self._moved_s = self._clock()
             return not self._closing
 
-    def _step(self, parts: _Parts) -> None:
+    def _step(self, parts: Parts) -> None:
         self._drop_left_and_late(parts)
         self._admit(parts)
         if self._followers:
@@ -335,7 +272,7 @@ class Scheduler:
         started_s = self._clock()
         if batch:
             self._run(parts, batch)
-        self._flush(self._clock() - started_s)
+        self._flush(parts, self._clock() - started_s)
         if not batch and self._running:
             self._wait_for_pictures()
 
@@ -349,30 +286,30 @@ class Scheduler:
             if not self._closing:
                 self._wake.wait(timeout=PICTURE_WAIT_S)
 
-    def _encode(self, generation: Generation) -> None:
+    def _encode(self, parts: Parts, generation: Generation) -> None:
         """Have the pictures encoded that its slot lacks, unless somebody computes them for it."""
-        if self._encoder is not None and generation.leader is None:
-            self._encoder.put(generation)
+        if parts.encoder is not None and generation.leader is None:
+            parts.encoder.put(generation)
 
-    def _drop_left_and_late(self, parts: _Parts) -> None:
+    def _drop_left_and_late(self, parts: Parts) -> None:
         now_s = self._clock()
         with self._wake:
             late = [g for g in self._queue.items() if g.is_late(now_s)]
             for generation in late:
                 self._queue.remove(generation)
         for generation in late:
-            self._fail(generation, _too_late(generation))
+            self._fail(generation, too_late(generation))
         for generation in list(self._running):
             if generation.cancelled:
                 self._leave(parts, generation)
             elif generation.is_late(now_s):
-                self._fail(generation, _too_late(generation))
+                self._fail(generation, too_late(generation))
                 self._leave(parts, generation)
             elif generation.pictures is not None and generation.pictures.failure is not None:
                 generation.failure = generation.pictures.failure
                 self._leave(parts, generation)
 
-    def _admit(self, parts: _Parts) -> None:
+    def _admit(self, parts: Parts) -> None:
         now_s = self._clock()
         while (newcomer := self._next_admitted(now_s)) is not None:
             free = [newcomer.slot, *self._kv.free_slots]
@@ -382,12 +319,12 @@ class Scheduler:
                 newcomer.slot, newcomer.computed = slot, tokens
             newcomer.cached_tokens = tokens
             self._follow(newcomer)
-            self._encode(newcomer)
+            self._encode(parts, newcomer)
             parts.prefixes.shrink(self._kv.kv_tokens - self._kv.reserved)
 
     def _next_admitted(self, now_s: float) -> Generation | None:
         with self._wake:
-            head = self._queue.head(now_s)
+            head = self._queue.head(now_s, self._adapter_fits)
             if head is None or not self._kv.fits(head.kv_tokens) or not self._adapter_fits(head):
                 return None
             self._queue.admit(head, now_s)
@@ -409,7 +346,7 @@ class Scheduler:
             newcomer.leader, newcomer.leader_tokens = leader, tokens
             self._followers.append(newcomer)
 
-    def _catch_up(self, parts: _Parts) -> None:
+    def _catch_up(self, parts: Parts) -> None:
         """Copy for followers what is there by now; whose leader left inherits and goes on alone."""
         for follower in list(self._followers):
             leader, tokens = follower.leader, follower.leader_tokens
@@ -425,9 +362,9 @@ class Scheduler:
                 )
             follower.leader = None
             self._followers.remove(follower)
-            self._encode(follower)
+            self._encode(parts, follower)
 
-    def _run(self, parts: _Parts, batch: list[tuple[Generation, BatchRow]]) -> None:
+    def _run(self, parts: Parts, batch: list[tuple[Generation, BatchRow]]) -> None:
         members = tuple(generation for generation, _ in batch)
         with self._wake:
             if self._closing or all(member.cancelled for member in members):
@@ -455,7 +392,7 @@ class Scheduler:
             if generation.ended:
                 self._leave(parts, generation)
 
-    def _leave(self, parts: _Parts, generation: Generation, *, intact: bool = True) -> None:
+    def _leave(self, parts: Parts, generation: Generation, *, intact: bool = True) -> None:
         """Free the slot and the reservation; what is computed stays there to be reused, unless
         a step broke off and left it unknown."""
         if generation.failure is not None:
@@ -478,7 +415,7 @@ class Scheduler:
         mine.partial = generation.text.released
         self._outbox.put(generation.stream, mine)
 
-    def _fail_step(self, parts: _Parts, members: Iterable[Generation], error: EngineError) -> None:
+    def _fail_step(self, parts: Parts, members: Iterable[Generation], error: EngineError) -> None:
         """A failed step leaves the cache of its members unknown: they end, the others go on."""
         self._failed_steps += 1
         if self._failed_steps >= self._options.max_failed_steps:
@@ -488,8 +425,8 @@ class Scheduler:
                 self._fail(generation, error)
             self._leave(parts, generation, intact=False)
 
-    def _flush(self, step_s: float) -> None:
-        fills_cores = self._threads is not None and step_s >= SHORT_STEP_S
+    def _flush(self, parts: Parts, step_s: float) -> None:
+        fills_cores = parts.threads is not None and step_s >= SHORT_STEP_S
         lost = set(self._outbox.flush(min(SETTLE_S, SETTLE_SHARE * step_s) if fills_cores else 0.0))
         for generation in self._running if lost else ():
             if generation.stream in lost:
@@ -506,33 +443,6 @@ class Scheduler:
         for generation in left:
             self._fail(generation, error or _closed())
         self._outbox.flush()
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What the thread works with, once the backend is there."""
-
-    backend: Backend
-    prefixes: PrefixCache
-    planner: StepPlanner
-    runner: StepRunner
-
-
-def _first_limit_s(generation: Generation) -> float | None:
-    limits = (generation.request.first_token_s, generation.request.deadline_s)
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _too_late(generation: Generation) -> DeadlineExceeded:
-    request = generation.request
-    limit_s = request.deadline_s
-    if not generation.tokens and request.first_token_s is not None:
-        limit_s = request.first_token_s
-    return DeadlineExceeded(
-        f"The answer was not there within {limit_s:g} s "
-        f"({len(generation.tokens)} of at most {generation.max_tokens} tokens were).",
-        mend="Allow more time, ask for fewer tokens, or allow another route.",
-    )
 
 
 def _closed() -> EngineDied:

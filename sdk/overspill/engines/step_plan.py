@@ -51,14 +51,19 @@ class StepPlanner:
         if self._turns is not None:
             running = self._turns.next([g for g in running if not g.waits_for_picture])
         decoding = [g for g in running if g.is_decoding][: self._batch_tokens]
-        if self._propose is not None and decoding and len(decoding) == len(running):
-            drafts = self._propose(decoding, self._batch_tokens - len(decoding))
-            if drafts:
-                return _by_slot([(g, decode_row(g, drafts.get(g, ()))) for g in decoding])
-        batch = [(g, decode_row(g)) for g in decoding]
-        if len(decoding) < len(running):
+        waiting = len(running) - len(decoding)
+        drafts = self._drafts(decoding, waiting)
+        batch = [(g, decode_row(g, drafts.get(g, ()))) for g in decoding]
+        if waiting:
             self._add_prompts(batch, running, prefilling)
         return _by_slot(batch)
+
+    def _drafts(self, decoding: Sequence[Generation], waiting: int) -> Drafts:
+        """As long as they leave each waiting prompt a little room."""
+        room = self._batch_tokens - len(decoding) - MIN_CHUNK_TOKENS * waiting
+        if self._propose is None or not decoding or room <= 0:
+            return {}
+        return self._propose(decoding, room)
 
     def _add_prompts(
         self,
@@ -67,7 +72,8 @@ class StepPlanner:
         prefilling: deque[Generation],
     ) -> None:
         waiting = [g for g in prefilling if self._may_go_on(g, running)]
-        room, chunk = self._room(len(batch), len(waiting))
+        rows = sum(len(row.tokens) for _, row in batch)
+        room, chunk = self._room(len(batch), rows, len(waiting))
         for _ in range(len(prefilling)):
             if room <= 0:
                 break
@@ -85,14 +91,15 @@ class StepPlanner:
     def _may_go_on(self, generation: Generation, running: Sequence[Generation]) -> bool:
         return generation.leader is None and (self._turns is None or generation in running)
 
-    def _room(self, decoding: int, waiting: int) -> tuple[int, int]:
+    def _room(self, decoding: int, rows: int, waiting: int) -> tuple[int, int]:
         """Prompt tokens that this step has room for, and how many one prompt may take of it.
 
+        ``rows`` are those who decode and the tokens of their drafts, which take of that room.
         Measured by the step that comes of it: with few decoding and many waiting, small chunks
         would hold up those who wait, and spare nobody what begins once they decode too.
         """
-        room, chunk = self._batch_tokens - decoding, self._options.prefill_chunk_tokens
-        rate, idle_s = self._costs.beside_tokens_per_s, self._costs.decode_s(decoding)
+        room, chunk = self._batch_tokens - rows, self._options.prefill_chunk_tokens
+        rate, idle_s = self._costs.beside_tokens_per_s, self._costs.decode_s(rows)
         joined_s = self._costs.decode_s(decoding + waiting)
         if decoding and rate is not None and idle_s is not None and joined_s is not None:
             spare_s = self._options.prefill_stretch * joined_s - idle_s

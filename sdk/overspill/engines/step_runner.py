@@ -81,6 +81,9 @@ class StepRunner:
         at = 0
         for generation, row in batch:
             rows = logits[at : at + row.outputs]
+            if not generation.is_decoding:
+                at += self._go_on(generation, row, rows, now_s)
+                continue
             at += row.outputs
             chunks = check_draft(generation, row, rows, self._backend, now_s)
             generation.computed += len(chunks)
@@ -89,6 +92,15 @@ class StepRunner:
             if row.outputs > 1:
                 speculator.note(generation, row.outputs - 1, len(chunks) - 1)
             self._deliver(generation.stream, merge_chunks(chunks))
+
+    def _go_on(self, generation: Generation, row: BatchRow, rows: Logits, now_s: float) -> int:
+        """A prompt that was computed further; returns how many rows of logits were its."""
+        generation.computed += len(row.tokens)
+        if not row.wants_logits:
+            return 0
+        chunks = check_draft(generation, row, rows[:1], self._backend, now_s)
+        self._deliver(generation.stream, merge_chunks(chunks))
+        return 1
 
 
 def _count(batch: Batch) -> tuple[int, int]:
