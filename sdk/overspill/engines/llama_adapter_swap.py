@@ -5,7 +5,7 @@ Attaching another adapter makes llama.cpp build its largest graphs again: 5 ms o
 stays attached, and its tensors point at the numbers of the one whose turn it is.
 
 ``ggml_tensor`` is public (ggml.h), but no function leads from an adapter to its tensors: they are
-seen in the graph of one token, computed in a small context of its own. Where anything is not as
+seen in the graph of one token, planned in a small context of its own. Where anything is not as
 expected - another layout, weights outside the host's memory, adapters of unlike shapes - nothing is
 swapped, and adapters are attached as usual.
 """
@@ -20,6 +20,8 @@ from typing import Any
 
 import llama_cpp as native
 from llama_cpp._ggml import libggml
+
+from overspill.engines.llama_native import AbortFlag
 
 _LORA_SUFFIXES = (b".lora_a", b".lora_b")
 _LOOK_CONTEXT_TOKENS = 32
@@ -109,6 +111,9 @@ def _looking(model: Any) -> Iterator[Callable[[Any], Sequence[int]]]:
     params.n_ctx, params.n_batch, params.n_ubatch = _LOOK_CONTEXT_TOKENS, 1, 1
     params.n_threads = params.n_threads_batch = 1
     params.cb_eval = ctypes.cast(callback, native.ggml_backend_sched_eval_callback)
+    abort = AbortFlag()
+    abort.set()
+    params.abort_callback, params.abort_callback_data = abort.callback, abort.data
     context = native.llama_init_from_model(model, params)
     if not context:
         yield lambda _: ()
@@ -120,8 +125,8 @@ def _looking(model: Any) -> Iterator[Callable[[Any], Sequence[int]]]:
         native.llama_set_adapters_lora(context, chosen, 1, (ctypes.c_float * 1)(1.0))
         native.llama_memory_clear(native.llama_get_memory(context), False)
         tokens = (native.llama_token * 1)(0)
-        if native.llama_decode(context, native.llama_batch_get_one(tokens, 1)):
-            return ()
+        # It ends by the abort, having named every operation and computed none.
+        native.llama_decode(context, native.llama_batch_get_one(tokens, 1))
         return [tensor for tensor in seen if _is_lora(tensor)]
 
     try:
