@@ -13,17 +13,18 @@ swapped, and adapters are attached as usual.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp as native
-from llama_cpp._ggml import libggml
 
 from overspill.engines.llama_native import AbortFlag
 
 _LORA_SUFFIXES = (b".lora_a", b".lora_b")
+_FUNCTIONS = ("ggml_get_name", "ggml_get_data", "ggml_nbytes", "ggml_backend_buffer_is_host")
 _LOOK_CONTEXT_TOKENS = 32
 
 
@@ -74,7 +75,7 @@ class AdapterSwap:
     @classmethod
     def of(cls, model: Any, adapters: Mapping[str, LoadedAdapter]) -> AdapterSwap:
         """Looks at loaded adapters by name; those that cannot be swapped are left out."""
-        if len(adapters) < 2:
+        if len(adapters) < 2 or _library() is None:
             return cls({})
         with _looking(model) as look:
             seen = {name: _weights(look(each.native), each) for name, each in adapters.items()}
@@ -177,7 +178,20 @@ def _is_plain(address: int, tensor: _Tensor) -> bool:
     )
 
 
+@functools.cache
+def _library() -> Any:
+    """ggml, where the bindings have it and it has all that is asked here; else None."""
+    try:
+        from llama_cpp._ggml import libggml
+
+        for name in _FUNCTIONS:
+            getattr(libggml, name)
+    except (ImportError, AttributeError):
+        return None
+    return libggml
+
+
 def _ggml(name: str, result: Any, address: int) -> Any:
-    function = getattr(libggml, name)
+    function = getattr(_library(), name)
     function.argtypes, function.restype = [ctypes.c_void_p], result
     return function(address)
