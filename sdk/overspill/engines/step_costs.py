@@ -8,6 +8,8 @@ from __future__ import annotations
 
 WEIGHT = 0.2
 """Of a new measurement against all before it."""
+WORSE_WEIGHT = 0.5
+"""The same where chunks beside decoding turn out dearer: others wait for them by mistake."""
 MOST_TIMES = 3.0
 """A step that was held up by something else counts as at most so many times the usual."""
 PRIOR_ROW_COST = 0.3
@@ -49,7 +51,7 @@ class StepCosts:
             return
         added_s = took_s - ((self.decode_s(rows) or 0.0) if rows else 0.0)
         if rows:
-            self._beside_s = _mean(self._beside_s, max(0.0, added_s) / prompt_tokens)
+            self._beside_s = _dearer_at_once(self._beside_s, max(0.0, added_s) / prompt_tokens)
         if prompt_tokens + rows >= MIN_RATE_TOKENS or prompt_tokens > 4 * rows:
             self._note_prefill(prompt_tokens, added_s)
 
@@ -83,5 +85,9 @@ class StepCosts:
             self._prefill_tokens_per_s = rate if old is None else old + WEIGHT * (rate - old)
 
 
-def _mean(old: float | None, new: float) -> float:
-    return new if old is None else old + WEIGHT * (min(new, MOST_TIMES * old) - old)
+def _mean(old: float | None, new: float, weight: float = WEIGHT) -> float:
+    return new if old is None else old + weight * (min(new, MOST_TIMES * old) - old)
+
+
+def _dearer_at_once(old: float | None, new: float) -> float:
+    return _mean(old, new, WORSE_WEIGHT if old is not None and new > old else WEIGHT)
