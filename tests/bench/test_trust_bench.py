@@ -18,6 +18,7 @@ NAMES = [
     *(f"trust.verify.{kind}_{what}" for kind in KINDS for what in ("ms", "vs_bare")),
     "trust.first_contact_ms",
     "trust.request_ms",
+    "trust.request_vs_bare",
     "trust.frame_us",
     "trust.frame_both_us",
     "trust.frame_vs_bare",

@@ -10,7 +10,7 @@ import pytest
 
 from overspill.errors import EvidenceRejected
 from overspill.sealing.hpke import KEM_X25519, NodeKeyPair
-from overspill.trust import base, reference
+from overspill.trust import base, freshness, reference
 from overspill.trust.measured import Measured, MeasuredLog, ModelEntry, ModelsManifest
 from overspill.trust.nkc import NO_NONCE, report_data
 from overspill.trust.verifier import verify
@@ -274,6 +274,16 @@ def test_the_model_that_answers_is_one_that_was_proven(pinned_node, at):
         "model_not_attested", "6", "a model of the evidence",
         f"model 'other' with digest {RIVER.hex()}", mend,
     )  # fmt: skip
+
+
+def test_a_step_names_itself(pinned_node):
+    """Also where nobody runs it under its number."""
+    policy, config = pinned_node.policy, pinned_node.config()
+    assert words(freshness.check, config, pinned_node.bundle(None), None, NOW, policy)[:2] == (
+        "nonce_required", "4"
+    )  # fmt: skip
+    empty, log = replace(policy.reference, models={}), MeasuredLog.decode(pinned_node.log)
+    assert words(reference.check, log, empty, None)[:2] == ("model_not_listed", "6")
 
 
 # Step 8: what every kind of evidence shares -------------------------------------------------------

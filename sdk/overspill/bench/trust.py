@@ -14,7 +14,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, Suite
 
 from overspill.bench.figures import FigureSpec, at_most
 from overspill.bench.rounds import Samples, Side, alternate
@@ -99,11 +103,14 @@ def _first_contact_entry(makers: Path) -> Entry:
 
 
 def _request_entry() -> Entry:
-    spec = FigureSpec(
-        "trust.request_ms",
-        "ms",
-        "what seal, signature and receipt add to a request, on both sides together",
-        at_most(1),
+    figures = (
+        FigureSpec(
+            "trust.request_ms",
+            "ms",
+            "what seal, signature and receipt add to a request, on both sides together",
+            at_most(1),
+        ),
+        FigureSpec("trust.request_vs_bare", "x", "over the same primitives by the library alone"),
     )
 
     async def run(bench: Bench) -> Outcome:
@@ -114,10 +121,31 @@ def _request_entry() -> Entry:
             sent = seal_request(result, device, _BODY, NOW * 1000)
             _answer(node, result, device, sent)
 
-        (samples,) = await _in_turn(bench, ("request", request))
-        return Outcome({spec.name: _median(samples)}, (samples,))
+        ours, bare = await _in_turn(bench, ("request", request), ("bare", _bare_request()))
+        ratio = paired_ratio(ours.values, bare.values).value
+        values = {"trust.request_ms": _median(ours), "trust.request_vs_bare": ratio}
+        return Outcome(values, (ours, bare))
 
-    return Entry("request", (spec,), run)
+    return Entry("request", figures, run)
+
+
+def _bare_request() -> Work:
+    """HPKE, two signatures and the sealed body, made and opened: nothing around them."""
+    pair = MLKEM768X25519PrivateKey(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
+    suite, public = (
+        Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305),
+        pair.public_key(),
+    )
+    signer, aead, nonce = Ed25519PrivateKey.generate(), ChaCha20Poly1305(os.urandom(32)), bytes(12)
+    verifier = signer.public_key()
+
+    def request() -> None:
+        suite.decrypt(suite.encrypt(bytes(32), public), pair)
+        for message in (bytes(200), bytes(300)):  # a request's, a receipt's
+            verifier.verify(signer.sign(message), message)
+        aead.decrypt(nonce, aead.encrypt(nonce, _BODY, None), None)
+
+    return request
 
 
 def _answer(

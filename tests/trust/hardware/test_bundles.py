@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from overspill.errors import EvidenceRejected
+from overspill.receipt_records import Verdict
 from overspill.trust import verifier
 from overspill.trust.measured import MeasuredLog
 from overspill.trust.nkc import report_data
@@ -49,7 +50,7 @@ def tdx_bundle(makers, pinned_node) -> EvidenceBundle:
 
 
 @pytest.mark.parametrize("kind", ["snp", "tdx"])
-def test_a_hardware_node_satisfies_attested(request, look_alikes, policy_of, at, kind):
+def test_a_hardware_node_satisfies_attested(request, look_alikes, policy_of, makers, at, kind):
     bundle = request.getfixturevalue(f"{kind}_bundle")
     policy = policy_of(bundle.evidence[0].type)
     remote = at(address="node.example:443", is_local=False, nonce=NONCE)
@@ -58,6 +59,7 @@ def test_a_hardware_node_satisfies_attested(request, look_alikes, policy_of, at,
     assert result.satisfies_attested
     assert not result.dev
     assert [step.ok for step in result.steps] == [True] * 9
+    assert Verdict.of(result).measurement == makers.MEASUREMENT.hex()  # what receipts name
 
 
 @pytest.mark.parametrize("kind", ["snp", "tdx"])

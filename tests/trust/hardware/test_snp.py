@@ -50,6 +50,26 @@ def test_the_production_verifier_refuses_the_look_alike(makers):
     assert found.rejection.reason in ("root_unknown", "certificate_signature")
 
 
+def test_the_claims_are_what_the_report_says(makers, judge):
+    amd = makers.Amd()
+    where = {0xC0: bytes([7] * 32), 0xE0: bytes([8] * 48)}
+    for policy, vmpl, said in (
+        (1 << 17, 0, {"vmpl": "0", "debug": "false", "migration": "false", "smt": "false"}),
+        (0x30000, 3, {"vmpl": "3", "debug": "false", "migration": "false", "smt": "true"}),
+        (0x30000 | 1 << 18, 1, {"vmpl": "1", "debug": "false", "migration": "true", "smt": "true"}),
+    ):
+        guest = files(amd, policy=policy, vmpl=vmpl, patch=where, report_data=bytes([9] * 64))
+        claims = judge("snp", guest).claims
+        assert {name: claims[name] for name in said} == said
+        assert claims["tee"] == "SEV-SNP"
+        assert claims["signing_key"] == "VCEK"
+        assert claims["chip_id"] == makers.CHIP.hex()
+        assert claims["endorsement_key_sha256"] == parse_certificate(amd.endorsement.der).sha256
+        assert claims["report_data"] == "09" * 64
+        assert (claims["host_data"], claims["id_key_digest"]) == ("07" * 32, "08" * 48)
+        assert claims["reported_tcb"] == ", ".join(f"{k} {v}" for k, v in amd.tcb.items())
+
+
 def test_t5_debug(makers, judge, refused, policy):
     guest = files(makers.Amd(), policy=0x30000 | 1 << 19)
     assert refused("snp", guest, policy=policy) == "guest_debug"
