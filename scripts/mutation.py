@@ -42,7 +42,10 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         f"{_TRUST}/test_dev_never_real.py::test_rule_4_loopback_and_unix_sockets_pass",
     ),
     "reference": (*_WORDS, f"{_TRUST}/test_closed.py"),
+    "schedule": ("tests/sealing/test_schedule.py", "tests/sealing/test_wire_format.py"),
+    "snp": (f"{_TRUST}/hardware/test_snp.py", f"{_TRUST}/hardware/test_bundle_policies.py"),
     "steps": (f"{_TRUST}/test_steps.py", f"{_TRUST}/test_verifier.py"),
+    "frames": ("tests/sealing/test_frames.py", "tests/sealing/test_schedule.py"),
     "nkc": (f"{_TRUST}/test_nkc.py", f"{_TRUST}/test_parsers.py"),
     "verifier": (
         f"{_TRUST}/test_verifier.py",

@@ -61,6 +61,18 @@ def test_frames_arrive_whole_and_in_order(texts):
     assert [frame.final for frame in opened] == [False] * len(texts) + [True]
 
 
+def test_the_frame_that_is_due_is_named():
+    """By what a lost stream is resumed: a frame that did not open is still due."""
+    opener, frames = FrameOpener(KEYS, SERVER), answer([b"a", b"b"])
+    assert opener.next_index == 0
+    for index, frame in enumerate(frames):
+        opener.open(frame)
+        assert opener.next_index == index + 1
+    with pytest.raises(StreamCorrupt):
+        opener.open(frames[0])
+    assert opener.next_index == len(frames)
+
+
 @given(contents, st.data())
 def test_t25_bit_flip(texts, data):
     frames = answer(texts)

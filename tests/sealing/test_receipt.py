@@ -14,6 +14,7 @@ from overspill.sealing.receipt import (
     ReceiptKey,
     check_cards,
     check_receipt,
+    check_replicas,
     commitment,
     open_receipt,
     response_content,
@@ -145,8 +146,19 @@ def test_model_cards_are_tied_to_the_node():
             check_cards(cards, signature, KEY.public_bytes, nkc)
 
 
+def test_a_list_of_replicas_is_tied_to_the_node():
+    signature = KEY.sign_replicas(CLAIMS.nkc_sha256, b"replicas")
+    check_replicas(b"replicas", signature, KEY.public_bytes, CLAIMS.nkc_sha256)
+    for replicas, nkc in ((b"replica", CLAIMS.nkc_sha256), (b"replicas", bytes(32))):
+        with pytest.raises(ReceiptInvalid, match="replicas' signature"):
+            check_replicas(replicas, signature, KEY.public_bytes, nkc)
+
+
 def test_no_signature_serves_as_another():
     """Each signed message starts with its own label."""
+    replicas = KEY.sign_replicas(CLAIMS.nkc_sha256, b"cards")
+    with pytest.raises(ReceiptInvalid):
+        check_cards(b"cards", replicas, KEY.public_bytes, CLAIMS.nkc_sha256)
     cards_signature = KEY.sign_cards(CLAIMS.nkc_sha256, b"cards")
     with pytest.raises(ReceiptInvalid):
         open_receipt(CLAIMS.encode() + cards_signature, KEY.public_bytes)

@@ -11,7 +11,9 @@ from overspill.errors import StreamCorrupt
 from overspill.sealing.schedule import (
     cancel_mac,
     check_cancel_mac,
+    check_resume_mac,
     derive,
+    resume_mac,
     stream_id,
 )
 
@@ -76,6 +78,27 @@ def test_only_who_began_a_stream_cancels_it():
     for mac in (cancel_mac(stranger, stream), cancel_mac(keys, bytes(32)), b"", stream):
         with pytest.raises(StreamCorrupt):
             check_cancel_mac(keys, stream, mac)
+
+
+def test_only_who_began_a_stream_resumes_it_and_from_the_frame_that_was_named():
+    keys, stream = derive(NKC, SEALED, SECRET), stream_id(SEALED)
+    mac = resume_mac(keys, stream, 7)
+    check_resume_mac(keys, stream, 7, mac)
+    message = b"overspill/v1/resume" + stream + (7).to_bytes(8, "big")
+    assert mac == hmac.digest(keys.cancel_mac_key, message, "sha256")
+    stranger = derive(NKC, SEALED, bytes(32))
+    others = (
+        resume_mac(stranger, stream, 7),
+        resume_mac(keys, stream, 8),
+        resume_mac(keys, bytes(32), 7),
+        cancel_mac(keys, stream),
+        b"",
+    )
+    for other in others:
+        with pytest.raises(StreamCorrupt, match="The resumption does not come from"):
+            check_resume_mac(keys, stream, 7, other)
+    with pytest.raises(StreamCorrupt, match="The cancellation does not come from"):
+        check_cancel_mac(keys, stream, mac)
 
 
 def test_keys_are_not_printed():
