@@ -114,6 +114,11 @@ def test_keys_of_tomorrow(pinned_node, at):
     verify(pinned_node.bundle(not_before=NOW), at(), pinned_node.policy)
 
 
+def test_a_second_is_a_lifetime(pinned_node, at):
+    brief = pinned_node.bundle(not_before=NOW, not_after=NOW + 1)
+    assert verify(brief, at(), pinned_node.policy).accepted_until == NOW + 1
+
+
 @pytest.mark.parametrize("nonce", [bytes(32), bytes(range(31)), bytes(range(33)), b""])
 def test_a_challenge_is_32_random_bytes(pinned_node, at, nonce):
     assert words(verify, pinned_node.bundle(), at(nonce=nonce), pinned_node.policy) == (
