@@ -99,6 +99,16 @@ def postgres() -> Iterator[Any]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def ray_environment() -> dict[str, str]:
+    """The environment of a process that can import Ray; skips where Ray is not."""
+    module = _beside("ray_site")
+    environment = module.environment()
+    if environment is None:
+        pytest.skip(module.MISSING)
+    return dict(environment)
+
+
 def _maker(name: str) -> ModuleType:
     pytest.importorskip("gguf", reason="pip install 'overspill[dev]'")
     return _beside(name)

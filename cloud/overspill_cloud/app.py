@@ -20,8 +20,9 @@ from overspill.engines.options import EngineOptions
 from overspill.engines.registry import open_engine
 from overspill.errors import ConfigurationError, UsageError
 from overspill.transport.base import is_local_address
+from overspill.transport.local import LocalOptions
 from overspill.types.evidence import Assurance
-from overspill.worker import WorkerEngine
+from overspill.worker import WorkerEngine, WorkerOptions
 from overspill_cloud import events
 from overspill_cloud.admission import Admission, Database
 from overspill_cloud.attester import choose_attester, open_attester
@@ -31,6 +32,7 @@ from overspill_cloud.attester.nvidia import MANIFESTS_FOLDER, NvidiaGpu, open_gp
 from overspill_cloud.certificates import TlsFiles
 from overspill_cloud.closed import close_or_refuse
 from overspill_cloud.fleet.addresses import AddressFile
+from overspill_cloud.keeper import SILENCE_S, STALL_AFTER_S, Keeper
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.limits import AdmissionLimits
 from overspill_cloud.listen import check_listen
@@ -49,6 +51,7 @@ from overspill_cloud.upstream.engine import UpstreamEngine
 ECHO = "echo"
 PROJECTOR = "mmproj"
 """What a model's projector is called where it is measured."""
+_WORKER = WorkerOptions(local=LocalOptions(silence_s=SILENCE_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +275,7 @@ async def serve(
             stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
         check_upstreams(attester, options)
-        models = [await _load(spec, options.engine, stack, watch) for spec in options.models]
+        models = [await _load(spec, options.engine, stack, watch, log) for spec in options.models]
         database = Database(Store(options.state, options.database), log.write)
         stack.callback(database.close)
         keys = await asyncio.to_thread(_keys, options, attester, gpu, models, clock, log, closed)
@@ -309,7 +312,11 @@ async def serve(
 
 
 async def _load(
-    spec: ModelSpec, options: EngineOptions, stack: AsyncExitStack, watch: Observing
+    spec: ModelSpec,
+    options: EngineOptions,
+    stack: AsyncExitStack,
+    watch: Observing,
+    log: events.EventLog,
 ) -> ServedModel:
     """Measure, load, and make sure that what was loaded is what was measured."""
     file = None
@@ -320,10 +327,19 @@ async def _load(
     }
     if spec.mmproj is not None:
         adapters[PROJECTOR] = await asyncio.to_thread(measure, Path(spec.mmproj))
-    settings = replace(options, adapters=dict(spec.adapters), mmproj=spec.mmproj)
+    stalls = min(options.scheduler.stall_after_s, STALL_AFTER_S)
+    settings = replace(
+        options,
+        adapters=dict(spec.adapters),
+        mmproj=spec.mmproj,
+        scheduler=replace(options.scheduler, stall_after_s=stalls),
+    )
     engine = _open(spec, settings)
     stack.push_async_callback(engine.aclose)
     await engine.start()
+    if isinstance(engine, WorkerEngine):
+        keeping = asyncio.create_task(Keeper(spec.name, engine, log.write).keep())
+        stack.callback(keeping.cancel)
     sequences = options.max_sequences
     if isinstance(engine, UpstreamEngine):
         sequences = engine.sequences or 0
@@ -349,7 +365,7 @@ def _open(spec: ModelSpec, options: EngineOptions) -> Engine:
     if is_upstream(spec.source):
         return UpstreamEngine(parse_upstream(spec.source), name=spec.name)
     if spec.source != ECHO:
-        return WorkerEngine(spec.source, name=spec.name, options=options)
+        return WorkerEngine(spec.source, name=spec.name, options=options, worker=_WORKER)
     return open_engine(spec.source, name=spec.name, options=options)
 
 

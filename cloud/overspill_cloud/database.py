@@ -7,8 +7,10 @@ and at once while it is known not to answer: requests do not pile up before it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from overspill_cloud import events
@@ -25,6 +27,22 @@ MAX_CALLS: Final = 1024
 MAX_GROUP: Final = 256
 PRUNE_EVERY_S: Final = 20
 _WRITER_THREADS: Final = 1
+
+
+class SteadyClock:
+    """A clock that no step of the wall clock puts forward: what was forgotten because the time was
+    wrong for a moment could be replayed when it is right again. ``timer`` gives seconds."""
+
+    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
+        self._timer = timer
+        self._first: tuple[int, float] | None = None
+
+    def at_most(self, unix_s: int) -> int:
+        """``unix_s``, or less: what has passed since the first reading, after that reading."""
+        if self._first is None:
+            self._first = (unix_s, self._timer())
+        began_unix, began_s = self._first
+        return min(unix_s, began_unix + int(self._timer() - began_s) + 1)
 
 
 class Database:
@@ -45,6 +63,7 @@ class Database:
         self._group: list[tuple[Seen, asyncio.Future[bool]]] = []
         self._asking: asyncio.Task[None] | None = None
         self._pruned_unix = 0
+        self._steady = SteadyClock()
         self._at_close: list[Callable[[], None]] = []
 
     async def call(self, work: Callable[[], _T]) -> _T:
@@ -106,11 +125,15 @@ class Database:
                 verdict.set_result(is_fresh)
 
     def _note(self, seen: list[Seen], window_s: int) -> list[bool]:
-        newest = max(one.unix_s for one in seen)
-        if not 0 <= newest - self._pruned_unix < PRUNE_EVERY_S:
-            self._pruned_unix = newest
-            self.store.prune_replay(newest - window_s)
-            self.store.prune_leases(newest)
+        shared_unix = self.store.now_unix()
+        if shared_unix is not None:
+            # Replicas' own clocks may differ: one that is ahead would forget for all of them.
+            seen = [replace(one, unix_s=shared_unix) for one in seen]
+        now = self._steady.at_most(max(one.unix_s for one in seen))
+        if not 0 <= now - self._pruned_unix < PRUNE_EVERY_S:
+            self._pruned_unix = now
+            self.store.prune_replay(now - window_s)
+            self.store.prune_leases(now)
         return self.store.record_requests(seen, window_s)
 
     # The ledger -------------------------------------------------------------------------------

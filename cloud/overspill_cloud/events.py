@@ -80,6 +80,14 @@ class UsageLost:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineRestarted:
+    """A model's worker was gone or stuck and was started again, or could not be."""
+
+    model: str
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceEnrolled:
     """A device was enrolled with a code."""
 
@@ -116,6 +124,7 @@ LogEvent = (
     | StoreFailed
     | StoreRecovered
     | UsageLost
+    | EngineRestarted
     | DeviceEnrolled
     | StreamResumed
     | CertificateReplaced
@@ -134,7 +143,7 @@ def bucket(tokens: int) -> int:
 
 class EventLog:
     """Writes events as JSON lines, one a line. ``clock`` gives Unix seconds; ``told`` hears of
-    each event too."""
+    each event too. A log that cannot be written (a full disk) stops nobody."""
 
     def __init__(
         self,
@@ -145,11 +154,16 @@ class EventLog:
         self._clock = clock
         self._out = out
         self._told = told
+        self.unwritten = 0
+        """Events that the log's place did not take."""
 
     def write(self, event: LogEvent) -> None:
         """Log one event, its time cut to the minute."""
         minute = int(self._clock()) // 60 * 60
         line = {"minute_unix": minute, "event": type(event).__name__, **asdict(event)}
-        print(json.dumps(line), file=self._out or sys.stderr, flush=True)
+        try:
+            print(json.dumps(line), file=self._out or sys.stderr, flush=True)
+        except OSError:
+            self.unwritten += 1
         if self._told is not None:
             self._told(event)

@@ -130,8 +130,14 @@ class KeyRing:
         """
         while True:
             await asyncio.sleep(CHECK_S)
-            if self._clock() >= self._current.not_before + BACKDATE_S + RENEW_S:
+            if self.is_due():
                 await self._try_to_renew()
+
+    def is_due(self) -> bool:
+        """Whether the current configuration has to be renewed: it is old, or, where the clock was
+        set back, from the future, and no client accepts it."""
+        age_s = self._clock() - self._current.not_before
+        return age_s < 0 or age_s >= BACKDATE_S + RENEW_S
 
     async def _try_to_renew(self) -> None:
         try:
@@ -151,7 +157,8 @@ class KeyRing:
             await model.check_unchanged()
         old, now = self._current, int(self._clock())
         # A configuration over this key must outlive the time for which clients accept it.
-        fresh = old.key_made_unix + KEY_LIFETIME_S < now + CLIENT_ACCEPTS_S + RENEW_S
+        ends = old.key_made_unix + KEY_LIFETIME_S
+        fresh = ends < now + CLIENT_ACCEPTS_S + RENEW_S or old.key_made_unix > now
         pair = NodeKeyPair.generate() if fresh else old.pair
         receipt_key = ReceiptKey.generate() if fresh else old.receipt_key
         made = now if fresh else old.key_made_unix
@@ -164,7 +171,8 @@ class KeyRing:
     def _usable(self, epoch: Epoch) -> bool:
         # A margin over what clients accept: their clocks may be behind.
         until = min(epoch.not_after, epoch.not_before + CLIENT_ACCEPTS_S + 2 * BACKDATE_S)
-        return epoch is self._current or self._clock() < until
+        from_future = epoch.not_before > self._clock() + 2 * BACKDATE_S
+        return epoch is self._current or (self._clock() < until and not from_future)
 
     def _make(self, pair: NodeKeyPair, receipt_key: ReceiptKey, made_unix: int) -> Epoch:
         not_before = int(self._clock()) - BACKDATE_S

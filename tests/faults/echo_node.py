@@ -5,12 +5,42 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
+from functools import partial
 from pathlib import Path
 
 from overspill.engines.options import EngineOptions, SchedulerOptions
-from overspill_cloud import cli
+from overspill.types.evidence import EvidenceBundle
+from overspill.wire import convert, plaintext
+from overspill.worker import WorkerEngine
+from overspill_cloud import app, cli
 from overspill_cloud.app import NodeOptions, parse_model
 from overspill_cloud.limits import AdmissionLimits
+
+UNKNOWN_FIELD = b"\xba\x3e\x03new"
+"""Field 999."""
+
+
+def _in_a_worker(spec: app.ModelSpec, options: EngineOptions) -> WorkerEngine:
+    return WorkerEngine(spec.source, name=spec.name, options=options, worker=app._WORKER)
+
+
+def _know_more() -> None:
+    """Add a field of a version to come to events under the seal, to evidence and to cards."""
+    event, bundle, cards = (
+        plaintext.event_to_bytes,
+        convert.bundle_to_proto,
+        convert.cards_to_bytes,
+    )
+
+    def newer_bundle(given: EvidenceBundle) -> object:
+        made = bundle(given)
+        made.MergeFromString(UNKNOWN_FIELD)
+        return made
+
+    plaintext.event_to_bytes = lambda *words: event(*words) + UNKNOWN_FIELD
+    convert.bundle_to_proto = newer_bundle
+    convert.cards_to_bytes = lambda models: cards(models) + UNKNOWN_FIELD
 
 
 def main() -> None:
@@ -23,10 +53,21 @@ def main() -> None:
     parser.add_argument("--drain-s", type=float, default=20.0)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--max-streams", type=int, default=256)
+    parser.add_argument("--attester", default="dev")
+    parser.add_argument("--clock-offset-s", type=float, default=0.0)
+    parser.add_argument("--newer", action="store_true", help="send what no client knows")
+    parser.add_argument("--worker", action="store_true", help="in a process, as a model's file is")
     given = parser.parse_args()
+    if given.clock_offset_s:
+        app.serve = partial(app.serve, clock=lambda: time.time() + given.clock_offset_s)
+    if given.newer:
+        _know_more()
+    if given.worker:
+        app._open = _in_a_worker
     options = NodeOptions(
         models=(parse_model("echo=echo"),),
         listen=given.listen,
+        attester=given.attester,
         state=given.state,
         tls_certificate=given.tls_cert,
         tls_key=given.tls_key,

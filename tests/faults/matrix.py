@@ -24,7 +24,8 @@ _CLAIMS: Final[tuple[tuple[str, str, str, Asked | None], ...]] = (
     ("R6.ttft_ratio", "ratio", "interactive TTFT p99 at 4x load, of that at 1x", at_most(2)),
     ("R6.shed_p99_ms", "ms", "until a refusal has arrived, p99", at_most(50)),
     ("R6.batch_wait_s", "s", "the longest time without a batch answer", at_most(30)),
-    ("R7.itl_ratio", "ratio", "a long prompt joins decoders, real model", at_most(3)),
+    ("R7.itl_ratio", "ratio", "decoders' ITL p99 when a long prompt joins, of idle", at_most(3)),
+    ("R7.ttft_steps", "steps", "a short prompt's TTFT behind it, in such steps", at_most(3)),
     ("R8.failed", "streams", "streams that failed in a rolling upgrade", at_most(0)),
     ("R8.violations", "streams", "tokens lost or doubled", at_most(0)),
     ("R8.bad_exits", "nodes", "nodes that did not exit with 0", at_most(0)),
@@ -38,8 +39,19 @@ _CLAIMS: Final[tuple[tuple[str, str, str, Asked | None], ...]] = (
     ("R13.failed", "streams", "calls that failed while certificates rotated", at_most(0)),
     ("R13.refused_s", "s", "until a revoked device is refused", at_most(5)),
     ("R14.failed", "cases", "other versions of client, server and protobuf", at_most(0)),
-    ("R15.not_serving_s", "s", "until health tells of a dead engine", at_most(5)),
-    ("R16.failed", "streams", "R2 and R8 over a Ray fleet", at_most(0)),
+    ("R15.not_serving_s", "s", "until health tells of a dead or stopped engine", at_most(5)),
+    ("R15.restarted_s", "s", "until the node serves again, without a request", None),
+    ("R15.incomplete", "streams", "answers that did not go on elsewhere to their end", at_most(0)),
+    ("R15.violations", "streams", "tokens lost or doubled", at_most(0)),
+    ("R16.violations", "streams", "tokens lost or doubled in a fleet on Ray", at_most(0)),
+    (
+        "R16.complete",
+        "share",
+        "answers that came to their end beside kills",
+        at_least(0.99),
+    ),
+    ("R16.replaced_s", "s", "until a killed node's place was taken", at_most(5)),
+    ("R16.upgrade_failed", "streams", "streams that failed in a rolling upgrade", at_most(0)),
     ("R17.attempts", "ratio", "requests that reached a node that refuses all", at_most(1.1)),
     ("R17.recovered_s", "s", "until it is used again", at_most(10)),
     ("R18.violations", "streams", "tokens lost or doubled under random faults", at_most(0)),
@@ -52,10 +64,4 @@ _CLAIMS: Final[tuple[tuple[str, str, str, Asked | None], ...]] = (
 FIGURES: Final = {
     name: FigureSpec(f"soak.{name.lower()}", unit, about, asked)
     for name, unit, about, asked in _CLAIMS
-}
-ELSEWHERE: Final = {
-    "R7": 'measured by: make bench ARGS="engine"',
-    "R14": "held by the tests of tests/wire and by a run against another protobuf",
-    "R15": "held by the tests of tests/worker for one engine; no row yet",
-    "R16": "needs a Ray fleet",
 }

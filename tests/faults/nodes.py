@@ -19,14 +19,15 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from faults.namespace import LinkedNamespace
 
 from overspill.exchange import ExchangeLimits
 from overspill.identity.keys import SoftwareKey
 from overspill.remote import RemoteEngine, RemoteOptions
 from overspill.transport.grpc import GrpcOptions, GrpcTransport
 from overspill.trust.policy import TrustPolicy, parse_policy
-from overspill.trust.template import dev_policy
+from overspill.trust.template import dev_policy, pinned_policy
 
 FAR_UNIX = 1 << 40
 
@@ -65,6 +66,10 @@ class NodeProcess:
     process: subprocess.Popen[str] | None = None
     listen: str = "127.0.0.1:0"
     dev_root: str = ""
+    prefix: Sequence[str] = ()
+    """Before the command: where else than on this machine's own network it runs."""
+    extra: Sequence[str] = ()
+    """Options of this node alone."""
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,19 +77,23 @@ class NodeProcess:
 
     def start(self) -> None:
         fleet = self.fleet
-        command = [sys.executable, str(Path(__file__).with_name("echo_node.py"))]
+        command = [*self.prefix, sys.executable, str(Path(__file__).with_name("echo_node.py"))]
         command += ["--listen", self.listen, "--state", str(fleet.folder / "state")]
         command += ["--tls-cert", str(fleet.certificate), "--tls-key", str(fleet.key_file)]
         with self.log.open("a") as err:
             self.process = subprocess.Popen(
-                [*command, *fleet.options], stdout=subprocess.PIPE, stderr=err, text=True
+                [*command, *fleet.options, *self.extra],
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                env=environment_on(fleet.site),
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(self.log.read_text()[-2000:])
         facts = json.loads(line)
-        self.listen, self.dev_root = facts["listen"], facts["dev_root"]
+        self.listen, self.dev_root = facts["listen"], facts.get("dev_root", "")
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -116,6 +125,10 @@ class Fleet:
     options: Sequence[str] = ()
     nodes: list[NodeProcess] = field(default_factory=list)
     key: SoftwareKey = field(default_factory=lambda: SoftwareKey.generate(FAR_UNIX))
+    site: Path | None = None
+    """A folder of packages that come before the installed ones."""
+    operator: bytes = b""
+    """The operator's public key, where that vouches for the nodes."""
 
     @property
     def certificate(self) -> Path:
@@ -126,8 +139,10 @@ class Fleet:
         return self.folder / "tls.key"
 
     def policy(self) -> TrustPolicy:
-        root = bytes.fromhex(self.nodes[0].dev_root)
-        return parse_policy(dev_policy(root, {"echo": hashlib.sha256().digest()}))
+        models = {"echo": hashlib.sha256().digest()}
+        if self.operator:
+            return parse_policy(pinned_policy(self.operator, models))
+        return parse_policy(dev_policy(bytes.fromhex(self.nodes[0].dev_root), models))
 
     def client(
         self,
@@ -137,7 +152,7 @@ class Fleet:
         options: RemoteOptions | None = None,
         **limits: float,
     ) -> RemoteEngine:
-        road = GrpcOptions(ca_pem=self.certificate.read_bytes())
+        road = GrpcOptions(ca_pem=self.certificate.read_bytes(), server_name="localhost")
         found = addresses or [node.listen for node in self.nodes]
         return RemoteEngine(
             [GrpcTransport(address, road) for address in found],
@@ -158,14 +173,47 @@ class Fleet:
         await engine.aclose()
 
 
+def environment_on(site: Path | None) -> dict[str, str]:
+    """This process's environment, for one that finds the packages of ``site`` first."""
+    environment = dict(os.environ)
+    if site is not None:
+        paths = [str(site), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return environment
+
+
+def pin_operator(fleet: Fleet) -> None:
+    """Let an operator's key vouch for the fleet: development evidence never leaves loopback."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    path = fleet.folder / "state" / "operator.key"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path.touch(mode=0o600)
+    path.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+    fleet.operator = key.public_key().public_bytes_raw()
+    fleet.options = (*fleet.options, "--attester", "pinned")
+
+
 @contextmanager
-def running(folder: Path, count: int, *options: str) -> Iterator[Fleet]:
-    """``count`` nodes of ``echo`` over one state folder, with TLS."""
-    fleet = Fleet(folder, options)
+def running(
+    folder: Path,
+    count: int,
+    *options: str,
+    behind: LinkedNamespace | None = None,
+    site: Path | None = None,
+) -> Iterator[Fleet]:
+    """``count`` nodes of ``echo`` over one state folder, with TLS; the first ``behind`` a link of
+    its own, all with the packages of ``site`` before those that are installed."""
+    folder.mkdir(exist_ok=True)
+    fleet = Fleet(folder, options, site=site)
     write_certificate(fleet.certificate, fleet.key_file)
     try:
+        if behind is not None:
+            pin_operator(fleet)
         for number in range(count):
             node = NodeProcess(fleet, number)
+            if behind is not None and number == 0:
+                node.prefix, node.listen = behind.prefix, f"{behind.there}:8443"
             fleet.nodes.append(node)
             node.start()
         yield fleet

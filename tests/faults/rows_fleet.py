@@ -66,14 +66,14 @@ async def r2(scale: Scale, folder: Path) -> Measured:
                 await asyncio.to_thread(node.start)
 
         histories = await _under_load(fleet, streams, kill, 100)
-    return _told(histories) | {"resume_p99_s": quantile(_resumes(histories), 0.99)}
+    return told(histories) | {"resume_p99_s": quantile(_resumes(histories), 0.99)}
 
 
 def _resumes(histories: list[History]) -> list[float]:
     return [history.longest_gap_s for history in histories if history.moves] or [0.0]
 
 
-def _told(histories: list[History]) -> Measured:
+def told(histories: list[History]) -> Measured:
     complete = sum(history.is_complete for history in histories)
     for history in histories:
         if not history.is_complete:
@@ -103,9 +103,13 @@ async def r8(scale: Scale, folder: Path) -> Measured:
                     await asyncio.to_thread(node.start)
 
         histories = await _under_load(fleet, streams, upgrade, 100)
-    told = _told(histories)
+    violations = told(histories)["violations"]
     failed = sum(not history.is_complete for history in histories)
-    return {"failed": failed, "violations": told["violations"], "bad_exits": sum(map(bool, exits))}
+    return {
+        "failed": failed,
+        "violations": violations,
+        "bad_exits": sum(map(bool, exits)),
+    }
 
 
 async def r11(scale: Scale, folder: Path) -> Measured:
@@ -217,4 +221,4 @@ async def serving_status(fleet: Fleet, number: int) -> bytes:
     credentials = grpc.ssl_channel_credentials(fleet.certificate.read_bytes())
     async with grpc.aio.secure_channel(fleet.nodes[number].listen, credentials) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
-        return bytes(await check(b"", timeout=2))
+        return bytes(await check(b"", timeout=8))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from faults import namespace
 from faults.history import History, record
 from faults.nodes import Fleet, running
 from faults.proxy import FaultProxy
 from faults.scale import Measured, Scale, quantile
 
+from overspill.remote import RemoteEngine
 from overspill.types.chat import Message, Request
 
 WORDS = "".join(f"{number:03x} " for number in range(4096))
@@ -38,8 +41,60 @@ async def r3(scale: Scale, folder: Path) -> Measured:
                 different += bool(history.violation)
                 failed += not history.is_complete
                 resumed += connections > 1
+    async for history in _link_flaps(scale, folder / "linked", scale.of(cuts, short=2), seed):
+        different += bool(history.violation)
+        failed += not history.is_complete
     print(f"R3: {resumed} of {2 * cuts} streams went on over another connection", flush=True)
     return {"different": different, "incomplete": failed}
+
+
+async def _link_flaps(scale: Scale, folder: Path, count: int, seed: int) -> AsyncGenerator[History]:
+    """Streams over a link that is taken down and put up again; none where that is not possible."""
+    if not namespace.is_possible():
+        print(f"R3: {namespace.MISSING}", flush=True)
+        return
+    with (
+        namespace.linked_namespace() as link,
+        running(folder, 1, "--echo-delay-s", "0.005", "--slots", "16", behind=link) as fleet,
+    ):
+        await fleet.enrol()
+        for number in range(count):
+            yield await link_down_once(fleet, link, seed + number)
+
+
+async def link_down_once(
+    fleet: Fleet,
+    link: namespace.LinkedNamespace,
+    seed: int,
+    *,
+    comes_back: bool = True,
+    **limits: float,
+) -> History:
+    """One stream, in whose midst the link of the first node goes down for up to half a second, or
+    for good."""
+    choice = random.Random(seed)
+    engine = await _who_prefers(fleet, fleet.nodes[0].listen, **limits)
+    asked = asyncio.create_task(record(engine, ask(120, seed)))
+    await asyncio.sleep(choice.uniform(0, 0.5))
+    try:
+        link.set_link("down")
+        if comes_back:
+            await asyncio.sleep(choice.uniform(0, 0.5))
+            link.set_link("up")
+        return await asyncio.wait_for(asked, 60)
+    finally:
+        link.set_link("up")
+        await engine.aclose()
+
+
+async def _who_prefers(fleet: Fleet, address: str, **limits: float) -> RemoteEngine:
+    """A client whose own random order begins with this node."""
+    while True:
+        engine = fleet.client(**limits)
+        await engine.attest()
+        if engine.address == address:
+            return engine
+        await engine.aclose()
 
 
 async def _cut_once(fleet: Fleet, kind: str, seed: int) -> tuple[History, int]:
@@ -72,7 +127,24 @@ async def r4(scale: Scale, folder: Path) -> Measured:
                 history = await _silence_once(fleet, kind, number)
                 hung += not history.is_complete
                 gaps.append(history.longest_gap_s)
+    async for history in _links_lost(folder / "linked", scale.of(5, short=1)):
+        hung += not history.is_complete
+        gaps.append(history.longest_gap_s)
     return {"failover_s": max(gaps), "hung": hung}
+
+
+async def _links_lost(folder: Path, count: int) -> AsyncGenerator[History]:
+    """Streams whose node's link goes down for good, with another node beside."""
+    if not namespace.is_possible():
+        print(f"R4: {namespace.MISSING}", flush=True)
+        return
+    with (
+        namespace.linked_namespace() as link,
+        running(folder, 2, "--echo-delay-s", "0.05", "--slots", "16", behind=link) as fleet,
+    ):
+        await fleet.enrol()
+        for number in range(count):
+            yield await link_down_once(fleet, link, number, comes_back=False)
 
 
 async def _silence_once(fleet: Fleet, kind: str, seed: int) -> History:

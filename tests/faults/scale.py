@@ -10,6 +10,10 @@ Measured = dict[str, float]
 """A row's values by the last part of their names."""
 
 
+class CannotRun(Exception):
+    """A row needs what this machine does not have."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """``is_short`` is for CI; ``base_seed`` begins every random schedule, and is printed."""

@@ -19,9 +19,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from faults import rows_fleet, rows_load, rows_road, rows_state
-from faults.matrix import ELSEWHERE, FIGURES
-from faults.scale import Measured, Scale
+from faults import (
+    rows_engine,
+    rows_fleet,
+    rows_load,
+    rows_ray,
+    rows_road,
+    rows_state,
+    rows_versions,
+)
+from faults.matrix import FIGURES
+from faults.scale import CannotRun, Measured, Scale
 
 from overspill.bench.figures import Figure
 
@@ -32,12 +40,16 @@ ROWS: dict[str, Callable[[Scale, Path], Awaitable[Measured]]] = {
     "R4": rows_road.r4,
     "R5": rows_load.r5,
     "R6": rows_load.r6,
+    "R7": rows_engine.r7,
     "R8": rows_fleet.r8,
     "R9": rows_state.r9,
     "R10": rows_state.r10,
     "R11": rows_fleet.r11,
     "R12": rows_road.r12,
     "R13": rows_fleet.r13,
+    "R14": rows_versions.r14,
+    "R15": rows_engine.r15,
+    "R16": rows_ray.r16,
     "R17": rows_load.r17,
     "R18": rows_road.r18,
     "S1": rows_load.s1,
@@ -51,12 +63,12 @@ NEVER = 1e9
 def run_row(row: str, scale: Scale) -> list[Figure]:
     """One row's figures; a row that fails has none, and says why."""
     specs = {name: spec for name, spec in FIGURES.items() if name.startswith(f"{row}.")}
-    if row not in ROWS:
-        return [spec.missing(ELSEWHERE[row]) for spec in specs.values()]
     begun = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix=f"soak-{row}-") as folder:
             measured = asyncio.run(ROWS[row](scale, Path(folder)))
+    except CannotRun as reason:
+        return [spec.missing(str(reason)) for spec in specs.values()]
     except Exception as error:
         logging.exception("%s failed", row)
         return [spec.missing(f"the row failed: {error!r}") for spec in specs.values()]

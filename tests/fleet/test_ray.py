@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray", reason="ray is not installed: pip install 'overspill[fleet]'")
-
 from overspill.identity.keys import SoftwareKey
 from overspill.remote import RemoteEngine
 from overspill.transport.grpc import GrpcTransport
@@ -40,7 +38,7 @@ def until(holds: Callable[[], bool], within_s: float = 60.0) -> None:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
+def fleet(tmp_path: Path, ray_environment: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
     """Two nodes that Ray placed: what each printed when it was ready."""
     log = tmp_path / "log"
     command = [
@@ -49,7 +47,9 @@ def fleet(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
         *("--", "--model", "echo=echo", "--state", str(tmp_path / "state")),
     ]
     with log.open("w") as err:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=err, text=True, env=ray_environment
+        )
     watchdog = threading.Timer(150, process.kill)
     watchdog.start()
     try:

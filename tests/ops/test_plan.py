@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,8 @@ from typer.testing import CliRunner
 from overspill.errors import UsageError
 from overspill_cloud.cli import app
 from overspill_cloud.ops.capacity import Level, Load, levels_from, plan, streams_at
+from overspill_cloud.store import FILE_NAME, SCHEMA_VERSION, Store, open_backend
+from overspill_cloud.store.schema import upgrade
 
 LEVELS = [Level(1, 50.0), Level(4, 160.0), Level(16, 240.0)]
 
@@ -121,3 +125,57 @@ def test_a_doctor_names_what_is_wrong_and_its_mend(tmp_path: Path) -> None:
     assert failed == {"listen", "state", "model"}
     assert all(check["mend"] for check in found["checks"] if check["ok"] is False)
     assert result.return_value == 1
+
+
+def doctor_on_database(tmp_path: Path, *options: str) -> dict[str, Any]:
+    """What a doctor says of the database."""
+    result = CliRunner().invoke(
+        app,
+        ["doctor", "--state", str(tmp_path / "s"), "--listen", "127.0.0.1:0", "--json", *options],
+        standalone_mode=False,
+    )
+    checks = json.loads(result.stdout)["checks"]
+    return next(check for check in checks if check["name"] == "database")
+
+
+def test_a_doctor_looks_at_the_file_and_makes_none(tmp_path: Path) -> None:
+    assert doctor_on_database(tmp_path)["ok"]
+    assert not (tmp_path / "s").exists()
+    store = Store(tmp_path / "s")
+    assert f"schema {SCHEMA_VERSION}" in doctor_on_database(tmp_path)["detail"]
+    store.close()
+    (tmp_path / "s" / FILE_NAME).write_bytes(b"no database, but something else" * 40)
+    damaged = doctor_on_database(tmp_path)
+    assert damaged["ok"] is False
+    assert damaged["mend"]
+
+
+def test_a_doctor_looks_at_a_fleets_database(postgres: Any, tmp_path: Path) -> None:
+    url = postgres.new_database()
+    empty = doctor_on_database(tmp_path, "--database", url)
+    assert empty["ok"] is False
+    assert "db upgrade" in empty["mend"]
+    with closing(open_backend(tmp_path, url)) as backend:
+        upgrade(backend)
+    good = doctor_on_database(tmp_path, "--database", url)
+    assert good["ok"], good
+    assert "without TLS" in good["detail"]
+    name = url.partition("?")[0].rpartition("/")[2]
+    postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    assert "no writes" in doctor_on_database(tmp_path, "--database", url)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://u@db.example/fleet", "would not be verified"),
+        ("postgresql://u:secret@/fleet", "password"),
+        ("postgresql:///fleet?host=/nowhere", "cannot be used"),
+    ],
+)
+def test_a_doctor_refuses_what_a_node_would(tmp_path: Path, url: str, words: str) -> None:
+    pytest.importorskip("psycopg", reason="pip install 'overspill[dev]'")
+    found = doctor_on_database(tmp_path, "--database", url)
+    assert found["ok"] is False
+    assert words in found["detail"]
+    assert "secret" not in json.dumps(found)

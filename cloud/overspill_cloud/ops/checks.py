@@ -20,6 +20,7 @@ from overspill_cloud.app import ECHO, parse_model
 from overspill_cloud.attester import choose_attester
 from overspill_cloud.certificates import TlsFiles
 from overspill_cloud.listen import check_listen
+from overspill_cloud.ops.database_check import look_at_database
 from overspill_cloud.upstream.address import is_upstream
 
 LOW_DISK_BYTES: Final = 1 << 30
@@ -51,6 +52,7 @@ class Wanted:
     listen: str
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    database: str | None = None
 
 
 def look(wanted: Wanted) -> list[Check]:
@@ -63,6 +65,7 @@ def look(wanted: Wanted) -> list[Check]:
         *([_tried("tls", lambda: _tls(wanted))] if wanted.tls_certificate else []),
         _state(wanted.state),
         _disk(wanted.state),
+        _tried("database", lambda: look_at_database(wanted.state, wanted.database)),
         _tried("attester", lambda: choose_attester("auto", wanted.state)),
         *(_tried("model", lambda text=text: _model(text)) for text in wanted.models),  # type: ignore[misc]  # a lambda's default
     ]

@@ -11,6 +11,7 @@ import typer
 
 from overspill.config import default_places
 from overspill.errors import UsageError
+from overspill_cloud.cli_options import DatabaseOption
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
@@ -95,13 +96,14 @@ def doctor(
     listen: Annotated[str, typer.Option(help="Where the node is to listen.")] = "127.0.0.1:8443",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Look at what a node needs before it is started. Exit 0, or 1 when something fails."""
     from overspill_cloud.ops.checks import Wanted, look
 
     folder = state or default_places().state / "cloud"
-    checks = look(Wanted(tuple(model or ()), folder, listen, tls_cert, tls_key))
+    checks = look(Wanted(tuple(model or ()), folder, listen, tls_cert, tls_key, database))
     rows = [
         {"name": one.name, "ok": one.ok, "detail": one.detail, "mend": one.mend} for one in checks
     ]

@@ -86,6 +86,7 @@ class NodeMetrics:
         self._requests = counter("requests", "Generations that ended.", "model", "outcome")
         self._refusals = counter("refusals", "Refused, by why.", "code", "reason")
         self._errors = counter("internal_errors", "Unexpected, by where.", "kind", "where")
+        self._restarts = counter("engine_restarts", "Workers started again.", "model", "ok")
         self._renewals = counter("evidence_renewals", "New node key configurations.")
         self._certificates = counter("certificate_replacements", "TLS files read anew.", "ok")
         self._enrolments = counter("devices_enrolled", "Devices enrolled.")
@@ -112,6 +113,8 @@ class NodeMetrics:
                 self._errors.labels(kind, where).inc()
             case events.NodeStarted():
                 self._build.labels(__version__, event.assurance).set(1)
+            case events.EngineRestarted(model, ok):
+                self._restarts.labels(model, str(ok).lower()).inc()
             case events.EvidenceRenewed():
                 self._renewals.inc()
             case events.CertificateReplaced(ok):

@@ -73,6 +73,11 @@ class Store(Devices, ReplayWindow, QuotaLeases, Ledger):
         """Whether replicas on other machines use the same database."""
         return self._backend.is_postgres
 
+    def now_unix(self) -> int | None:
+        """The time by the clock that replicas share, their database's; None where a node is alone
+        with its file. Raises ``StoreUnavailable``."""
+        return self._backend.now_unix()
+
     def sync(self) -> None:
         """Return once what was committed survives a power cut."""
         self._backend.sync()

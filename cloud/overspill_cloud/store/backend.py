@@ -84,6 +84,13 @@ class Backend:
         except sa.exc.InterfaceError as error:
             raise StoreUnavailable from error
 
+    def now_unix(self) -> int | None:
+        """The server's time; None for a file. Raises ``StoreUnavailable``."""
+        if not self.is_postgres:
+            return None
+        with self.read() as db:
+            return int(db.execute(sa.text("SELECT extract(epoch FROM now())")).scalar_one())
+
     def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
         """An INSERT that knows ON CONFLICT: both databases say it alike."""
         return postgresql.insert(table) if self.is_postgres else sqlite.insert(table)

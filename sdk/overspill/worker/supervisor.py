@@ -46,6 +46,8 @@ class Supervisor:
         )
         self._process: WorkerProcess | None = None
         self._starting: asyncio.Task[WorkerProcess] | None = None
+        self.is_silent = False
+        """Whether a worker that runs left the last question for its health unanswered."""
         self._deaths: deque[float] = deque(maxlen=options.max_deaths)
 
     @property
@@ -62,6 +64,12 @@ class Supervisor:
     def pid(self) -> int | None:
         """Its process id."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a worker process, well or not, or one that starts."""
+        starting = self._starting is not None and not self._starting.done()
+        return starting or (self._process is not None and self._process.is_alive)
 
     @property
     def client(self) -> LocalClient | None:
@@ -94,6 +102,13 @@ class Supervisor:
             if starting.done() and self._starting is starting:
                 self._starting = None
 
+    async def end(self) -> None:
+        """Kill the worker as it is; its streams end with ``EngineDied``, and the next ``ready``
+        starts another."""
+        if self._process is not None:
+            self._process.kill()
+            await self._process.has_ended(within_s=self._options.stop_timeout_s)
+
     async def aclose(self) -> None:
         """End the worker."""
         starting, self._starting = self._starting, None
@@ -114,8 +129,11 @@ class Supervisor:
                 ok=False, detail=f"{process.epitaph()}; the next request starts a new one"
             )
         try:
-            return (await process.client.status(self._options.health_timeout_s)).health
+            told = await process.client.status(self._options.health_timeout_s)
+            self.is_silent = False
+            return told.health
         except errors.TransportError as error:
+            self.is_silent = True
             return EngineHealth(ok=False, detail=f"the worker does not answer: {error.message}")
 
     async def explain(

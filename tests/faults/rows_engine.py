@@ -1,0 +1,155 @@
+"""Rows of the matrix about engines: one that dies or hangs, and a long prompt that joins others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import psutil
+from faults.history import History, record
+from faults.nodes import Fleet, NodeProcess, running
+from faults.rows_fleet import serving_status
+from faults.rows_road import ask
+from faults.scale import CannotRun, Measured, Scale, quantile
+
+from overspill.bench.models import made_model
+from overspill.bench.ours import in_process
+from overspill.bench.streams import StreamClock, Target
+from overspill.bench.throughput import plain_options
+from overspill.config import load_settings
+
+SERVING = b"\x08\x01"
+"""As grpc.health.v1 writes it."""
+GONE_S = 60.0
+
+
+async def r7(scale: Scale, folder: Path) -> Measured:
+    """A long prompt joins decoders, and a short prompt comes right behind it: a real runtime, on
+    random weights at a real shape (short: a tiny one)."""
+    for module in ("llama_cpp", "gguf"):
+        if find_spec(module) is None:
+            raise CannotRun(f"{module} is not installed: pip install 'overspill[bench]'")
+    shape, long = ("tiny", 1500) if scale.is_short else ("q05", 8000)
+    decoders = scale.of(8, short=4)
+    cache = load_settings().places.cache / "bench"
+    model = await asyncio.to_thread(made_model, shape, cache)
+    options = plain_options(decoders + 2, long + 512)
+    idle: list[float] = []
+    joined: list[float] = []
+    ttft: list[float] = []
+    async with in_process(model, options) as target:
+        for turn in range(scale.of(3, short=2)):
+            async with _decoding(target, decoders, turn) as clocks:
+                begun = time.perf_counter()
+                await asyncio.sleep(scale.seconds(5, short=0.5))
+                arrived = time.perf_counter()
+                await target.stream(long, 1, turn, decoders)
+                ended = time.perf_counter()
+                idle += _gaps(clocks, begun, arrived)
+                joined += _gaps(clocks, arrived, ended)
+                ttft.append(await _behind(target, long, turn))
+    return {
+        "itl_ratio": quantile(joined, 0.99) / quantile(idle, 0.99),
+        "ttft_steps": median(ttft) / median(joined),
+    }
+
+
+@asynccontextmanager
+async def _decoding(target: Target, count: int, turn: int) -> AsyncGenerator[list[StreamClock]]:
+    """Streams that decode while the block runs; they are cancelled with it."""
+    clocks = [StreamClock() for _ in range(count)]
+    tasks = [
+        asyncio.create_task(target.stream(64, 400, turn, number, clock=clock))
+        for number, clock in enumerate(clocks)
+    ]
+    try:
+        while not all(clock.pieces for clock in clocks):  # noqa: ASYNC110 - what is waited for
+            await asyncio.sleep(0.002)
+        yield clocks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _gaps(clocks: list[StreamClock], begin_s: float, end_s: float) -> list[float]:
+    return [gap for clock in clocks for gap in clock.gaps_s(begin_s, end_s)]
+
+
+async def _behind(target: Target, long: int, turn: int) -> float:
+    """TTFT (s) of a short prompt while a long one is computed."""
+    other = asyncio.create_task(target.stream(long, 1, turn, 900))
+    try:
+        await asyncio.sleep(0.1)
+        return (await target.stream(32, 2, turn, 901)).ttft_s
+    finally:
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+
+
+async def r15(scale: Scale, folder: Path) -> Measured:
+    """A worker is killed, and one stopped where it stands: health tells, its streams go on
+    elsewhere, and the node has another worker without being asked for anything."""
+    told: list[float] = []
+    back: list[float] = []
+    histories: list[History] = []
+    with running(folder, 2, "--worker", "--echo-delay-s", "0.02", "--slots", "16") as fleet:
+        await fleet.enrol()
+        for turn in range(scale.of(5, short=1)):
+            for kind in (signal.SIGKILL, signal.SIGSTOP):
+                not_serving_s, serving_s = await _worker_gone(fleet, kind, turn, histories)
+                told.append(not_serving_s)
+                back.append(serving_s)
+    for history in histories:
+        if not history.is_complete:
+            print(f"  {len(history.text)}/{len(history.expected)}: {history.error!r}", flush=True)
+    return {
+        "not_serving_s": max(told),
+        "restarted_s": max(back),
+        "incomplete": sum(not history.is_complete for history in histories),
+        "violations": sum(bool(history.violation) for history in histories),
+    }
+
+
+async def _worker_gone(
+    fleet: Fleet, kind: signal.Signals, turn: int, histories: list[History]
+) -> tuple[float, float]:
+    """Seconds until the first node said NOT_SERVING, and until it served again; eight streams over
+    both nodes run meanwhile."""
+    node = fleet.nodes[0]
+    clients = [fleet.client() for _ in range(8)]
+    asked = [
+        asyncio.create_task(record(client, ask(300, 8 * turn + number)))
+        for number, client in enumerate(clients)
+    ]
+    await asyncio.sleep(1.0)
+    os.kill(worker_of(node), kind)
+    begun = time.monotonic()
+    told_s = await _until_status(fleet, begun, is_serving=False)
+    back_s = await _until_status(fleet, begun, is_serving=True)
+    histories += await asyncio.gather(*asked)
+    for client in clients:
+        await client.aclose()
+    return told_s, back_s
+
+
+def worker_of(node: NodeProcess) -> int:
+    """The process id of a node's engine."""
+    assert node.process is not None
+    (worker,) = psutil.Process(node.process.pid).children()
+    return int(worker.pid)
+
+
+async def _until_status(fleet: Fleet, begun: float, *, is_serving: bool) -> float:
+    while time.monotonic() - begun < GONE_S:
+        if (await serving_status(fleet, 0) == SERVING) is is_serving:
+            return time.monotonic() - begun
+        await asyncio.sleep(0.02)
+    return float("inf")
