@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 MISSING = "a link of its own needs root on Linux and iproute2 (apt-get install iproute2)"
-_NET = "198.18.{0}"
+_NET = ip_network("198.18.0.0/15")
 """RFC 2544: for tests of networks, and in nobody's routes."""
 
 
@@ -45,8 +46,9 @@ def linked_namespace(number: int = 0) -> Iterator[LinkedNamespace]:
     """A namespace, removed with all in it at the end. Raises ``OSError`` where it is refused."""
     tag = f"{os.getpid() % 100_000}-{number}"
     name, outer, inner = f"overspill-{tag}", f"ovo{tag}", f"ovi{tag}"
-    net = _NET.format((os.getpid() * 4 + number) % 256)
-    space = LinkedNamespace(name, inner, f"{net}.1", f"{net}.2")
+    # Four addresses for each process and number: tests run beside each other.
+    at = (os.getpid() * 2 + number) * 4 % _NET.num_addresses
+    space = LinkedNamespace(name, inner, str(_NET[at + 1]), str(_NET[at + 2]))
     _ip("netns", "add", name)
     try:
         _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)

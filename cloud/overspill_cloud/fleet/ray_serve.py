@@ -1,9 +1,9 @@
 """Ray Serve as what places, restarts, upgrades and scales nodes; nothing a device says passes it.
 
-One Serve replica holds one node, an ``overspill-cloud serve`` of its own with its own TLS port.
-Serve's health check looks whether that process lives and takes streams; its autoscaler goes by the
-node's own figures (places and KV cache). A small actor collects the addresses, and every replica
-writes them where its node reads them. Serve's HTTP ingress is not opened.
+One Serve replica holds one node, an ``overspill-cloud serve`` of its own with its own TLS port, and
+starts it anew at once when it ends. Serve's health check looks whether it moves; its autoscaler goes
+by the node's own figures (places and KV cache). A small actor collects the addresses, and every
+replica writes them where its node reads them. Serve's HTTP ingress is not opened.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +29,17 @@ from overspill_cloud.fleet.supervisor import FleetOptions, NodeProcess
 APP: Final = "overspill"
 REGISTRY: Final = "overspill-addresses"
 LOAD: Final = "overspill_load"
-BEAT_S: Final = 1.0
+BEAT_S: Final = 0.5
 LOST_AFTER_S: Final = 5.0
+MAX_DEATHS: Final = 5
+"""So many of a replica's nodes may end within ``DEATHS_WINDOW_S``; then Serve places another."""
+DEATHS_WINDOW_S: Final = 60.0
 TARGET: Final = 0.6
 """Of places, and of KV tokens, so much is taken when the fleet has the right size."""
 
 
 class Registry:
-    """Which nodes there are: each says so every second, and is forgotten when it stops."""
+    """Which nodes there are: each says so every half second, and is forgotten when it stops."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, dict[str, Any]]] = {}
@@ -70,7 +74,8 @@ class NodeReplica:
         self._stopping = threading.Event()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._node: NodeProcess = self._run(NodeProcess.start(self._options))
-        self._ended = asyncio.run_coroutine_threadsafe(self._node.wait(), self._loop)
+        self._changing = asyncio.Lock()
+        self._keeping = asyncio.run_coroutine_threadsafe(self._keep(), self._loop)
         self._beats = threading.Thread(target=self._beat, daemon=True)
         self._beats.start()
 
@@ -79,10 +84,12 @@ class NodeReplica:
         return self._node.facts
 
     def check_health(self) -> None:
-        """Raise ``EngineDied`` when the node's process is gone or its loop no longer turns: Serve
+        """Raise ``EngineDied`` when the node ends again and again or its loop does not turn: Serve
         starts another replica then."""
-        if self._ended.done():
+        if self._keeping.done():
             raise EngineDied(f"The node on {self._node.address} has ended.")
+        if self._changing.locked():
+            return  # it is being started, for which there is a limit of its own
         read_load(str(self._node.facts["metrics"]))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -93,8 +100,26 @@ class NodeReplica:
     def __del__(self) -> None:
         """Drain: Serve calls this when the replica is replaced or the fleet shrinks."""
         self._stopping.set()
-        self._run(self._node.stop(self._options.stop_timeout_s))
+        self._run(self._stop())
         self._folder.cleanup()
+
+    async def _stop(self) -> None:
+        async with self._changing:
+            await self._node.stop(self._options.stop_timeout_s)
+
+    async def _keep(self) -> None:
+        """Start the node anew whenever it ends by itself. Raises ``EngineDied`` where that does not
+        help."""
+        deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        while True:
+            await self._node.wait()
+            async with self._changing:
+                if self._stopping.is_set():
+                    return
+                deaths.append(time.monotonic())
+                if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_WINDOW_S:
+                    raise EngineDied(f"The node on {self._node.address} ended {MAX_DEATHS} times.")
+                self._node = await NodeProcess.start(self._options)
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -102,14 +127,17 @@ class NodeReplica:
     def _beat(self) -> None:
         import ray
 
-        while not self._stopping.wait(BEAT_S):
-            if self._ended.done():
-                return
-            registry = ray.get_actor(REGISTRY, namespace=APP)
+        registry = ray.get_actor(REGISTRY, namespace=APP)
+        known = self._node.address
+        while not self._stopping.wait(BEAT_S) and not self._keeping.done():
+            if self._changing.locked() or known != self._node.address:
+                ray.get(registry.leave.remote(known))
+            if self._changing.locked():
+                continue
+            known = self._node.address
             told = ray.get(registry.beat.remote(self._node.facts))
             write_addresses(self._options.addresses, told)
-        registry = ray.get_actor(REGISTRY, namespace=APP)
-        ray.get(registry.leave.remote(self._node.address))
+        ray.get(registry.leave.remote(known))
 
 
 def wanted_replicas(context: Any) -> tuple[int, dict[str, Any]]:
