@@ -1,9 +1,10 @@
 """Ray Serve as what places, restarts, upgrades and scales nodes; nothing a device says passes it.
 
-One Serve replica holds one node, an ``overspill-cloud serve`` of its own with its own TLS port, and
-starts it anew at once when it ends. Serve's health check looks whether it moves; its autoscaler goes
-by the node's own figures (places and KV cache). A small actor collects the addresses, and every
-replica writes them where its node reads them. Serve's HTTP ingress is not opened.
+One Serve replica holds one node, an ``overspill-cloud serve`` of its own with its own TLS port,
+which it starts anew at once when it ends. Serve's health check looks whether the node moves; its
+autoscaler goes by the node's own figures (places and KV cache). A small actor collects the
+addresses, and every replica writes them where its node reads them. Serve's HTTP ingress is not
+opened.
 """
 
 from __future__ import annotations
