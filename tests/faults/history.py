@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from contextlib import aclosing
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from overspill.engines.base import Engine
 from overspill.errors import OverspillError
 from overspill.types.chat import Finish, Request
+
+_TICK_S = 0.5
 
 
 @dataclass
@@ -54,6 +57,22 @@ class History:
     def longest_gap_s(self) -> float:
         times = self.times_s
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+
+
+async def record_within(
+    seconds: float, engine: Engine, request: Request, expected: str | None = None
+) -> History:
+    """The same, but a stream that hangs is ended, and has neither an end nor an error.
+
+    Time in which this program was itself stopped (a soak in the background may be) does not count.
+    """
+    asked = asyncio.create_task(record(engine, request, expected))
+    for _ in range(int(seconds / _TICK_S)):
+        if (await asyncio.wait({asked}, timeout=_TICK_S))[0]:
+            return asked.result()
+    asked.cancel()
+    await asyncio.wait({asked})
+    return History("echo: " + request.messages[-1].content if expected is None else expected)
 
 
 async def record(engine: Engine, request: Request, expected: str | None = None) -> History:

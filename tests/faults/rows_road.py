@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from faults import namespace
-from faults.history import History, record
+from faults.history import History, record, record_within
 from faults.nodes import Fleet, running
 from faults.proxy import FaultProxy
 from faults.scale import Measured, Scale, quantile
@@ -74,14 +74,14 @@ async def link_down_once(
     for good."""
     choice = random.Random(seed)
     engine = await _who_prefers(fleet, fleet.nodes[0].listen, **limits)
-    asked = asyncio.create_task(record(engine, ask(120, seed)))
+    asked = asyncio.create_task(record_within(60, engine, ask(120, seed)))
     await asyncio.sleep(choice.uniform(0, 0.5))
     try:
         link.set_link("down")
         if comes_back:
             await asyncio.sleep(choice.uniform(0, 0.5))
             link.set_link("up")
-        return await asyncio.wait_for(asked, 60)
+        return await asked
     finally:
         link.set_link("up")
         await engine.aclose()
@@ -152,7 +152,7 @@ async def _silence_once(fleet: Fleet, kind: str, seed: int) -> History:
         proxies = [await stack.enter_async_context(FaultProxy(node.listen)) for node in fleet.nodes]
         engine = fleet.client([proxy.address for proxy in proxies])
         stack.push_async_callback(engine.aclose)
-        asked = asyncio.create_task(record(engine, ask(60, seed)))
+        asked = asyncio.create_task(record_within(30, engine, ask(60, seed)))
         await asyncio.sleep(0.8)
         # The one that the client prefers, found by its connections.
         first = next(at for at, proxy in enumerate(proxies) if proxy.address == engine.address)
@@ -162,7 +162,7 @@ async def _silence_once(fleet: Fleet, kind: str, seed: int) -> History:
         else:
             proxies[first].black_hole(True)
         try:
-            return await asyncio.wait_for(asked, 30)
+            return await asked
         finally:
             node.signal(signal.SIGCONT)
             proxies[first].black_hole(False)
@@ -239,11 +239,12 @@ async def _schedule(fleet: Fleet, seed: int) -> History:
         ]
         engine = fleet.client([proxy.address for proxy in proxies], idle_timeout_s=3.0)
         stack.push_async_callback(engine.aclose)
-        asked = asyncio.create_task(record(engine, ask(choice.randrange(20, 200), seed)))
+        request = ask(choice.randrange(20, 200), seed)
+        asked = asyncio.create_task(record_within(60, engine, request))
         for _ in range(choice.randrange(1, 5)):
             await asyncio.sleep(choice.uniform(0, 0.25))
             await _fault(choice, choice.choice(proxies))
-        return await asyncio.wait_for(asked, 60)
+        return await asked
 
 
 async def _fault(choice: random.Random, proxy: FaultProxy) -> None:

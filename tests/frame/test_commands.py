@@ -31,7 +31,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     ("target", "behind"),
     [
         ("demo", "overspill demo"),
-        ("test", "pytest"),
+        ("test", "pytest -n auto --maxprocesses 4 --dist loadfile"),
         ("bench", "overspill bench --out build/bench"),
         ("soak", "tests/faults/soak.py"),
     ],
