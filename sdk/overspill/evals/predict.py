@@ -43,7 +43,7 @@ def predict(scorer: Scorer, design: Design, features: list[Features]) -> Predict
     for row, found in zip(sums, design.ngrams, strict=True):
         row += table[found].sum(axis=0) / np.sqrt(max(len(found), 1))
     if scorer.domains is not None:
-        sums += np.array([scorer.domains.deviation(one.ngrams) for one in features])
+        sums += np.array([scorer.domains.deviation(one.buckets, one.weight) for one in features])
     confidence = np.array([scorer.familiarity(one) for one in features])
     found = np.array(scorer.prior) + confidence[:, None] * sums
     return Predicted(found[:, 0], found[:, 1], confidence, scorer.prior)

@@ -15,6 +15,8 @@ from overspill.types.route import Route, StageReason
 STAGE = 1
 # Weights are not all that a model takes: its context and its buffers come on top.
 _MEMORY_MARGIN = 1.25
+_TEXT = frozenset({"text"})
+_TEXT_AND_IMAGE = frozenset({"text", "image"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,20 @@ def capability(
 
     ``routes`` may hold some that have no card, where ``situation.unavailable`` says why.
     """
-    away = [(route, situation.unavailable.get(route)) for route in routes]
-    reasons = [StageReason(STAGE, "unavailable", (route,), {}, why) for route, why in away if why]
-    for route in (route for route, why in away if not why):
+    unavailable = situation.unavailable
+    away = [(route, unavailable[route]) for route in routes if unavailable.get(route)]
+    reasons = [StageReason(STAGE, "unavailable", (route,), {}, why) for route, why in away]
+    left = []
+    for route in routes:
+        if unavailable.get(route):
+            continue
         candidate = _Candidate(route, cards[route], request, situation)
-        reasons += [reason for check in _CHECKS if (reason := check(candidate))]
-    removed = {route for reason in reasons for route in reason.removed}
-    left = tuple(route for route in routes if route not in removed)
-    return (*reasons, *_language(form.language, cards, left))
+        lacks = [reason for check in _CHECKS if (reason := check(candidate))]
+        if lacks:
+            reasons += lacks
+        else:
+            left.append(route)
+    return (*reasons, *_language(form.language, cards, tuple(left)))
 
 
 def _away(
@@ -100,7 +108,7 @@ def _schema(candidate: _Candidate) -> StageReason | None:
 
 
 def _modality(candidate: _Candidate) -> StageReason | None:
-    wanted = {"text", "image"} if candidate.request.has_images else {"text"}
+    wanted = _TEXT_AND_IMAGE if candidate.request.has_images else _TEXT
     lacking = wanted.difference(candidate.card.modalities)
     if not lacking:
         return None

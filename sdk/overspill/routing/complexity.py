@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -91,13 +91,15 @@ class Scorer:
     def score(self, features: Features, cards: Mapping[Route, ModelCard]) -> Score:
         """Both probabilities and the gain, for the pair of models that ``cards`` names."""
         fitted = self._is_fitted_for(cards)
-        confidence = self.familiarity(features) * (1.0 if fitted else _UNFITTED_CONFIDENCE)
+        confidence = self.familiarity(features)
+        if not fitted:
+            confidence *= _UNFITTED_CONFIDENCE
         prior_device, prior_cloud = self.prior if fitted else self._measured_prior(features, cards)
         device, cloud = prior_device, prior_cloud
         contributions = {"prior": cloud - device}
-        for name, (to_device, to_cloud) in self._summands(features):
-            to_device *= confidence
-            to_cloud *= confidence
+        for name, value, (to_device, to_cloud) in self._summands(features):
+            to_device = to_device * value * confidence
+            to_cloud = to_cloud * value * confidence
             device += to_device
             cloud += to_cloud
             contributions[name] = to_cloud - to_device
@@ -111,22 +113,23 @@ class Scorer:
             domain=features.domain,
         )
 
-    def _summands(self, features: Features) -> list[tuple[str, Pair]]:
-        """Weight times value; all n-grams in one sum, since a bucket's number could be undone."""
-        weights_of = self.structure
+    def _summands(self, features: Features) -> list[tuple[str, float, Pair]]:
+        """Value and weights; all n-grams in one sum, since a bucket's number could be undone."""
+        weights_of, found = self.structure, features.buckets
         summands = [
-            (name, (weights[0] * value, weights[1] * value))
+            (name, value, weights_of[name])
             for name, value in features.structure.items()
-            if (weights := weights_of.get(name))
+            if name in weights_of
         ]
-        summands.append(("ngrams", self._tables.ngrams(features.ngrams)))
-        if self.domains is not None and features.ngrams:
-            summands.append(("domain_posterior", self.domains.deviation(features.ngrams)))
+        summands.append(("ngrams", features.weight, self._tables.ngrams(found)))
+        if self.domains is not None and found:
+            deviation = self.domains.deviation(found, features.weight)
+            summands.append(("domain_posterior", 1.0, deviation))
         return summands
 
     def familiarity(self, features: Features) -> float:
         """How far the prompt's words, or else its n-grams, are among those that the fit has met."""
-        hashes = features.words if self.vocabulary else features.ngrams
+        hashes = features.words if self.vocabulary else features.buckets
         met = self._tables.met
         if not hashes:
             return 0.0
@@ -135,9 +138,8 @@ class Scorer:
         return min(1.0, count / len(hashes) / self.familiar)
 
     def _is_fitted_for(self, cards: Mapping[Route, ModelCard]) -> bool:
-        names = tuple(
-            cards[route].name if route in cards else "" for route in (Route.DEVICE, Route.CLOUD)
-        )
+        device, cloud = cards.get(Route.DEVICE), cards.get(Route.CLOUD)
+        names = (device.name if device else "", cloud.name if cloud else "")
         return names == self.fitted_for
 
     def _measured_prior(self, features: Features, cards: Mapping[Route, ModelCard]) -> Pair:
@@ -154,25 +156,22 @@ class Scorer:
 class _Tables:
     """The weights and the bits of a scorer, one entry each: quicker to add up than to look up."""
 
-    device: list[float]
-    cloud: list[float]
+    both: list[complex]
     met: bytes
 
     @classmethod
     def of(cls, scorer: Scorer) -> Self:
-        device, cloud = [0.0] * scorer.buckets, [0.0] * scorer.buckets
+        # One addition for both heads: the device's in the real part, the cloud's in the other.
+        both = [0j] * scorer.buckets
         for bucket, (to_device, to_cloud) in scorer.ngrams.items():
-            device[bucket], cloud[bucket] = to_device, to_cloud
+            both[bucket] = complex(to_device, to_cloud)
         bits = scorer.vocabulary or scorer.seen
-        return cls(device, cloud, bytes(byte >> i & 1 for byte in bits for i in range(8)))
+        return cls(both, bytes(byte >> i & 1 for byte in bits for i in range(8)))
 
-    def ngrams(self, found: Mapping[int, float]) -> Pair:
-        """What the n-grams of a prompt add up to; they have one common weight."""
-        weight = next(iter(found.values()), 0.0)
-        return (
-            weight * sum(map(self.device.__getitem__, found)),
-            weight * sum(map(self.cloud.__getitem__, found)),
-        )
+    def ngrams(self, found: Collection[int]) -> Pair:
+        """What the n-grams of a prompt weigh together."""
+        total = sum(map(self.both.__getitem__, found), 0j)
+        return total.real, total.imag
 
 
 def _clip(probability: float) -> float:

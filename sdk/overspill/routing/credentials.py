@@ -15,6 +15,8 @@ from overspill.routing.spans import Span, apart
 
 _SHORTEST = 15
 """No form below is shorter."""
+_NOT_SPACES = bytes(32 if chr(code).isspace() else 97 for code in range(256))
+_LONG = b"a" * _SHORTEST
 _FORMS = re.compile(
     r"\b(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{16}\b"  # Amazon
     r"|\bAIza[\w-]{35}|\bya29\.[\w-]{20,}|\bGOCSPX-[\w-]{28}"  # Google
@@ -70,6 +72,7 @@ _NAMED = re.compile(
     r"[\"']?(?=[^\s\"',;\d]{0,255}\d)([^\s\"',;]{8,256})",
     re.IGNORECASE,
 )
+_DIGIT = re.compile(r"\d")
 _NAMED_BITS = 2.75
 _NAME_CHARS, _NAMED_CHARS = 12, 300
 
@@ -79,14 +82,20 @@ def find_credentials(text: str) -> list[Span]:
     spans = []
     if "PRIVATE KEY" in text:
         spans += [match.span() for match in _PEM.finditer(text)]
-    for start, end in _long_words(text):
+    for start, end in _long_words(text) if has_long_word(text) else ():
         spans += [match.span() for match in _FORMS.finditer(text, start, end)]
         if end - start >= _RANDOM_CHARS:
             spans += [m.span() for m in _RANDOM.finditer(text, start, end) if _is_random(m[0])]
-    for start, end in _hinted(text):
+    # A secret that is given by name counts with a digit only; whatever script it is of.
+    for start, end in _hinted(text) if _DIGIT.search(text) else ():
         named = _NAMED.finditer(text, start, end)
         spans += [m.span(1) for m in named if entropy_bits(m[1]) >= _NAMED_BITS]
     return apart(spans)
+
+
+def has_long_word(text: str) -> bool:
+    """Whether there is a word as long as the shortest form; other scripts' spaces count as text."""
+    return _LONG in text.encode("ascii", "replace").translate(_NOT_SPACES)
 
 
 def entropy_bits(text: str) -> float:

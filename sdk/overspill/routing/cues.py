@@ -7,7 +7,7 @@ each is only tried where one of the words that it cannot do without occurs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from overspill.routing.lexis import Lexis
@@ -32,9 +32,9 @@ class Cue:
     numeric: re.Pattern[str] | None
     literal: str
 
-    def matches(self, lexis: Lexis) -> bool:
-        """Whether the text holds this cue."""
-        if not self.words.isdisjoint(lexis.runs):
+    def matches(self, lexis: Lexis, asked: Set[str]) -> bool:
+        """Whether the text holds this cue; ``asked`` are those of its runs that any cue names."""
+        if asked and not self.words.isdisjoint(asked):
             return True
         lower = lexis.lower
         if self.literal and self.literal in lower:
@@ -44,8 +44,8 @@ class Cue:
         for stem in self.stems:
             if stem in lower and _begins_one(stem, lexis.runs):
                 return True
-        for phrase in self.phrases:
-            if not phrase.words.isdisjoint(lexis.runs) and phrase.pattern.search(lower):
+        for phrase in self.phrases if asked else ():
+            if not phrase.words.isdisjoint(asked) and phrase.pattern.search(lower):
                 return True
         return self.numeric is not None and bool(lexis.numbers and self.numeric.search(lower))
 
@@ -186,14 +186,24 @@ OPERATIONS: tuple[tuple[str, Cue], ...] = (
 )
 
 
+_NAMED = frozenset(
+    word
+    for _, cue in (*TASKS, *OPERATIONS)
+    for words in (cue.words, *(phrase.words for phrase in cue.phrases))
+    for word in words
+)
+
+
 def task_of(lexis: Lexis) -> str:
     """The first task that a cue speaks of, or ``other``."""
+    asked = lexis.runs & _NAMED
     for name, cue in TASKS:
-        if cue.matches(lexis):
+        if cue.matches(lexis, asked):
             return name
     return "other"
 
 
 def operations_in(lexis: Lexis) -> list[str]:
     """The operations that a cue speaks of."""
-    return [name for name, cue in OPERATIONS if cue.matches(lexis)]
+    asked = lexis.runs & _NAMED
+    return [name for name, cue in OPERATIONS if cue.matches(lexis, asked)]

@@ -16,8 +16,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from overspill.routing.credentials import find_credentials
+from overspill.routing.credentials import find_credentials, has_long_word
 from overspill.routing.listed import find_listed
 from overspill.routing.phones import find_phones, find_regional
 from overspill.routing.spans import Span, apart
@@ -45,6 +46,16 @@ _ISSUERS = re.compile(
 # Two letters and the check digits; digits are searched for, since there are fewer of them.
 _IBAN_CHECK = re.compile(r"\d\d(?<=[A-Za-z]{2}..)(?<![A-Za-z0-9][A-Za-z]{2}..)(?=[ -]?[A-Za-z0-9])")
 _IBAN = re.compile(r"[A-Za-z]{2}\d\d(?:[ -]?[A-Za-z0-9]){11,30}")
+_FEWEST_DIGITS = 8
+# What is written in ASCII, by what it is: digits, letters, spaces, and all else.
+_CLASSES = (
+    bytes(
+        ord("0" if ch.isdigit() else "a" if ch.isalpha() else " " if ch.isspace() else ".")
+        for ch in map(chr, range(128))
+    )
+    + b"." * 128
+)
+_IBAN_BEGINS = b"aa00"
 
 # Lengths by country from the registry of ISO 13616.
 _IBAN_LENGTH = {
@@ -185,12 +196,32 @@ def find(text: str, wanted: Wanted) -> list[Finding]:
     """All that was found, kind by kind. Findings of two kinds may overlap, but what looks like a
     telephone number within a card's or an account's number is none."""
     plain = text if text.isascii() else _plain(text)
-    numbers = long_numbers(plain)
+    classes = plain.encode("ascii", "replace").translate(_CLASSES)
+    numbers = long_numbers(plain) if classes.count(b"0") >= _FEWEST_DIGITS else []
+    kinds = [kind for kind in wanted.kinds if _may_hold(kind, plain, classes, numbers, wanted)]
     found = []
-    for kind in wanted.kinds:
+    for kind in kinds:
         for start, end in _spans(kind, text, plain, numbers, wanted):
             found.append(Finding(kind, start, end))
     return [one for one in found if not _is_part(one, found)] if len(found) > 1 else found
+
+
+def _may_hold(
+    kind: str, plain: str, classes: bytes, numbers: Sequence[Span], wanted: Wanted
+) -> bool:
+    """Whether a text, of which ``classes`` are the characters' classes, has what a finding of this
+    kind cannot do without."""
+    match kind:
+        case "email":
+            return "@" in plain
+        case "phone" | "card":
+            return bool(numbers)
+        case "iban":
+            return _IBAN_BEGINS in classes
+        case "api_key":
+            return b"0" in classes or has_long_word(plain) or "PRIVATE KEY" in plain
+        case _:
+            return bool(wanted.terms)
 
 
 def _spans(
@@ -200,9 +231,9 @@ def _spans(
         case "email":
             return find_emails(plain)
         case "phone":
-            return find_phone_numbers(plain, numbers, wanted.phone_regions) if numbers else ()
+            return find_phone_numbers(plain, numbers, wanted.phone_regions)
         case "card":
-            return find_cards(plain, numbers) if numbers else ()
+            return find_cards(plain, numbers)
         case "iban":
             return find_ibans(plain)
         case "api_key":
@@ -235,6 +266,7 @@ def _plain(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=8192)
 def _look_of(character: str) -> str:
     digit = unicodedata.decimal(character, None)
     if digit is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import mul
 from typing import Any, Self
@@ -57,13 +57,12 @@ class DomainPosterior:
             "weights": base64.b64encode(unpack(self.packed, len(self.deviations))).decode(),
         }
 
-    def posterior(self, ngrams: Mapping[int, float]) -> tuple[float, ...]:
-        """P(domain) for each domain; ``ngrams`` have one common weight, as ``Features`` says."""
-        value = next(iter(ngrams.values()), 0.0)
+    def posterior(self, ngrams: Collection[int], weight: float) -> tuple[float, ...]:
+        """P(domain) for each domain; ``ngrams`` are buckets with one common weight."""
         total = sum(map(self.packed.__getitem__, ngrams))
         count = len(self.deviations)
         lanes = struct.unpack(f"<{count}I", total.to_bytes(_LANE_BYTES * count, "little"))
-        zero, factor = _ZERO * len(ngrams), self.step * value
+        zero, factor = _ZERO * len(ngrams), self.step * weight
         return _softmax(
             [
                 self.sharpness * (factor * (lane - zero) + bias)
@@ -71,9 +70,9 @@ class DomainPosterior:
             ]
         )
 
-    def deviation(self, ngrams: Mapping[int, float]) -> Pair:
+    def deviation(self, ngrams: Collection[int], weight: float) -> Pair:
         """What the domains that a prompt may belong to add to the prior, for both models."""
-        shares = self.posterior(ngrams)
+        shares = self.posterior(ngrams, weight)
         device, cloud = zip(*self.deviations, strict=True)
         return math.fsum(map(mul, shares, device)), math.fsum(map(mul, shares, cloud))
 

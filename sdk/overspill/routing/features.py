@@ -20,29 +20,36 @@ from overspill.types.chat import Request
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """``structure`` maps a stable name to its value; ``ngrams`` a bucket to its weight.
+    """``structure`` maps a stable name to its value; ``buckets`` are those of its n-grams.
 
-    The squares of ``ngrams``, which are all equal, sum to one, or it is empty. ``domain`` is the
-    guess, or ``other``. ``words`` are the CRC-32 of the different words and marks.
+    ``domain`` is the guess, or ``other``. ``words`` are the CRC-32 of the different words and
+    marks.
     """
 
     structure: Mapping[str, float]
-    ngrams: Mapping[int, float]
+    buckets: Collection[int]
     domain: str
     words: Collection[int] = ()
+
+    @property
+    def weight(self) -> float:
+        """Of every n-gram: the squares sum to one, where there are any."""
+        return 1 / math.sqrt(len(self.buckets)) if self.buckets else 0.0
+
+    @property
+    def ngrams(self) -> Mapping[int, float]:
+        """Each bucket with its weight."""
+        return dict.fromkeys(self.buckets, self.weight)
 
 
 def extract(form: NormalForm, request: Request, buckets: int) -> Features:
     """Features of the user's latest turn, with the shape of the conversation around it."""
     lexis = form.lexis
     domain = _domain(lexis, request)
-    words, pairs = _hashes(lexis.pieces)
-    return Features(
-        structure=_structure(lexis, domain, form, request) | shape(lexis),
-        ngrams=_unit_length({found % buckets for found in words | pairs}),
-        domain=domain,
-        words=words,
-    )
+    words, found = _hashes(lexis.pieces, buckets)
+    structure = _structure(lexis, domain, form, request)
+    structure.update(shape(lexis))
+    return Features(structure, found, domain, words)
 
 
 def guess_domain(text: str, request: Request) -> str:
@@ -52,8 +59,8 @@ def guess_domain(text: str, request: Request) -> str:
 
 def hash_ngrams(text: str, buckets: int) -> dict[int, float]:
     """Words, marks and pairs of them, hashed (CRC-32); numbers count by their length alone."""
-    words, pairs = _hashes(lexis_of(text).pieces)
-    return _unit_length({found % buckets for found in words | pairs})
+    words, found = _hashes(lexis_of(text).pieces, buckets)
+    return dict(Features({}, found, "other", words).ngrams)
 
 
 def _domain(lexis: Lexis, request: Request) -> str:
@@ -64,20 +71,22 @@ def _domain(lexis: Lexis, request: Request) -> str:
     return task_of(lexis)
 
 
-def _hashes(pieces: tuple[bytes, ...]) -> tuple[set[int], set[int]]:
-    """CRC-32 of the different words and marks, and of the pairs of them with a space between.
+def _hashes(pieces: tuple[bytes, ...], buckets: int) -> tuple[set[int], set[int]]:
+    """CRC-32 of the different words and marks, and the buckets of these and of pairs of them.
 
-    A pair's is that of its first piece, continued: no pair is ever put together.
+    A pair has a space between. Its hash is that of its first piece, continued: no pair is ever put
+    together.
     """
     if not pieces:
         return set(), set()
     crcs = list(map(crc32, pieces))
     spaced = b"\n ".join(pieces).split(b"\n")  # all but the first begin with a space
-    return set(crcs), set(map(crc32, spaced[1:], crcs))
-
-
-def _unit_length(found: set[int]) -> dict[int, float]:
-    return dict.fromkeys(found, 1 / math.sqrt(len(found)) if found else 0.0)
+    words = set(crcs)
+    crcs += map(crc32, spaced[1:], tuple(crcs))
+    if buckets & (buckets - 1):
+        return words, {crc % buckets for crc in crcs}
+    mask = buckets - 1
+    return words, {crc & mask for crc in crcs}
 
 
 def _structure(lexis: Lexis, domain: str, form: NormalForm, request: Request) -> dict[str, float]:
@@ -88,6 +97,7 @@ def _structure(lexis: Lexis, domain: str, form: NormalForm, request: Request) ->
     words = math.log2(1 + parts) / 8
     items = math.log2(1 + text.count(",") + text.count(";")) / 4
     values = {
+        "bias": 1.0,
         "words": words,
         "sentences": min(_sentences(text), 12) / 12,
         "list_items": items,
@@ -106,8 +116,8 @@ def _structure(lexis: Lexis, domain: str, form: NormalForm, request: Request) ->
     }
     if longest:
         values |= _operations(lexis, longest, second)
-    # The bias first, and nothing that is zero: it would contribute nothing.
-    return {"bias": 1.0} | {name: value for name, value in values.items() if value}
+    # Nothing that is zero: it would contribute nothing.
+    return {name: value for name, value in values.items() if value}
 
 
 def _digits(numbers: tuple[str, ...]) -> list[int]:

@@ -51,6 +51,8 @@ def privacy(
 
 def taint(found: Mapping[str, float], policy: RoutingPolicy) -> Privacy:
     """The floor that findings (counts by kind) raise a request, and its session, to."""
+    if not found:
+        return Privacy.ANY
     floors = (policy.detectors.get(kind, Privacy.ANY) for kind in found)
     return reduce(Privacy.tightened_by, floors, Privacy.ANY)
 

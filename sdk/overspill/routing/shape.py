@@ -14,14 +14,21 @@ from overspill.routing.lexis import MAX_CHARS, Lexis
 
 # "A. ", "(b) ": the mark is searched for, since there are fewer of those than of letters.
 _OPTION_MARK = re.compile(r"[.)](?<=[A-Ha-h].)(?=\s)")
+_OPTIONS = frozenset(
+    f"{opening}{letter}{mark}"
+    for opening in ("", "(")
+    for letter in "ABCDEFGHabcdefgh"
+    for mark in ".)"
+)
 _LONG_WORD = 9
+_LOG_1P = tuple(math.log1p(count) for count in range(MAX_CHARS + 2))
 
 
 def shape(lexis: Lexis) -> dict[str, float]:
     """Values by stable name, for one line of text."""
     text, words, numbers = lexis.text, lexis.words, lexis.numbers
     chars = len(text) or 1
-    lengths = [len(word) for word in words]
+    lengths = list(map(len, words))
     letters, digits = sum(lengths), sum(map(len, numbers))
     marks = len(text) - text.count(" ") - letters - digits
     return {
@@ -45,7 +52,7 @@ def _vocabulary(lexis: Lexis, lengths: Sequence[int], letters: int) -> dict[str,
     count = len(lengths) or 1
     return {
         "shape.word_length": min(letters / count / 12, 1.0),
-        "shape.long_words": sum([length >= _LONG_WORD for length in lengths]) / count,
+        "shape.long_words": len([1 for length in lengths if length >= _LONG_WORD]) / count,
         "shape.capitals": lexis.capitals / count,
         "shape.variety": len(set(lexis.words)) / count,
     }
@@ -53,6 +60,8 @@ def _vocabulary(lexis: Lexis, lengths: Sequence[int], letters: int) -> dict[str,
 
 def _options(text: str) -> dict[str, float]:
     """Questions with answers to choose from: how many there are, and how much of the text."""
+    if _OPTIONS.isdisjoint(text.split()):
+        return {"shape.options": 0.0, "shape.options_part": 0.0}
     found = [_option_start(text, match.start()) for match in _OPTION_MARK.finditer(text)]
     starts = [start for start in found if start is not None]
     return {
@@ -76,4 +85,4 @@ def _decimals(numbers: Sequence[str]) -> int:
 
 
 def _log_share(count: int, most: int) -> float:
-    return min(math.log1p(count) / math.log1p(most), 1.0)
+    return _LOG_1P[count] / _LOG_1P[most] if count < most else 1.0

@@ -66,4 +66,6 @@ class Situation:
     def tokens_for(self, route: Route) -> int | None:
         """The prompt's tokens on a route; None where nobody could count."""
         known = self.prompt_tokens
-        return known.get(route, max(known.values(), default=None))
+        if not known:
+            return None
+        return known[route] if route in known else max(known.values())

@@ -40,14 +40,19 @@ class Privacy(StrEnum):
     ATTESTED = "attested"
     ANY = "any"
 
+    __hash__ = str.__hash__  # a member equals its value
+
     @property
     def strictness(self) -> int:
         """2 for device, 1 for attested, 0 for any."""
-        return {"device": 2, "attested": 1, "any": 0}[self.value]
+        return _STRICTNESS[self]
 
     def tightened_by(self, other: Privacy) -> Privacy:
         """The stricter of the two: a floor is only ever raised."""
-        return self if self.strictness >= other.strictness else other
+        return self if _STRICTNESS[self] >= _STRICTNESS[other] else other
+
+
+_STRICTNESS = {Privacy.DEVICE: 2, Privacy.ATTESTED: 1, Privacy.ANY: 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,13 +241,13 @@ class Request:
     @property
     def needs_constraint(self) -> bool:
         """Whether an engine has to hold the answer to something, token by token."""
+        if self.json_schema is not None or self.grammar is not None:
+            return True
+        if not self.offers_tools:
+            return False
         forced = self.tool_choice == "required" or self.tool_name is not None
         strict = any(tool.strict for tool in self.tools) or not self.parallel_tool_calls
-        return (
-            self.json_schema is not None
-            or self.grammar is not None
-            or (self.offers_tools and (forced or strict))
-        )
+        return forced or strict
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,10 @@ class Route(StrEnum):
     THIRD_PARTY = "third_party"
     REFUSED = "refused"
 
+    # A member equals its value; with Enum's own hash, which is computed in Python, a mapping by
+    # route would find neither by the value nor quickly.
+    __hash__ = str.__hash__
+
 
 class RouteReason(StrEnum):
     """What decided. **escalate** is quality, **spill** is capacity, **fall back** is failure.
