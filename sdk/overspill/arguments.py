@@ -55,6 +55,7 @@ class RunOptions(TypedDict, total=False):
     first_token_s: float | None
     adapter: str | None
     draft: str
+    redact: bool
 
 
 class CallOptions(RunOptions, total=False):
@@ -96,6 +97,7 @@ _OPTIONAL = frozenset(
 )
 _PASSED_ON = frozenset(
     {"model", "max_tokens", "top_logprobs", "deadline_s", "first_token_s", "adapter", "draft"}
+    | {"redact"}
 )
 
 
@@ -160,10 +162,9 @@ def _check_types(options: Mapping[str, Any]) -> None:
             raise InvalidRequest(
                 f"'{name}' is {value!r:.80}.", param=name, mend=f"Give {_IN_WORDS[wanted]}."
             )
-    if not isinstance(options.get("parallel_tool_calls", True), bool):
-        raise InvalidRequest(
-            "'parallel_tool_calls' is no truth value.", param="parallel_tool_calls"
-        )
+    for name in ("parallel_tool_calls", "redact"):
+        if not isinstance(options.get(name, True), bool):
+            raise InvalidRequest(f"'{name}' is no truth value.", param=name)
     for name in ("model", "adapter", "draft"):
         _check_text(str(options.get(name) or ""), name)
     for text in _texts(options.get("stop", ())):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from overspill import AsyncOverspill, Overspill
 from overspill.budget import MAX_ANSWER_TOKENS, Budget, ChainLengths, use_budget
 from overspill.config import load_settings
-from overspill.errors import BudgetExhausted, InvalidRequest
+from overspill.errors import BudgetExhausted, EngineError, InvalidRequest
 from overspill.testing import FakeEngine
 from overspill.types.card import ModelCard
 from overspill.types.chat import Finish, FinishReason, Message, Request
@@ -222,3 +222,18 @@ def test_a_budget_is_the_innermost_one_inside_its_block():
     outer, inner = Budget(seconds=5), Budget(seconds=1)
     with use_budget(outer) as found, use_budget(inner) as within:
         assert (found, within) == (outer, inner)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("after", [0, 2])
+async def test_a_call_that_fails_gives_back_the_tokens_that_it_held(settings, after):
+    device = FakeEngine("a b c", error=EngineError("broken"), error_after=after)
+    async with AsyncOverspill("t", settings=settings, device=device) as ai:
+        with ai.budget(tokens=50) as budget:
+            for _ in range(3):  # were anything held, the later ones would be refused
+                with pytest.raises(EngineError, match="broken"):
+                    await ai.chat("one two", max_tokens=48)
+                assert budget.check().tokens == budget.tokens_left == 50
+            device.error = None
+            assert (await ai.chat("one two")).text == "a b c"
+            assert 0 < budget.check().tokens < 50

@@ -58,6 +58,7 @@ def test_response_format_is_openais(form, schema):
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"output": SCHEMA, "response_format": {"type": "text"}}, "response_format"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"redact": "email"}, "redact"),
     ],
 )
 def test_what_means_nothing_is_refused_by_its_name(options, param):

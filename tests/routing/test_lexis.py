@@ -42,7 +42,7 @@ def test_a_word_is_a_cue_only_as_a_whole(text: str) -> None:
     lexis = lexis_of(text)
     for _, cue in TASKS:
         if any(re.search(rf"\b{word}\b", text.lower()) for word in cue.words):
-            assert cue.matches(lexis)
+            assert cue.matches(lexis, lexis.runs)
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "中"])

@@ -17,6 +17,7 @@ from overspill.routing.lateness import LATE
 from overspill.routing.lateness import STAGE as WEIGHED
 from overspill.routing.normalise import NormalForm
 from overspill.routing.policy import RoutingPolicy
+from overspill.routing.privacy import STAGE as PRIVACY
 from overspill.routing.session_memory import replay, with_memory
 from overspill.routing.situation import Situation
 from overspill.types.card import ModelCard
@@ -157,8 +158,7 @@ def _threshold(case: Case) -> float:
 
 def _with_session(case: Case, score: Score) -> Score:
     """The score with what earlier turns hold against it, as one more contribution."""
-    release = case.policy.release
-    memory = case.situation.memory
+    memory, release = case.situation.memory, case.policy.release
     held = memory.held_gain if memory.turns else _replayed(case)
     extra = with_memory(score.gain, held, release) - score.gain
     if extra <= 0:
@@ -170,6 +170,8 @@ def _with_session(case: Case, score: Score) -> Score:
 def _replayed(case: Case) -> float:
     """What the conversation's earlier turns would have left behind, had we been asked."""
     turns = case.form.user_turns
+    if len(turns) == 1:
+        return 0.0
     earlier = range(max(1, len(turns) - _REPLAYED_TURNS), len(turns))
     gains = [case.score(case.form.until(n)).gain for n in earlier]
     return replay(gains, case.policy.release)
@@ -179,8 +181,9 @@ def _why_only(route: Route, reasons: tuple[StageReason, ...], case: Case) -> Rou
     """The reason where no choice was left: pinned, privacy, room, or simply nothing else there."""
     if case.situation.pinned is not None:
         return RouteReason.PINNED
-    if any(r.stage == 2 and (r.removed or r.detail == Privacy.DEVICE) for r in reasons):
-        return RouteReason.PRIVACY
+    for reason in reasons:
+        if reason.stage == PRIVACY and (reason.removed or reason.detail == Privacy.DEVICE):
+            return RouteReason.PRIVACY
     lost_device = {r.code for r in reasons if Route.DEVICE in r.removed}
     if route is not Route.DEVICE and lost_device and lost_device <= _CAPACITY:
         return RouteReason.SPILL

@@ -7,8 +7,7 @@ policy has replaced by placeholders is not sent, and so raises nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import reduce
+from collections.abc import Iterable, Mapping
 
 from overspill.routing.detectors import detect
 from overspill.routing.normalise import outgoing_text
@@ -30,7 +29,7 @@ def privacy(
     """What was found, the floor that follows, and which routes it and the evidence take away."""
     found, hidden = _findings(request, policy)
     floors = _floors(request, situation.session_floor, situation.memory, policy, found)
-    floor = reduce(Privacy.tightened_by, floors.values())
+    floor = _strictest(floors.values())
     reasons = [StageReason(STAGE, FOUND, (), found, f"floor {floors['found']}")] if found else []
     if hidden:
         reasons.append(StageReason(STAGE, HIDDEN, (), hidden))
@@ -38,7 +37,7 @@ def privacy(
         StageReason(
             STAGE,
             "floor",
-            tuple(route for route in routes if floor is Privacy.DEVICE and route != Route.DEVICE),
+            _elsewhere(routes) if floor is Privacy.DEVICE else (),
             {name: value.strictness for name, value in floors.items()},
             floor,
         )
@@ -53,8 +52,7 @@ def taint(found: Mapping[str, float], policy: RoutingPolicy) -> Privacy:
     """The floor that findings (counts by kind) raise a request, and its session, to."""
     if not found:
         return Privacy.ANY
-    floors = (policy.detectors.get(kind, Privacy.ANY) for kind in found)
-    return reduce(Privacy.tightened_by, floors, Privacy.ANY)
+    return _strictest(policy.detectors.get(kind, Privacy.ANY) for kind in found)
 
 
 def floor_of(
@@ -63,7 +61,19 @@ def floor_of(
     """The floor of a request before anything else is known: whether a cloud may be contacted."""
     found, _ = _findings(request, policy)
     floors = _floors(request, session_floor, memory, policy, found)
-    return reduce(Privacy.tightened_by, floors.values())
+    return _strictest(floors.values())
+
+
+def _strictest(floors: Iterable[Privacy]) -> Privacy:
+    strictest = Privacy.ANY
+    for floor in floors:
+        if floor is not Privacy.ANY:
+            strictest = strictest.tightened_by(floor)
+    return strictest
+
+
+def _elsewhere(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    return tuple([route for route in routes if route is not Route.DEVICE])
 
 
 def _findings(
