@@ -83,7 +83,8 @@ class AsyncOverspill:
     engines of the app's own else; ``require`` raises ``ConnectFailed``, ``VersionMismatch`` or
     ``DaemonRefused`` in place of that; ``never`` does not look for one. ``device``, ``cloud`` and
     ``embedder`` replace what the settings name, are closed with the client, and mean ``never``, as
-    does ``third_party``: a provider's API behind consent (see ``overspill.providers``).
+    does ``third_party``: a provider's API behind consent (see ``overspill.providers``). One that
+    the settings name is opened with them, and makes ``auto`` mean ``never``.
 
     ``on_consent`` (plain, called in a thread, or async) is asked for each request that only a third
     party could answer, with its plan, and gives a :class:`Grant` for that request, or None.
@@ -120,7 +121,9 @@ class AsyncOverspill:
             raise UsageError(
                 "Engines of one's own are not given to a daemon.", mend="Leave out one of the two."
             )
-        self._daemon: DaemonUse = "never" if brought else daemon
+        # A grant is signed and spent here: a daemon would only be shown one that it cannot check.
+        by_consent = daemon == "auto" and self._settings.third_party is not None
+        self._daemon: DaemonUse = "never" if brought or by_consent else daemon
         self._answerer: Answerer | None = None
         self._embedded = Embedded()
         self._on_consent = on_consent

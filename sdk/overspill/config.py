@@ -7,8 +7,8 @@ a stricter privacy floor; it can never name a trust policy or lower what must be
 
     model = "brook"                 # device model: a name, a .gguf file or an MLX folder
     embedding_model = "bge.gguf"    # optional; without it `model` embeds, where it can
-keep_alive = "10m"              # the daemon lets go of a model unused for so long
-hub = "https://huggingface.co"  # where `overspill models pull` looks
+    keep_alive = "10m"              # the daemon lets go of a model unused for so long
+    hub = "https://huggingface.co"  # where `overspill models pull` looks
     privacy = "attested"            # floor: device, attested or any
     routing_policy = "routing.toml" # optional; relative to this file
     draft_model = "small.gguf"      # optional; of the same tokenizer, its guesses are checked
@@ -21,6 +21,14 @@ hub = "https://huggingface.co"  # where `overspill models pull` looks
     address = "node.example:8443"   # or unix:/path
     trust_policy = "trust.toml"     # optional; without it the strictest default holds
     ca = "ca.pem"                   # optional: the TLS authority to accept
+
+    [third_party]                   # optional: an API, asked with a person's consent each time
+    name = "maker"
+    base_url = "https://api.maker.example/v1"
+    model = "big"
+    context = 128000                # tokens
+    key_file = "maker.key"          # holds the API key; readable by its owner alone
+    price_prompt_per_mtok = 3.0     # optional, as are price_completion_per_mtok, tools, json_schema
 """
 
 from __future__ import annotations
@@ -71,6 +79,24 @@ class CloudSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ThirdPartySettings:
+    """A provider's API as the last resort. That it is named permits nothing: see ``on_consent``.
+
+    ``context`` is in tokens, prices are per million of them; nobody proves what is said here.
+    """
+
+    name: str
+    base_url: str
+    model: str
+    context: int
+    key_file: Path
+    price_prompt_per_mtok: float = 0.0
+    price_completion_per_mtok: float = 0.0
+    tools: bool = False
+    json_schema: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that a client needs to know.
 
@@ -89,6 +115,7 @@ class Settings:
     embedding_model: str | None = None
     privacy: Privacy = Privacy.ATTESTED
     cloud: CloudSettings | None = None
+    third_party: ThirdPartySettings | None = None
     routing_policy: Path | None = None
     isolate: bool = True
     max_context_tokens: int | None = None
@@ -205,8 +232,21 @@ _KEYS: dict[str, type] = {
     "hub": str,
     "keep_alive": str,
     "cloud": dict,
+    "third_party": dict,
 }
 _CLOUD_KEYS: dict[str, type] = {"address": str, "trust_policy": str, "ca": str, "locate": bool}
+_THIRD_PARTY_KEYS: dict[str, type] = {
+    "name": str,
+    "base_url": str,
+    "model": str,
+    "context": int,
+    "key_file": str,
+    "price_prompt_per_mtok": float,
+    "price_completion_per_mtok": float,
+    "tools": bool,
+    "json_schema": bool,
+}
+_THIRD_PARTY_NEEDS = ("name", "base_url", "model", "context", "key_file")
 
 
 def _from_file(file: Path, places: Places) -> Settings:
@@ -217,17 +257,10 @@ def _from_file(file: Path, places: Places) -> Settings:
             f"{file} cannot be read: {error}.", mend="Mend the file."
         ) from None
     _check_keys(raw, _KEYS, file, "")
-    cloud = raw.pop("cloud", None)
-    if cloud is not None:
-        _check_keys(cloud, _CLOUD_KEYS, file, "cloud.")
-        if "address" not in cloud:
-            raise ConfigurationError(f"{file}: [cloud] has no address.", mend="Add one.")
-        raw["cloud"] = CloudSettings(
-            cloud["address"],
-            _beside(file, cloud.get("trust_policy")),
-            _beside(file, cloud.get("ca")),
-            cloud.get("locate", False),
-        )
+    if "cloud" in raw:
+        raw["cloud"] = _cloud(raw["cloud"], file)
+    if "third_party" in raw:
+        raw["third_party"] = _third_party(raw["third_party"], file)
     if "privacy" in raw:
         raw["privacy"] = _privacy(raw["privacy"], str(file))
         raw["privacy_is_set"] = True
@@ -248,13 +281,37 @@ def _from_file(file: Path, places: Places) -> Settings:
     return Settings(places=places, **raw)
 
 
+def _cloud(table: Mapping[str, Any], file: Path) -> CloudSettings:
+    _check_keys(table, _CLOUD_KEYS, file, "cloud.")
+    if "address" not in table:
+        raise ConfigurationError(f"{file}: [cloud] has no address.", mend="Add one.")
+    return CloudSettings(
+        table["address"],
+        _beside(file, table.get("trust_policy")),
+        _beside(file, table.get("ca")),
+        table.get("locate", False),
+    )
+
+
+def _third_party(table: Mapping[str, Any], file: Path) -> ThirdPartySettings:
+    _check_keys(table, _THIRD_PARTY_KEYS, file, "third_party.")
+    for key in _THIRD_PARTY_NEEDS:
+        if not table.get(key):
+            raise ConfigurationError(f"{file}: [third_party] has no {key}.", mend="Add it.")
+    if table["context"] < 0:
+        raise ConfigurationError(f"{file}: 'third_party.context' is {table['context']}.")
+    key_file = file.parent / Path(table["key_file"]).expanduser()
+    return ThirdPartySettings(**{**table, "key_file": key_file})
+
+
 def _check_keys(raw: Mapping[str, Any], known: Mapping[str, type], file: Path, where: str) -> None:
     for key, value in raw.items():
         if key not in known:
             raise ConfigurationError(
                 f"{file}: unknown key '{where}{key}'.", mend=f"Known: {', '.join(known)}."
             )
-        if not isinstance(value, known[key]) or (known[key] is int and isinstance(value, bool)):
+        wanted = (int, float) if known[key] is float else (known[key],)
+        if not isinstance(value, wanted) or (known[key] is not bool and isinstance(value, bool)):
             raise ConfigurationError(
                 f"{file}: '{where}{key}' is {value!r}.", mend=f"Give a {known[key].__name__}."
             )

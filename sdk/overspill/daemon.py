@@ -44,6 +44,7 @@ _DECISIVE = (
     "model",
     "embedding_model",
     "cloud",
+    "third_party",
     "routing_policy",
     "adapters",
     "draft_model",

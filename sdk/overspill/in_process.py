@@ -18,7 +18,13 @@ from overspill.errors import ConfigurationError, ModelNotFound, OverspillError
 from overspill.gathering import Routes
 from overspill.in_time import in_time
 from overspill.modelroom import is_pullable
-from overspill.opening import open_cloud, open_device, open_embedder, open_routing_policy
+from overspill.opening import (
+    open_cloud,
+    open_device,
+    open_embedder,
+    open_named_third_party,
+    open_routing_policy,
+)
 from overspill.policy_lock import AdminPolicy, policy_lock
 from overspill.profile import DeviceMeter
 from overspill.providers.granted import GrantedEngine
@@ -69,6 +75,8 @@ class InProcess:
         policy = open_routing_policy(settings)
         if self._cloud is None and settings.cloud is not None:
             self._cloud = open_cloud(settings)
+        if self._third_party is None:
+            self._third_party = open_named_third_party(settings)
         try:
             # The cloud is first contacted by a request whose floor allows it.
             self._device = await self._start_device()

@@ -20,6 +20,7 @@ from overspill.state.log_state import LogStateStore
 from overspill.transport.base import Transport
 from overspill.trust.policy import TrustPolicy, default_policy
 from overspill.trust.policy import load_policy as load_trust_policy
+from overspill.types.card import ModelCard
 
 if TYPE_CHECKING:
     from overspill.identity.rotation import KeyRotation
@@ -101,6 +102,36 @@ def open_third_party(settings: Settings, options: ProviderOptions) -> GrantedEng
     book = GrantBook(settings.places.state / "grants.sqlite", open_device_key(settings))
     veiled = RedactingEngine(api, open_routing_policy(settings))
     return GrantedEngine(veiled, options.name, book, bytes_sent=api.bytes_sent)
+
+
+def open_named_third_party(settings: Settings) -> GrantedEngine | None:
+    """The provider that the settings name, if they do; its key is read from its file.
+
+    Nobody is contacted. Raises ``ConfigurationError`` for a key file that others could read or that
+    is no key, else as :func:`open_third_party`.
+    """
+    named = settings.third_party
+    if named is None:
+        return None
+    from overspill.identity.private_file import read_private
+    from overspill.providers.openai_api import ProviderOptions
+
+    card = ModelCard(
+        named.model,
+        named.context,
+        named.name,
+        tools=named.tools,
+        json_schema=named.json_schema,
+        price_prompt_per_mtok=named.price_prompt_per_mtok,
+        price_completion_per_mtok=named.price_completion_per_mtok,
+    )
+    api_key = (read_private(named.key_file) or "").strip()
+    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise ConfigurationError(
+            f"The key file {named.key_file} holds no API key.",
+            mend="Put the key into it, on one line, and nothing else.",
+        )
+    return open_third_party(settings, ProviderOptions(named.name, named.base_url, card, api_key))
 
 
 def open_log_state(settings: Settings) -> LogStateStore:

@@ -8,6 +8,7 @@ from overspill.opening import open_device
 from overspill.types.chat import Privacy
 
 DEVICE = {"OVERSPILL_PRIVACY": "device"}
+THIRD = "name = 'maker'\nbase_url = 'https://m.example/v1'\nmodel = 'big'\nkey_file = 'key'\n"
 
 
 def load(tmp_path, text: str, **environ: str):
@@ -48,6 +49,12 @@ def test_a_full_file_is_read_and_paths_lie_beside_it(tmp_path):
         ('speculation = "on"', "speculation"),
         ("adapters = 1", "adapters"),
         ("[adapters]\npoet = 1", "adapters.poet"),
+        ("third_party = 1", "third_party"),
+        ("[third_party]\nname = 'm'", "base_url"),
+        (f"[third_party]\n{THIRD}context = true", "third_party.context"),
+        (f"[third_party]\n{THIRD}context = -1", "third_party.context"),
+        (f"[third_party]\n{THIRD}context = 9\napi_key = 'k'", "third_party.api_key"),
+        (f"[third_party]\n{THIRD}context = 9\nprice_prompt_per_mtok = true", "price_prompt"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path, text, named):
@@ -55,6 +62,15 @@ def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path, text, named):
         load(tmp_path, text)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_provider_is_named_with_a_file_for_its_key(tmp_path):
+    settings = load(tmp_path, f"[third_party]\n{THIRD}context = 9\nprice_prompt_per_mtok = 3\n")
+    named = settings.third_party
+    assert named is not None
+    assert (named.name, named.model, named.context, named.tools) == ("maker", "big", 9, False)
+    assert named.price_prompt_per_mtok == 3.0
+    assert named.key_file == tmp_path / "home" / "config" / "key"
 
 
 def test_speculation_can_be_switched_off(tmp_path):

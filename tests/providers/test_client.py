@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from overspill import AsyncOverspill, Grant
-from overspill.config import Settings, load_settings
-from overspill.errors import ConsentRequired, OverspillError
+from overspill.config import Settings, ThirdPartySettings, load_settings
+from overspill.errors import ConfigurationError, ConsentRequired, OverspillError
 from overspill.opening import open_third_party
 from overspill.providers.openai_api import ProviderOptions
 from overspill.testing import FakeEngine
@@ -101,3 +101,70 @@ async def test_a_floor_is_not_a_matter_of_consent(
             await ai.chat(text, privacy=floor)
     assert not isinstance(caught.value, ConsentRequired)
     assert provider.connections == 0
+
+
+def naming(settings: Settings, provider: Any, key: str | None, mode: int = 0o600) -> Settings:
+    file = settings.places.state / "maker.key"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if key is not None:
+        file.write_text(key)
+        file.chmod(mode)
+    named = ThirdPartySettings("maker", provider.url, "big", 8192, file, 3.0)
+    return replace(settings, third_party=named)
+
+
+async def test_settings_may_name_the_provider_and_a_person_is_asked_all_the_same(
+    settings: Settings, provider: Any
+) -> None:
+    asked: list[Plan] = []
+
+    def on_consent(plan: Plan) -> Grant | None:
+        asked.append(plan)
+        return Grant("maker", plan.request_id, int(time.time()) + 60) if len(asked) > 1 else None
+
+    provider.say("fine")
+    named = naming(settings, provider, "sk-1\n")
+    device = FakeEngine(context=30)
+    async with AsyncOverspill("t", settings=named, device=device, on_consent=on_consent) as ai:
+        with pytest.raises(ConsentRequired):
+            await ai.chat(LONG)
+        assert provider.connections == 0  # a key that is there is no consent
+        reply = await ai.chat(LONG)
+    assert (reply.text, reply.route.route) == ("fine", Route.THIRD_PARTY)
+    assert asked[1].estimated_cost > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "mode", "says"),
+    [
+        (None, 0, "no API key"),
+        ("", 0o600, "no API key"),
+        ("a b", 0o600, "no API key"),
+        ("k\nk", 0o600, "no API key"),
+        ("sk-1", 0o644, "open to others"),
+    ],
+)
+async def test_a_key_that_is_none_or_that_others_read_is_refused_at_once(
+    settings: Settings, provider: Any, key: str | None, mode: int, says: str
+) -> None:
+    named = naming(settings, provider, key, mode)
+    with pytest.raises(ConfigurationError, match=says):
+        async with AsyncOverspill("t", settings=named, device=FakeEngine()):
+            pytest.fail("opened")
+    assert provider.connections == 0
+
+
+async def test_a_call_may_ask_for_placeholders_that_no_policy_names(
+    settings: Settings, provider: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "routing.toml").write_text('version = "1"\n[detectors]\nemail = "any"\n')
+    provider.say("I wrote to [EMAIL_1].")
+
+    def consent(plan: Plan) -> Grant:
+        return Grant("maker", plan.request_id, int(time.time()) + 60)
+
+    async with client(settings, provider, consent) as ai:
+        reply = await ai.chat(LONG, redact=True)
+    assert reply.text == "I wrote to jane@mail.example.org."
+    assert "[EMAIL_1]" in str(provider.received)
+    assert "jane@mail" not in str(provider.received)
