@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from overspill import errors
@@ -99,13 +100,13 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
 
     Only ``local`` ones may say with whom computed prompts are shared.
     """
-    return Request(
+    request = Request(
         id=message.id,
-        model=message.model if message.HasField("model") else None,
+        model=_given(message, "model"),
         app=message.app or "default",
         messages=_messages_from_proto(message),
         raw=message.HasField("raw_prompt"),
-        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        max_tokens=_given(message, "max_tokens"),
         sampling=_sampling_from_proto(message),
         stop=tuple(message.stop),
         tools=tuple(
@@ -115,29 +116,42 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
         tool_choice=cast(
             ToolChoice, _word(message.tool_choice or "auto", get_args(ToolChoice), "tool_choice")
         ),
-        tool_name=message.tool_name if message.HasField("tool_name") else None,
+        tool_name=_given(message, "tool_name"),
         json_schema=_load_object(message.json_schema, "json_schema")
         if message.HasField("json_schema")
         else None,
-        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
+        top_logprobs=_given(message, "top_logprobs"),
         privacy=Privacy(
             _word(message.privacy or Privacy.ATTESTED.value, tuple(Privacy), "privacy")
         ),
-        deadline_s=message.deadline_s if message.HasField("deadline_s") else None,
-        first_token_s=message.first_token_s if message.HasField("first_token_s") else None,
+        deadline_s=_given(message, "deadline_s"),
+        first_token_s=_given(message, "first_token_s"),
         attempt=message.attempt,
         prefix=message.prefix,
         lane=cast(Lane, _word(message.lane or "interactive", get_args(Lane), "lane")),
-        adapter=message.adapter if message.HasField("adapter") else None,
+        adapter=_given(message, "adapter"),
         draft=message.draft,
-        cache_scope=message.cache_scope if local and message.HasField("cache_scope") else None,
         grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
         parallel_tool_calls=not message.single_tool_call,
-        watch=_watch_from_proto(message.watch) if local and message.HasField("watch") else None,
-        redact=local and message.redact,
-        left=_left_from_proto(message.left) if local and message.HasField("left") else None,
-        grant=_grant_from_proto(message.grant) if local and message.HasField("grant") else None,
     )
+    return _with_own(request, message) if local else request
+
+
+def _with_own(request: Request, message: chat_pb2.ChatRequest) -> Request:
+    """With what a device tells its own daemon, and no cloud."""
+    return replace(
+        request,
+        cache_scope=_given(message, "cache_scope"),
+        watch=_watch_from_proto(message.watch) if message.HasField("watch") else None,
+        redact=message.redact,
+        left=_left_from_proto(message.left) if message.HasField("left") else None,
+        grant=_grant_from_proto(message.grant) if message.HasField("grant") else None,
+    )
+
+
+def _given(message: chat_pb2.ChatRequest, name: str) -> Any:
+    """A scalar field's value, None where it was not set."""
+    return getattr(message, name) if message.HasField(name) else None
 
 
 def _grant_to_proto(grant: Grant) -> chat_pb2.Grant:
