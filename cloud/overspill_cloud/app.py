@@ -35,7 +35,7 @@ from overspill_cloud.fleet.addresses import AddressFile
 from overspill_cloud.keeper import SILENCE_S, STALL_AFTER_S, Keeper
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.limits import AdmissionLimits
-from overspill_cloud.listen import check_listen
+from overspill_cloud.listen import check_address, check_listen
 from overspill_cloud.machine import Machine
 from overspill_cloud.measure import measure_node, node_settings
 from overspill_cloud.models import ServedModel, measure
@@ -229,6 +229,7 @@ def check_options(options: NodeOptions) -> TlsFiles | None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"The model name '{name}' is given twice.", mend="Rename one.")
+    check_address(options.listen)
     tls = _tls(options)
     if tls is None and not is_local_address(options.listen):
         raise ConfigurationError(

@@ -1,18 +1,12 @@
-"""`overspill-cloud`: serve a node, give out enrolment codes, list and revoke devices."""
+"""`overspill-cloud`: its verbs; here those for enrolment codes, policies and devices."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,18 +15,20 @@ from overspill.terminal import Verbs, run_app
 from overspill_cloud import tpm_command
 from overspill_cloud.cli_db import db
 from overspill_cloud.cli_options import (
+    AttesterOption,
     DatabaseOption,
     JsonOption,
     StateOption,
+    WeightsOption,
     iso,
     report,
     state_folder,
 )
+from overspill_cloud.cli_serve import serve
 from overspill_cloud.fleet.commands import fleet
 from overspill_cloud.ops.commands import doctor, plan
 
 if TYPE_CHECKING:
-    from overspill_cloud.app import NodeOptions
     from overspill_cloud.store import Store
 
 app = typer.Typer(
@@ -51,6 +47,7 @@ app.add_typer(devices, name="devices")
 app.add_typer(fleet, name="fleet")
 app.command()(plan)
 app.command()(doctor)
+app.command()(serve)
 app.add_typer(tpm_command.app, name="tpm")
 app.add_typer(db, name="db")
 
@@ -61,167 +58,7 @@ def _needs_the_extra() -> None:
         raise MissingExtra("The cloud service", "cloud")
 
 
-AttesterOption = Annotated[
-    str,
-    typer.Option(
-        help="auto (what the machine has), sev-snp, tdx, hardware-tpm, pinned, dev or tpm[:TCTI]."
-    ),
-]
-WeightsOption = Annotated[
-    list[str] | None,
-    typer.Option(help="What an upstream was started with: MODEL=PATH; may be repeated."),
-]
 DeviceArgument = Annotated[str, typer.Argument(help="The thumbprint, or its beginning.")]
-
-
-@app.command()
-def serve(
-    model: Annotated[
-        list[str],
-        typer.Option(
-            "--model",
-            help="NAME=FILE, NAME=echo, a FILE, NAME=upstream:http://127.0.0.1:PORT#MODEL or "
-            "NAME=upstream:unix:/path#MODEL; may be repeated.",
-        ),
-    ],
-    weights: WeightsOption = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(help="LoRA adapter: MODEL/NAME=FILE; may be repeated.")
-    ] = None,
-    mmproj: Annotated[
-        list[str] | None,
-        typer.Option(help="Projector by which a model reads images: MODEL=FILE; may be repeated."),
-    ] = None,
-    price: Annotated[
-        list[str] | None,
-        typer.Option(help="MODEL=PROMPT/ANSWER: per million tokens, told by its card; repeatable."),
-    ] = None,
-    listen: Annotated[
-        str, typer.Option(help="HOST:PORT (port 0: a free one) or unix:/path.")
-    ] = "127.0.0.1:8443",
-    state: StateOption = None,
-    database: DatabaseOption = None,
-    attester: AttesterOption = "auto",
-    release: Annotated[
-        Path | None,
-        typer.Option(help="Signed release (DSSE), its proof beside it in FILE.tlog-proof."),
-    ] = None,
-    gpu: Annotated[
-        bool, typer.Option("--gpu", help="Add the NVIDIA GPU's evidence to the machine's.")
-    ] = False,
-    open_port: Annotated[
-        list[int] | None,
-        typer.Option(help="A port that is meant to be open beside the node's; may be repeated."),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            help="HOST:PORT for /metrics, /livez and /readyz, in plain HTTP: loopback, "
-            "or a port that --open-port names."
-        ),
-    ] = None,
-    traces: Annotated[
-        str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
-    ] = None,
-    replicas: Annotated[
-        Path | None,
-        typer.Option(help="File with the fleet's addresses, a line each; read anew as it changes."),
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Sequences that a model runs at once.")] = 4,
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a model.")] = None,
-    max_streams: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 64,
-    quota_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Tokens that a device may take in a period.")
-    ] = None,
-    quota_hours: Annotated[int, typer.Option(min=1, help="How long a period is.")] = 24,
-    drain_s: Annotated[float, typer.Option(min=0, help="Time for streams to end.")] = 20.0,
-    echo_delay_s: Annotated[
-        float, typer.Option(min=0, help="Seconds per step of echo, to try a slow model.")
-    ] = 0.0,
-    stop_with_stdin: Annotated[
-        bool, typer.Option(help="Stop when standard input ends: for who starts a node as a child.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
-    from overspill.engines.options import EngineOptions
-    from overspill_cloud.app import (
-        NodeOptions,
-        parse_model,
-        with_adapters,
-        with_prices,
-        with_projectors,
-        with_weights,
-    )
-    from overspill_cloud.limits import AdmissionLimits, QuotaTerms
-
-    models = with_weights([parse_model(text) for text in model], weights or ())
-    models = with_adapters(models, adapter or ())
-    options = NodeOptions(
-        models=with_prices(with_projectors(models, mmproj or ()), price or ()),
-        listen=listen,
-        state=state_folder(state),
-        attester=attester,
-        release=release,
-        gpu=gpu,
-        open_ports=tuple(open_port or ()),
-        metrics=metrics,
-        traces=traces,
-        replicas=replicas,
-        tls_certificate=tls_cert,
-        tls_key=tls_key,
-        drain_timeout_s=drain_s,
-        engine=EngineOptions(
-            context_tokens=context,
-            max_sequences=slots,
-            threads=threads,
-            token_delay_s=echo_delay_s,
-        ),
-        admission=AdmissionLimits(
-            max_streams=max_streams,
-            quota_tokens=quota_tokens,
-            quota=QuotaTerms(period_s=quota_hours * 3600),
-        ),
-        database=database,
-    )
-    asyncio.run(_serve(options, as_json, stop_with_stdin))
-
-
-async def _serve(options: NodeOptions, as_json: bool, stop_with_stdin: bool) -> None:
-    from overspill_cloud.app import serve as serving_node
-    from overspill_cloud.hardening import harden_process
-
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Not loop.add_signal_handler: Windows has none.
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
-    if stop_with_stdin:
-        threading.Thread(target=_at_end_of_stdin, args=(loop, stopped.set), daemon=True).start()
-    async with serving_node(options, stated=harden_process()) as node:
-        facts: dict[str, Any] = {
-            "listen": node.listen,
-            "pid": os.getpid(),
-            "nkc_sha256": node.nkc_sha256,
-            "assurance": node.assurance,
-        }
-        if node.dev_root is not None:
-            facts["dev_root"] = node.dev_root
-        if node.metrics is not None:
-            facts["metrics"] = node.metrics
-        text = f"Serving on {node.listen}; evidence: {node.assurance}."
-        report(facts, text, as_json)
-        await stopped.wait()
-
-
-def _at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    while sys.stdin.buffer.read(4096):
-        pass
-    with suppress(RuntimeError):  # the loop has ended by itself
-        loop.call_soon_threadsafe(stop)
 
 
 @app.command("enroll-code")

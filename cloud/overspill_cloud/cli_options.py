@@ -23,6 +23,16 @@ DatabaseOption = Annotated[
         "postgresql://USER@HOST/NAME (the password is read from ~/.pgpass).",
     ),
 ]
+AttesterOption = Annotated[
+    str,
+    typer.Option(
+        help="auto (what the machine has), sev-snp, tdx, hardware-tpm, pinned, dev or tpm[:TCTI]."
+    ),
+]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="What an upstream was started with: MODEL=PATH; may be repeated."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 

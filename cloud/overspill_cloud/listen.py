@@ -10,6 +10,12 @@ import stat
 from overspill.errors import BusyError, ConfigurationError, UsageError
 
 
+def check_address(address: str) -> None:
+    """Whether it is ``HOST:PORT`` or ``unix:/path`` at all. Raises ``UsageError``."""
+    if not address.startswith("unix:"):
+        _host_and_port(address)
+
+
 def check_listen(address: str) -> None:
     """Bind ``HOST:PORT`` or ``unix:/path`` for a moment; a stale socket file is removed.
 

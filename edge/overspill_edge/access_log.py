@@ -40,7 +40,7 @@ class AccessLog:
         finally:
             logger.info(
                 "%s status=%d ms=%d app=%r route=%s",
-                type(scope.get("endpoint")).__name__,
+                type(scope["endpoint"]).__name__ if "endpoint" in scope else "-",
                 status,
                 (time.perf_counter() - started) * 1000,
                 getattr(scope.get(CALLER_KEY), "app", "-"),

@@ -19,7 +19,7 @@ from overspill.cli.common import (
     print_json,
     settings_for,
 )
-from overspill.errors import Cancelled, MissingExtra
+from overspill.errors import Cancelled, MissingExtra, UsageError
 
 if TYPE_CHECKING:
     from overspill.config import Settings
@@ -64,6 +64,10 @@ def batch(
     settings = dataclasses.replace(
         settings_for(model, cloud, trust_policy, privacy), device_slots=slots
     )
+    if out.exists() and file.exists() and out.samefile(file):
+        raise UsageError(
+            f"--out is the file of requests, {file}.", mend="Give the answers a file of their own."
+        )
     ids = check_lines(file)
     with Journal.open(out, ids, retry_failed=retry_failed) as journal:
         tally = Tally(total=len(ids), taken_up=len(journal.done))

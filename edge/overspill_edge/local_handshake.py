@@ -47,6 +47,7 @@ class WithHandshake:
         if self._service is None or not asked:
             await self._app(scope, receive, send)
             return
+        scope["endpoint"] = self  # for the log: no route was asked
         caller = caller_of(scope)
         caller.require(Scope.INFER)
         body = await read_body(scope, receive, HttpLimits(max_body_bytes=4096))

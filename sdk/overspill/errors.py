@@ -177,7 +177,7 @@ class ModelNotFound(ModelError):
         if close:
             mend = f"Did you mean {' or '.join(close)}?"
         else:
-            mend = f"Use one of: {', '.join(names)}." if names else "No model is loaded."
+            mend = f"Use one of: {', '.join(names)}." if names else "See: overspill models catalog"
         return cls(f"There is no model '{wanted[:80]}'.", mend=mend)
 
 

@@ -160,7 +160,10 @@ class InProcess:
                 f"Proven: {state.result.assurance.name}.",
             )
         else:
-            cloud, cloud_why = AvailabilityState.UNAVAILABLE, str(state.problem or "None is set.")
+            cloud, cloud_why = (
+                AvailabilityState.UNAVAILABLE,
+                str(state.problem or "No cloud is set."),
+            )
         return Availability(device, why, cloud, cloud_why)
 
     async def receipts(self, limit: int) -> tuple[ReceiptRecord, ...]:

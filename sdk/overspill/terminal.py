@@ -6,18 +6,23 @@ Exit codes: 0 ok, 1 unexpected, 2 usage, 3 model missing, 4 refused by policy or
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from contextlib import suppress
+from typing import Any, ClassVar, Final
 
 import typer
 from typer.core import TyperGroup
 
 from overspill.config import default_places, quiet_grpc
 from overspill.errors import OverspillError
+
+_UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class Verbs(TyperGroup):
@@ -67,18 +72,48 @@ def _run(app: typer.Typer, program: str, arguments: list[str], as_json: bool) ->
     quiet_grpc()  # before anything imports grpc: errors are ours to tell, in one line
     try:
         code = app(args=arguments, prog_name=program, standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
         return code if isinstance(code, int) else 0
     except OverspillError as error:
         return _fail(program, _with_partial(error, as_json), error.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(program, _line("cancelled", "Cancelled."), 130, as_json)
     except BrokenPipeError:
-        return 0
+        return _nobody_reads()
+    except SystemExit as ended:  # typer ends so where it met the closed pipe itself
+        if isinstance(ended.__context__, BrokenPipeError):
+            return _nobody_reads()
+        raise
     except Exception as error:
+        if (shown := _help_of_bare_group(error)) is not None:
+            print(shown, file=sys.stderr)
+            return 2
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            return _fail(program, _unwritable(error), 1, as_json)
         if (usage := _usage_message(error)) is not None:
             line = _line("usage", usage, f"See: {_path_of(error) or program} --help")
             return _fail(program, line, 2, as_json)
         return _fail(program, _unexpected(error), 1, as_json)
+
+
+def _nobody_reads() -> int:
+    """Who reads the output has left (``| head``): that is its right. What is still buffered goes
+    nowhere, or the interpreter would complain of it at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _unwritable(error: OSError) -> dict[str, str]:
+    what = error.filename or "The output"
+    return _line("unwritable", f"{what} cannot be written: {error.strerror}.", "Make room.")
+
+
+def _help_of_bare_group(error: Exception) -> str | None:
+    """``overspill cloud`` without a verb: its help is the answer."""
+    context = getattr(error, "ctx", None)
+    is_bare = type(error).__name__ == "NoArgsIsHelpError" and context is not None
+    return str(context.get_help()) if is_bare else None
 
 
 def _usage_message(error: Exception) -> str | None:
@@ -120,7 +155,11 @@ def _with_partial(error: OverspillError, as_json: bool) -> dict[str, str]:
 
 def _fail(program: str, error: dict[str, str], exit_code: int, as_json: bool) -> int:
     if as_json:
-        print(json.dumps({"error": error}))
-    else:
+        try:
+            print(json.dumps({"error": error}), flush=True)
+            return exit_code
+        except OSError:  # standard output cannot be written: then in words
+            _nobody_reads()
+    with suppress(OSError):
         print(f"{program}: {error['message']} {error['mend']}".rstrip(), file=sys.stderr)
     return exit_code

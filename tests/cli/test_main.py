@@ -223,3 +223,31 @@ def test_the_doctor_tells_of_a_draft_model_that_makes_no_drafts(overspill, home,
         config.write('draft_model = "echo"\nisolate = false\n')
     found = overspill("doctor", "--json").json["checks"]
     assert any("The draft model is not used" in check["detail"] for check in found)
+
+
+@pytest.mark.parametrize("group", [(), ("cloud",), ("trust", "release"), ("receipts",)])
+def test_a_group_without_a_verb_shows_its_help_line_by_line(overspill, group):
+    shown = overspill(*group)
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err.startswith(f"Usage: {' '.join(('overspill', *group))} ")
+    assert len(shown.err.splitlines()) > 5
+
+
+def test_a_wrong_rules_file_is_named_by_the_doctor_and_not_the_model(overspill, home):
+    (home / "config" / "config.toml").write_text(
+        'model = "echo"\n[cloud]\naddress = "127.0.0.1:1"\ntrust_policy = "trust.toml"\n'
+    )
+    (home / "config" / "trust.toml").write_text("version = 1\n")
+    checks = {c["name"]: c for c in overspill("doctor", "--json").json["checks"]}
+    assert checks["trust policy"]["ok"] is False
+    assert "'accept' is missing" in checks["trust policy"]["detail"]
+    assert checks["device model"]["ok"] is None
+    assert checks["daemon"]["detail"] == "none runs"
+
+
+def test_the_cloud_of_the_settings_is_the_one_that_is_verified(overspill, home):
+    assert "No cloud is set" in overspill("cloud", "verify").err
+    (home / "config" / "config.toml").write_text('[cloud]\naddress = "127.0.0.1:1"\n')
+    refused = overspill("cloud", "verify")
+    assert refused.code == 6
+    assert "127.0.0.1:1" in refused.err

@@ -48,6 +48,10 @@ def filled(home):
         "state/receipts.sqlite", "state/receipts.sqlite-wal", "state/pace.json", "state/device-key",
         "state/tokens.json", "state/tokens.json.lock", "state/log/daemon.log.1",
         "run/overspill.sock.lock", "state/cloud/node.sqlite3", "cache/bench/m.gguf",
+        "state/daemon.json", "state/daemon.lock", "state/daemon.123", "run/overspill-next.sock",
+        "state/cloud/dev-ed25519.key", "state/cloud/dev-ed25519.pub", "state/cloud/fleet.addresses",
+        "state/cloud/.fleet.addresses.k3x", "state/cloud/swtpm/tpm2-00.permall",
+        "state/pace.123.new",
         "data/models/.pulling/half/w.gguf.partial",
     ):  # fmt: skip
         put(home / name)
@@ -145,6 +149,27 @@ def test_while_a_daemon_runs_nothing_is_removed(filled, overspill):
     assert "serve" in refused.err
     assert sorted(filled.rglob("*")) == before
     assert overspill("purge", "--yes").code == 0
+
+
+def test_a_daemon_that_listens_elsewhere_is_found_by_its_users_lock(filled, overspill):
+    with (filled / "state" / "daemon.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert overspill("purge", "--yes").code == 7
+    assert overspill("purge", "--yes").code == 0
+
+
+def test_under_a_node_that_runs_nothing_is_removed(filled, overspill):
+    from overspill_cloud.store import Store
+
+    (filled / "state" / "cloud" / "node.sqlite3").unlink()
+    node = Store(filled / "state" / "cloud", None)
+    node.devices()
+    refused = overspill("purge", "--yes")
+    assert (refused.code, "overspill-cloud" in refused.err) == (7, True)
+    assert node.devices() == []
+    node.close()
+    assert overspill("purge", "--yes").code == 0
+    assert not filled.exists()
 
 
 def test_what_cannot_be_removed_is_named(filled, overspill, monkeypatch):

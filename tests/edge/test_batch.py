@@ -134,6 +134,15 @@ def test_no_requests(command, tmp_path, file):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_the_requests_are_never_written_over(command, requests):
+    before = requests.read_bytes()
+    for out in (requests, requests.parent / "." / requests.name):
+        result = command.run("batch", str(requests), "--out", str(out))
+        assert result.returncode == 2
+        assert "is the file of requests" in result.stderr
+    assert requests.read_bytes() == before
+
+
 def test_answers_to_another_file_are_not_mixed(command, requests, tmp_path):
     out = tmp_path / "out.jsonl"
     command.run("batch", str(requests), "--out", str(out))

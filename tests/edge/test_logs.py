@@ -28,10 +28,13 @@ def test_a_daemons_log_tells_what_was_done_and_never_what_was_said(command):
     log = command.home / "state" / "log" / "daemon.log"
     with command.serving("--log-file", str(log)) as (_, ready):
         ask(ready["socket"])
+        command.run("run", "hello")
         shown = command.run("logs")
         as_json = json.loads(command.run("logs", "--json").stdout)
     assert shown.returncode == 0, shown.stderr
     assert "ChatCompletions status=200" in shown.stdout
+    assert "WithHandshake status=200" in shown.stdout
+    assert "NoneType" not in shown.stdout
     assert SECRET not in shown.stdout
     assert log.stat().st_mode & 0o777 == 0o600
     assert as_json["file"] == str(log)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from overspill.errors import EngineDied, UsageError
+from overspill.errors import EngineDied, ModelNotFound, UsageError
 from overspill.identity.keys import SoftwareKey
 from overspill.remote import RemoteEngine
 from overspill.transport.grpc import GrpcTransport
@@ -95,6 +95,13 @@ async def test_a_fleet_whose_nodes_cannot_start_says_so(tmp_path: Path) -> None:
     )
     with pytest.raises(EngineDied, match="code 3"):
         await Fleet(missing).start()
+
+
+def test_a_fleet_that_cannot_start_ends_as_its_node_did(tmp_path: Path) -> None:
+    arguments = ["fleet", "up", "--addresses", str(tmp_path / "a"), "--", "--state", str(tmp_path)]
+    result = CliRunner().invoke(app, [*arguments, "--model", "m=none.gguf"])
+    assert isinstance(result.exception, ModelNotFound)
+    assert result.exception.exit_code == 3
 
 
 @pytest.mark.parametrize("option", ["--listen", "--replicas=x", "--metrics", "--json"])

@@ -23,7 +23,8 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     text = read_private(path)
     if text is None:
         raise ConfigurationError(
-            f"There is no key file at {path}.", mend="Give the path of an Ed25519 key in PEM."
+            f"There is no key file at {path}.",
+            mend=f"Make one: (umask 077; openssl genpkey -algorithm ed25519 -out {path})",
         )
     try:
         key = load_pem_private_key(text.encode("utf-8"), password=None)

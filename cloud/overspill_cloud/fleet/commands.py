@@ -70,7 +70,7 @@ def up(
 
 
 async def _run(options: Any, as_json: bool) -> None:
-    from overspill_cloud.fleet.supervisor import Fleet
+    from overspill_cloud.fleet.supervisor import Fleet, NodeNotUp
 
     stopped, upgrade = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -79,7 +79,10 @@ async def _run(options: Any, as_json: bool) -> None:
     if hasattr(signal, "SIGHUP"):  # Windows has none
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(upgrade.set))
     running = Fleet(options, lambda what, where: print(what, where, file=sys.stderr, flush=True))  # noqa: T201 - the operator's log
-    await running.start()
+    try:
+        await running.start()
+    except NodeNotUp as error:  # the first start: what is wrong there is wrong with the command
+        raise error.why or error from None
     upgrading = asyncio.create_task(_upgrades(running, upgrade))
     try:
         facts = {"nodes": [node.facts for node in running.nodes], "pid": os.getpid()}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from overspill.config import child_environment
-from overspill.errors import EngineDied
+from overspill.errors import EngineDied, OverspillError, error_of
 from overspill_cloud.fleet.addresses import write_addresses
 
 FIRST_PAUSE_S: Final = 0.2
@@ -34,6 +34,14 @@ class FleetOptions:
     listen: str = "127.0.0.1:0"
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 60.0
+
+
+class NodeNotUp(EngineDied):
+    """A node did not come up; ``why`` is what it said itself, if it said something."""
+
+    def __init__(self, message: str, *, mend: str, why: OverspillError | None) -> None:
+        super().__init__(message, mend=mend)
+        self.why = why
 
 
 class NodeProcess:
@@ -99,12 +107,15 @@ async def _kill(process: asyncio.subprocess.Process) -> int:
     return await process.wait()
 
 
-def _not_up(facts: dict[str, Any], code: int) -> EngineDied:
+def _not_up(facts: dict[str, Any], code: int) -> NodeNotUp:
     """With the node's own words, where it had any."""
     error = facts.get("error") or {}
-    return EngineDied(
-        f"A node of the fleet did not come up (code {code}). {error.get('message', '')}".rstrip(),
-        mend=error.get("mend") or "See its log above.",
+    message = error.get("message", "")
+    mend = error.get("mend") or "See its log above."
+    return NodeNotUp(
+        f"A node of the fleet did not come up (code {code}). {message}".rstrip(),
+        mend=mend,
+        why=error_of(error["code"], {"message": message, "mend": mend}) if error else None,
     )
 
 

@@ -8,16 +8,26 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from overspill.config import load_settings
 from overspill.terminal import Verbs
 
+if TYPE_CHECKING:
+    from overspill.bench.suite import Bench, Entry
+
 FAMILY = Path("examples/family")
 MAKERS = Path("tests/trust/hardware/makers.py")
 STDOUT = Path("-")
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write the report to this file; - is stdout.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Three rounds: shows that it runs.")]
+Only = Annotated[
+    str, typer.Option(help="Benchmarks to run, by name or its beginning, between commas.")
+]
 
 app = typer.Typer(
     cls=Verbs,
@@ -45,15 +55,11 @@ def _group(
 @app.command("engine")
 def engine(
     context: typer.Context,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to this file; - is stdout.")
-    ] = None,
+    json_file: JsonFile = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two rounds and short answers: shows that it runs.")
     ] = False,
-    only: Annotated[
-        str, typer.Option(help="Benchmarks to run, by name or its beginning, between commas.")
-    ] = "",
+    only: Only = "",
     llama_server: Annotated[Path | None, typer.Option(help="llama.cpp's llama-server.")] = None,
     llama_bench: Annotated[Path | None, typer.Option(help="llama.cpp's llama-bench.")] = None,
     llama_batched_bench: Annotated[
@@ -73,7 +79,7 @@ def engine(
     """
     from overspill.bench.engine import ENTRIES
     from overspill.bench.peers import PeerPaths, find_peers
-    from overspill.bench.suite import FULL, QUICK, Bench, chosen_entries, run_suite
+    from overspill.bench.suite import FULL, QUICK, Bench
 
     cache = load_settings().places.cache
     given = PeerPaths(llama_bench, llama_server, llama_batched_bench, example_server)
@@ -83,26 +89,15 @@ def engine(
         models=cache / "bench",
         family=family,
     )
-    entries = chosen_entries(ENTRIES, [name for name in only.split(",") if name])
-    files = report_files("engine", json_file, context.obj)
-    keep = functools.partial(write, files)
-    report = asyncio.run(run_suite("engine", entries, ENTRIES, bench, _say, keep))
-    finish(report, files, json_file == STDOUT)
-    return 0
+    return _measure("engine", ENTRIES, only, bench, json_file, context.obj)
 
 
 @app.command("trust")
 def trust(
     context: typer.Context,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to this file; - is stdout.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Three rounds: shows that it runs.")
-    ] = False,
-    only: Annotated[
-        str, typer.Option(help="Benchmarks to run, by name or its beginning, between commas.")
-    ] = "",
+    json_file: JsonFile = None,
+    quick: Quick = False,
+    only: Only = "",
     makers: Annotated[
         Path, typer.Option(help="The look-alike vendors who make the evidence.")
     ] = MAKERS,
@@ -113,31 +108,19 @@ def trust(
     is null, with the reason. No network. Exit 0 also where a figure is missed.
     """
     from overspill.bench.peers import PeerPaths
-    from overspill.bench.suite import FULL, QUICK, Bench, chosen_entries, run_suite
+    from overspill.bench.suite import FULL, QUICK, Bench
     from overspill.bench.trust import entries
 
-    every = entries(makers)
-    chosen = chosen_entries(every, [name for name in only.split(",") if name])
     bench = Bench(QUICK if quick else FULL, PeerPaths(), load_settings().places.cache)
-    files = report_files("trust", json_file, context.obj)
-    keep = functools.partial(write, files)
-    report = asyncio.run(run_suite("trust", chosen, every, bench, _say, keep))
-    finish(report, files, json_file == STDOUT)
-    return 0
+    return _measure("trust", entries(makers), only, bench, json_file, context.obj)
 
 
 @app.command("daemon")
 def daemon(
     context: typer.Context,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to this file; - is stdout.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Three rounds: shows that it runs.")
-    ] = False,
-    only: Annotated[
-        str, typer.Option(help="Benchmarks to run, by name or its beginning, between commas.")
-    ] = "",
+    json_file: JsonFile = None,
+    quick: Quick = False,
+    only: Only = "",
 ) -> int:
     """What the daemon adds to the same answer in-process, and what a plan takes.
 
@@ -145,14 +128,27 @@ def daemon(
     """
     from overspill.bench.daemon import entries
     from overspill.bench.peers import PeerPaths
-    from overspill.bench.suite import FULL, QUICK, Bench, chosen_entries, run_suite
+    from overspill.bench.suite import FULL, QUICK, Bench
 
-    every = entries()
-    chosen = chosen_entries(every, [name for name in only.split(",") if name])
     bench = Bench(QUICK if quick else FULL, PeerPaths(), load_settings().places.cache)
-    files = report_files("daemon", json_file, context.obj)
+    return _measure("daemon", entries(), only, bench, json_file, context.obj)
+
+
+def _measure(
+    kind: str,
+    entries: Sequence[Entry],
+    only: str,
+    bench: Bench,
+    json_file: Path | None,
+    out: Path | None,
+) -> int:
+    """Run those of ``entries`` that ``only`` names and report on all of them."""
+    from overspill.bench.suite import chosen_entries, run_suite
+
+    chosen = chosen_entries(entries, [name for name in only.split(",") if name])
+    files = report_files(kind, json_file, out)
     keep = functools.partial(write, files)
-    report = asyncio.run(run_suite("daemon", chosen, every, bench, _say, keep))
+    report = asyncio.run(run_suite(kind, chosen, entries, bench, _say, keep))
     finish(report, files, json_file == STDOUT)
     return 0
 

@@ -15,6 +15,7 @@ from overspill import __version__
 from overspill.cli.common import CloudAddress, Json, TrustPolicyFile, print_json, settings_for
 from overspill.cli.steps_table import print_steps
 from overspill.config import Settings
+from overspill.errors import UsageError
 from overspill.log_watch import appraise_remembering
 from overspill.opening import (
     open_cloud,
@@ -29,7 +30,9 @@ from overspill.trust.policy import TrustPolicy
 from overspill.trust.verifier import Appraisal, Context
 from overspill.types.evidence import Assurance
 
-Host = Annotated[str, typer.Argument(help="HOST:PORT or unix:/path.")]
+Host = Annotated[
+    str | None, typer.Argument(help="HOST:PORT or unix:/path; default: the cloud of the settings.")
+]
 Ear = Annotated[
     bool, typer.Option("--ear", help="Print an EAT Attestation Result instead (unsigned).")
 ]
@@ -50,14 +53,19 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    host: Host,
+    host: Host = None,
     trust_policy: TrustPolicyFile = None,
     ca: Authority = None,
     as_ear: Ear = False,
     as_json: Json = False,
 ) -> int:
     """Verify a node's evidence, step by step; nothing is sent to it. Exit 0 or 6."""
-    settings = settings_for().with_cloud(host, trust_policy=trust_policy, ca=ca)
+    settings = settings_for(cloud=host, trust_policy=trust_policy)
+    if settings.cloud is None:
+        raise UsageError("No cloud is set.", mend="Give HOST:PORT, or set [cloud] address.")
+    if ca is not None:
+        cloud = settings.cloud
+        settings = settings.with_cloud(cloud.address, trust_policy=cloud.trust_policy, ca=ca)
     policy = open_trust_policy(settings)
     appraisal = asyncio.run(_appraise(settings, policy))
     rejection, result = appraisal.rejection, appraisal.result

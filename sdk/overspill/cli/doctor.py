@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,9 +21,12 @@ from overspill.cli.common import (
     print_json,
     settings_for,
 )
-from overspill.config import Settings
+from overspill.cli.units import daemon_runs
+from overspill.config import Places, Settings
 from overspill.engines.live_memory import available_memory
 from overspill.errors import OverspillError
+from overspill.opening import open_routing_policy, open_trust_policy
+from overspill.policy_lock import AdminPolicy, policy_lock
 from overspill.sync import Overspill
 
 _MIB = 1 << 20
@@ -59,7 +63,12 @@ def doctor(
 ) -> int:
     """Check the installation, the device's model and the cloud. Exit 0, or 1 when one fails."""
     settings = settings_for(model, cloud, trust_policy)
-    checks = [*_installed(), _places(settings), *_answering(settings)]
+    checks = [*_installed(), _places(settings), *(rules := list(_rules(settings)))]
+    if all(rule.ok for rule in rules):
+        checks.extend(_answering(settings))
+    else:
+        checks.append(Check("device model", None, "not tried: mend the rules first"))
+    checks.append(_daemon(settings.places))
     if as_json:
         print_json({"checks": checks})
     else:
@@ -84,13 +93,49 @@ def _installed() -> Iterator[Check]:
 def _places(settings: Settings) -> Check:
     state = settings.places.state
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
         probe = state / ".probe"
         probe.touch()
         probe.unlink()
     except OSError as error:
         return Check("state folder", False, f"{state}: {error.strerror}")
     return Check("state folder", True, str(Path(state)))
+
+
+def _rules(settings: Settings) -> Iterator[Check]:
+    """What the user's files and the administrator's have to say: each that is wrong, by itself."""
+    readers: tuple[tuple[str, Callable[[], str | None]], ...] = (
+        ("administrator", lambda: _path_of(policy_lock(settings).current())),
+        ("routing policy", lambda: open_routing_policy(settings).version or "without a version"),
+        ("trust policy", lambda: open_trust_policy(settings).source if settings.cloud else None),
+    )
+    for name, read in readers:
+        try:
+            found = read()
+        except OverspillError as error:
+            yield Check(name, False, str(error))
+        else:
+            if found is not None:
+                yield Check(name, True, found)
+
+
+def _path_of(above: AdminPolicy | None) -> str | None:
+    return None if above is None else f"{above.path}: its rules hold (see `overspill policy`)"
+
+
+def _daemon(places: Places) -> Check:
+    """The user's daemon; one of another version is told, because an upgrade leaves it running."""
+    if not daemon_runs(places):
+        return Check("daemon", None, "none runs")
+    try:
+        record = json.loads((places.state / "daemon.json").read_text("utf-8"))
+        runs, pid = str(record["version"]), int(record["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Check("daemon", None, "runs; who it is cannot be read")
+    told = f"runs as process {pid}, version {runs}"
+    if runs != __version__:
+        return Check("daemon", False, f"{told}; replace it: overspill serve --upgrade")
+    return Check("daemon", True, told)
 
 
 def _answering(settings: Settings) -> Iterator[Check]:

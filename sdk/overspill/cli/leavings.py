@@ -25,7 +25,7 @@ _STATE: Final = (
         for db in ("receipts", "spending", "grants", "logs")
         for end in _DATABASE
     ),
-    *("pace.json", ".pace.json.*", "last-error.txt", ".probe"),
+    *("pace.json", ".pace.json.*", "pace.*.new", "last-error.txt", ".probe", ".selftest-*"),
     *("device-key", "device-key.next", ".device-key*", "policy-key", ".policy-key.*"),
     *("tokens.json", "tokens.json.lock", ".tokens.json.*"),
     *("daemon.json", "daemon.lock", "daemon.[0-9]*"),
@@ -33,7 +33,8 @@ _STATE: Final = (
 _LOGS: Final = ("daemon.log", "daemon.log.[0-9]", "launchd.err")
 _NODE: Final = (
     *(f"node.sqlite3{end}" for end in _DATABASE),
-    *("tpm-authority.key", "tpm-authority.pem"),
+    *("tpm-authority.key", "tpm-authority.pem", "dev-ed25519.key", "dev-ed25519.pub"),
+    *(".tpm-authority.*", ".dev-ed25519.key.*", "fleet.addresses", ".fleet.addresses.*"),
 )
 _SOCKETS: Final = (
     *("overspill.sock", "overspill-grpc.sock", "overspill.sock.lock"),
@@ -70,7 +71,12 @@ def find_leavings(places: Places) -> Leavings:
     for folder, (what, names, inside) in _table(places).items():
         _look(folder, what, names, ours, kept, inside=inside)
     _models(places.data / "models", ours, kept)
-    for tree in (places.state / "tuf", places.cache / "bench", places.cache / "peers"):
+    for tree in (
+        places.state / "tuf",
+        places.state / "cloud" / "swtpm",
+        places.cache / "bench",
+        places.cache / "peers",
+    ):
         _tree(tree, "cache", ours, kept)
     return Leavings(tuple(ours), tuple(dict.fromkeys(kept)))
 
@@ -88,7 +94,7 @@ def _table(places: Places) -> dict[Path, tuple[str, _Names, _Names]]:
         (places.data, "data", (), ("models",)),
         (places.state, "state", _STATE, ("log", "cloud", "tuf", "run")),
         (places.state / "log", "log", _LOGS, ()),
-        (places.state / "cloud", "node", _NODE, ()),
+        (places.state / "cloud", "node", _NODE, ("swtpm",)),
         (places.cache, "cache", (), ("bench", "peers")),
         (places.state / "run", "sockets", _SOCKETS, ()),
         (places.runtime, "sockets", _SOCKETS, ()),

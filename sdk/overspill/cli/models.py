@@ -72,7 +72,7 @@ def list_models(as_json: Json = False) -> None:
     """List the models on this machine."""
     stored = modelroom.open_store(settings_for()).models()
     if as_json:
-        print_json({"models": [_stored_dict(model) for model in stored]})
+        print_json({"models": [_stored_dict(model) for model in (_shipped(), *stored)]})
         return
     print("brook\tllama.cpp\tshipped with overspill, always there")
     for model in stored:
@@ -266,21 +266,24 @@ def _stored_or_file(what: str) -> StoredModel | None:
     stored = modelroom.find_stored(settings_for(), what)
     if stored is not None:
         return stored
+    if what == "brook":
+        return _shipped()
+    return _as_stored(Path(what), what) if Path(what).is_file() else None
+
+
+def _shipped() -> StoredModel:
+    """The one in the package."""
     from overspill.engines.registry import BROOK
 
-    path = BROOK if what == "brook" else Path(what)
-    if not path.is_file():
-        return None
+    return _as_stored(BROOK, "shipped with overspill", name="brook")
+
+
+def _as_stored(file: Path, source: str, name: str | None = None) -> StoredModel:
+    """A file that is in no store."""
     return StoredModel(
-        path.stem,
-        "llama.cpp",
-        path.name,
-        path.stat().st_size,
-        {},
-        str(path),
-        "",
-        folder=path.parent,
-    )
+        name or file.stem, "llama.cpp", file.name, file.stat().st_size, {}, source, "",
+        folder=file.parent,
+    )  # fmt: skip
 
 
 def _stored_dict(model: StoredModel) -> dict[str, Any]:

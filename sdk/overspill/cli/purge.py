@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,10 +122,30 @@ def _ask(as_json: bool) -> None:
 
 
 def _check_idle(found: Purge) -> None:
-    """Raises ``BusyError`` while a daemon runs."""
+    """Raises ``BusyError`` while a daemon or a node runs."""
     if daemon_runs(found.places):
         how = "run overspill service uninstall" if found.units else "end overspill serve (Ctrl-C)"
         raise BusyError("A daemon runs and uses these files.", mend=f"First {how}.")
+    if _is_open(found.places.state / "cloud" / "node.sqlite3"):
+        raise BusyError("A node runs and uses these files.", mend="First end overspill-cloud.")
+
+
+def _is_open(database: Path) -> bool:
+    """Whether another process has an SQLite database open: each holds a lock while it is in WAL
+    mode, so that nobody gets it alone."""
+    if not database.is_file():
+        return False
+    try:
+        with closing(
+            sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, timeout=0)
+        ) as found:
+            found.isolation_level = None
+            found.execute("PRAGMA locking_mode = EXCLUSIVE")
+            found.execute("BEGIN EXCLUSIVE")
+            found.execute("ROLLBACK")
+    except sqlite3.DatabaseError as error:  # a damaged one is nobody's
+        return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+    return False
 
 
 def _remove(found: Purge) -> None:

@@ -140,11 +140,16 @@ def _run(command: tuple[str, ...]) -> Done:
 
 
 def daemon_runs(places: Places) -> bool:
-    """Whether a daemon holds the lock of the default socket.
+    """Whether a daemon holds the lock of the default socket, or the user's (it may listen
+    elsewhere).
 
-    The lock and not a connection: a connection would start a daemon that waits for one.
+    The locks and not a connection: a connection would start a daemon that waits for one.
     """
-    lock = places.runtime / f"{SOCKET_NAME}.lock"
+    locks = (places.runtime / f"{SOCKET_NAME}.lock", places.state / "daemon.lock")
+    return any(map(_is_held, locks))
+
+
+def _is_held(lock: Path) -> bool:
     if sys.platform == "win32" or not lock.is_file():
         return False
     import fcntl
