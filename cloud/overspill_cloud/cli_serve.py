@@ -159,10 +159,11 @@ def serve(
         ),
         database=database,
     )
-    asyncio.run(_serve(options, as_json, stop_with_stdin))
+    asyncio.run(serve_until_told(options, as_json=as_json, stop_with_stdin=stop_with_stdin))
 
 
-async def _serve(options: NodeOptions, as_json: bool, stop_with_stdin: bool) -> None:
+async def serve_until_told(options: NodeOptions, *, as_json: bool, stop_with_stdin: bool) -> None:
+    """Run a node until SIGTERM, Ctrl-C or, where asked, the end of standard input."""
     from overspill_cloud.app import serve as serving_node
     from overspill_cloud.hardening import harden_process
 

@@ -7,6 +7,7 @@ Exit codes: 0 ok, 1 unexpected, 2 usage, 3 model missing, 4 refused by policy or
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import sys
@@ -68,10 +69,16 @@ def run_app(app: typer.Typer, program: str, arguments: list[str]) -> int:
         return _run(app, program, arguments, as_json)
 
 
+@functools.cache
+def _command(app: typer.Typer) -> Any:
+    """Every verb's options are read to build it: a tenth of a second, so once for a process."""
+    return typer.main.get_command(app)
+
+
 def _run(app: typer.Typer, program: str, arguments: list[str], as_json: bool) -> int:
     quiet_grpc()  # before anything imports grpc: errors are ours to tell, in one line
     try:
-        code = app(args=arguments, prog_name=program, standalone_mode=False)
+        code = _command(app)(args=arguments, prog_name=program, standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
         return code if isinstance(code, int) else 0
     except OverspillError as error:

@@ -13,8 +13,9 @@ from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.types.evidence import EvidenceBundle
 from overspill.wire import convert, plaintext
 from overspill.worker import WorkerEngine
-from overspill_cloud import app, cli
+from overspill_cloud import app
 from overspill_cloud.app import NodeOptions, parse_model
+from overspill_cloud.cli_serve import serve_until_told
 from overspill_cloud.limits import AdmissionLimits
 
 UNKNOWN_FIELD = b"\xba\x3e\x03new"
@@ -82,7 +83,7 @@ def main() -> None:
             max_streams=given.max_streams, max_streams_per_device=given.max_streams
         ),
     )
-    asyncio.run(cli._serve(options, as_json=True, stop_with_stdin=False))
+    asyncio.run(serve_until_told(options, as_json=True, stop_with_stdin=False))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -81,9 +82,15 @@ def run() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run one command line and return its exit code. Prints errors, never a traceback."""
+    _register_others()
+    return run_app(app, "overspill", arguments)
+
+
+@functools.cache
+def _register_others() -> None:
+    """Once for a process: a verb that is registered twice is there twice."""
     for point in entry_points(group="overspill.commands"):
         _register(point)
-    return run_app(app, "overspill", arguments)
 
 
 def _register(point: EntryPoint) -> None:
