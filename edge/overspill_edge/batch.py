@@ -26,7 +26,7 @@ from overspill_edge.endpoint import Answerer
 from overspill_edge.openai_answers import CompletionShape
 from overspill_edge.openai_dialect import parse_chat, to_request
 from overspill_edge.openai_embeddings import embedding_list, parse_embeddings
-from overspill_edge.problems import log_failure, problem_of
+from overspill_edge.problems import is_spent, log_failure, problem_of
 
 APP_NAME: Final = "batch"
 LONGEST_WAIT_S: Final = 30.0
@@ -124,6 +124,8 @@ class Batch:
             except DeadlineExceeded:  # the line asked for it
                 raise
             except BusyError as error:
+                if is_spent(error):  # for hours: the line says so, and --retry-failed asks again
+                    raise
                 self._tally.waits += 1
                 await anyio.sleep(error.retry_after_s or wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)

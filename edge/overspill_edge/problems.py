@@ -24,6 +24,8 @@ from overspill.types.chat import new_request_id
 logger = logging.getLogger(__name__)
 
 DEFAULT_RETRY_AFTER_S = 1.0
+SOON_S = 60.0
+"""What is busy for longer than this is not worth waiting for, as the official clients see it."""
 
 CODE_HEADER = "X-Overspill-Code"
 """The error's stable code, also where a dialect's body has no place for it."""
@@ -36,11 +38,13 @@ _TYPES = {
     405: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
+    429: "rate_limit_error",
 }
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
 }
@@ -88,7 +92,8 @@ class HttpProblem(Exception):
         """The same as a response. ``x-should-retry`` keeps OpenAI's and Anthropic's clients from
         repeating what would fail again, a trust error above all; only a busy answer invites
         them."""
-        retry = {"x-should-retry": "true" if self.status == 503 else "false"}
+        busy = self.status == 503 or self.code == "rate_limit_exceeded"
+        retry = {"x-should-retry": "true" if busy else "false"}
         headers = {CODE_HEADER: self.code, **retry, **self.headers}
         if not anthropic:
             return JSONResponse(self.body(), self.status, headers=headers)
@@ -138,15 +143,31 @@ def _problem_of_ours(error: errors.OverspillError) -> HttpProblem:
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), None)
     if status is None:
         return HttpProblem(500, error.code, _INSIDE % _summary(error), extra=partial)
+    status, code = _quota(error) or (status, error.code)
     return HttpProblem(
         status,
-        error.code,
+        code,
         error.message,
         error.mend,
         param=_param(error),
         headers=_headers(error),
         extra={**_numbers(error), **partial},
     )
+
+
+def is_spent(error: errors.OverspillError) -> bool:
+    """Whether a quota was used up, and will not be there again soon."""
+    if not isinstance(error, errors.BusyError) or error.reason != "QUOTA":
+        return False
+    return error.retry_after_s is None or error.retry_after_s > SOON_S
+
+
+def _quota(error: errors.OverspillError) -> tuple[int, str] | None:
+    """A cloud's quota in the dialects' words, by which clients choose between waiting and not."""
+    if is_spent(error):
+        return 429, "insufficient_quota"
+    is_quota = isinstance(error, errors.BusyError) and error.reason == "QUOTA"
+    return (429, "rate_limit_exceeded") if is_quota else None
 
 
 def _problem_of_http(error: HTTPException) -> HttpProblem:

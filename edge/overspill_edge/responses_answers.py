@@ -27,7 +27,11 @@ from overspill_edge.openai_answers import (
 )
 from overspill_edge.problems import HttpProblem
 
-_ERROR_CODES = {400: "invalid_prompt", 503: "rate_limit_exceeded"}
+_ERROR_CODES = {
+    400: "invalid_prompt",
+    429: "rate_limit_exceeded",
+    503: "rate_limit_exceeded",
+}
 """The dialect knows few; ours is a part of the message."""
 
 

@@ -242,6 +242,29 @@ async def test_what_is_busy_is_asked_again(tmp_path, settings_for_batch):
     assert answers(out)[0]["response"]["body"]["choices"][0]["message"]["content"] == "yes"
 
 
+@pytest.mark.anyio
+async def test_a_quota_that_is_spent_for_hours_is_the_lines_answer(tmp_path, settings_for_batch):
+    from overspill import AsyncOverspill
+    from overspill.errors import BusyError
+
+    class Spent(FakeEngine):
+        async def _generate(self, request):
+            raise BusyError("No tokens left.", retry_after_s=7200.0, reason="QUOTA")
+            yield
+
+    requests = write(tmp_path / "in.jsonl", [chat("one")])
+    out = tmp_path / "out.jsonl"
+    async with AsyncOverspill("t", settings=settings_for_batch, device=Spent("yes")) as ai:
+        with Journal.open(out, check_lines(requests)) as journal:
+            tally = Tally(total=1)
+            await Batch(ai, journal, tally, floor=ai.settings.privacy).run(requests, at_once=4)
+    response = answers(out)[0]["response"]
+    assert (response["status_code"], response["body"]["error"]["code"]) == (
+        429,
+        "insufficient_quota",
+    )
+
+
 @pytest.fixture
 def settings_for_batch(tmp_path):
     from overspill.config import load_settings

@@ -74,6 +74,23 @@ def test_busy_says_when_to_come_back_in_whole_seconds(after_s, header):
     assert response.headers["x-should-retry"] == "true"
 
 
+@pytest.mark.parametrize(
+    ("after_s", "code", "again"),
+    [
+        (7200.0, "insufficient_quota", "false"),
+        (None, "insufficient_quota", "false"),
+        (1.0, "rate_limit_exceeded", "true"),
+    ],
+)
+def test_a_spent_quota_is_429_in_both_dialects_words(after_s, code, again):
+    spent = errors.BusyError("No tokens left.", retry_after_s=after_s, reason="QUOTA")
+    problem = problem_of(spent)
+    response = problem.response()
+    assert (response.status_code, problem.body()["error"]["code"]) == (429, code)
+    assert response.headers["x-should-retry"] == again
+    assert problem.anthropic_body()["error"]["type"] == "rate_limit_error"
+
+
 def test_an_overflow_brings_its_numbers():
     error = problem_of(errors.ContextOverflow(90, 20, 100)).body()["error"]
     assert (error["prompt_tokens"], error["max_tokens"], error["context"]) == (90, 20, 100)
