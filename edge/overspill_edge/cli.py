@@ -29,6 +29,7 @@ from overspill.cli.common import (
     print_json,
     settings_for,
 )
+from overspill.cli.units import UPGRADE, how_to_replace
 from overspill.config import child_environment, load_settings
 from overspill.errors import Cancelled, ConfigurationError, UsageError
 from overspill.terminal import Verbs
@@ -107,6 +108,8 @@ def serve(
             f"{'--upgrade' if upgrade else '--socket'} beside a socket that was passed.",
             mend="Leave it out: the service manager keeps the socket while it restarts the daemon.",
         )
+    if upgrade and socket is None and (how := how_to_replace()) != UPGRADE:
+        raise UsageError("The daemon is the service manager's.", mend=f"Restart it: {how}")
     settings = settings_for(
         model,
         cloud,

@@ -21,7 +21,7 @@ from overspill.cli.common import (
     print_json,
     settings_for,
 )
-from overspill.cli.units import daemon_runs
+from overspill.cli.units import daemon_runs, how_to_replace
 from overspill.config import Places, Settings
 from overspill.engines.live_memory import available_memory
 from overspill.errors import OverspillError
@@ -134,7 +134,7 @@ def _daemon(places: Places) -> Check:
         return Check("daemon", None, "runs; who it is cannot be read")
     told = f"runs as process {pid}, version {runs}"
     if runs != __version__:
-        return Check("daemon", False, f"{told}; replace it: overspill serve --upgrade")
+        return Check("daemon", False, f"{told}; replace it: {how_to_replace()}")
     return Check("daemon", True, told)
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -24,6 +25,7 @@ MARK: Final = "Written by `overspill service install`"
 SERVICE: Final = "overspill.service"
 SOCKET_UNIT: Final = "overspill.socket"
 LABEL: Final = "io.github.overspill.daemon"
+UPGRADE: Final = "overspill serve --upgrade"
 _COMMAND_TIMEOUT_S: Final = 60
 
 
@@ -31,7 +33,8 @@ _COMMAND_TIMEOUT_S: Final = 60
 class Manager:
     """A service manager: its files, and its commands to look, to start and to stop.
 
-    ``stop_daemon`` ends the daemon and leaves it installed; ``stop`` also forgets it.
+    ``stop_daemon`` ends the daemon and leaves it installed; ``stop`` also forgets it;
+    ``restart_daemon`` has it start anew, with what is installed by then.
     """
 
     name: ManagerName
@@ -41,6 +44,7 @@ class Manager:
     stop: tuple[tuple[str, ...], ...]
     after_removal: tuple[tuple[str, ...], ...]
     stop_daemon: tuple[str, ...]
+    restart_daemon: tuple[str, ...]
 
     @property
     def installed(self) -> tuple[Path, ...]:
@@ -73,6 +77,19 @@ def this_manager(name: str | None = None) -> Manager:
     raise UsageError(f"--manager is '{name}'.", mend="Use systemd or launchd.")
 
 
+def how_to_replace() -> str:
+    """The command by which this user's daemon becomes one of the version that is installed now.
+
+    Under a service manager that is the manager's: a daemon started by hand in its place would
+    have a socket that the manager still listens on, and starts another daemon for.
+    """
+    with suppress(UsageError):  # no service manager on this system
+        manager = this_manager()
+        if manager.installed:
+            return " ".join(manager.restart_daemon)
+    return UPGRADE
+
+
 def _systemd() -> Manager:
     from platformdirs import PlatformDirs
 
@@ -86,6 +103,7 @@ def _systemd() -> Manager:
         stop=((*control, "disable", "--now", SOCKET_UNIT, SERVICE),),
         after_removal=((*control, "daemon-reload"),),
         stop_daemon=(*control, "stop", SOCKET_UNIT, SERVICE),
+        restart_daemon=(*control, "restart", SERVICE),
     )
 
 
@@ -102,6 +120,7 @@ def _launchd() -> Manager:
         stop=(stop,),
         after_removal=(),
         stop_daemon=stop,
+        restart_daemon=("launchctl", "kickstart", "-k", f"{domain}/{LABEL}"),
     )
 
 
