@@ -69,16 +69,20 @@ def settings_for(
         if privacy not in tuple(Privacy):
             raise UsageError(f"--privacy is '{privacy}'.", mend="Use device, attested or any.")
         settings = settings.with_floor(Privacy(privacy))
-    if trust_policy and not (cloud or settings.cloud):
-        raise UsageError("--trust-policy without a cloud.", mend="Add --cloud HOST:PORT.")
-    if cloud or (trust_policy and settings.cloud):
-        old = settings.cloud
-        settings = settings.with_cloud(
-            cloud or (old.address if old else ""),
-            trust_policy=trust_policy or (old.trust_policy if old else None),
-            ca=old.ca if old else None,
-        )
-    return settings
+    return _with_cloud(settings, cloud, trust_policy)
+
+
+def _with_cloud(settings: Settings, address: str | None, trust_policy: Path | None) -> Settings:
+    old = settings.cloud
+    if not address and trust_policy is None:
+        return settings
+    if old is None:
+        if not address:
+            raise UsageError("--trust-policy without a cloud.", mend="Add --cloud HOST:PORT.")
+        return settings.with_cloud(address, trust_policy=trust_policy)
+    return settings.with_cloud(
+        address or old.address, trust_policy=trust_policy or old.trust_policy, ca=old.ca
+    )
 
 
 def _adapter(text: str) -> tuple[str, Path]:
