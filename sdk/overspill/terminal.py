@@ -118,9 +118,10 @@ def _unwritable(error: OSError) -> dict[str, str]:
 
 def _help_of_bare_group(error: Exception) -> str | None:
     """``overspill cloud`` without a verb: its help is the answer."""
-    context = getattr(error, "ctx", None)
-    is_bare = type(error).__name__ == "NoArgsIsHelpError" and context is not None
-    return str(context.get_help()) if is_bare else None
+    if type(error).__name__ != "NoArgsIsHelpError":
+        return None
+    context: Any = getattr(error, "ctx", None)
+    return None if context is None else str(context.get_help())
 
 
 def _usage_message(error: Exception) -> str | None:
