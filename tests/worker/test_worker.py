@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from overspill.engines.answer_stream import MAX_GATHERED
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.errors import BusyError, ContextOverflow, EngineDied, TransportError
 from overspill.transport.local import LocalClient, LocalOptions
@@ -87,6 +88,17 @@ async def test_a_death_ends_running_streams_with_what_they_had(engine, deadly):
     health = await engine.health()
     assert not health.ok
     assert deadly.name in health.detail
+
+
+async def test_tokens_cross_the_border_several_at_a_time_but_for_the_first():
+    options = EngineOptions(scheduler=SchedulerOptions(speculation="off"))
+    async with WorkerEngine("echo", options=options, worker=WorkerOptions(gather_s=60.0)) as engine:
+        chunks = await _collect(engine, _ask(max_tokens=42))
+    sizes = [len(chunk.token_ids) for chunk in chunks]
+    assert sum(sizes) == 42
+    # Four steps' tokens are one message; a busy reader finds several messages.
+    assert sizes[0] == 1 or sizes[0] >= 5
+    assert all(size >= MAX_GATHERED for size in sizes[1:-1])
 
 
 async def test_the_next_request_starts_a_new_worker(engine):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections import defaultdict
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from overspill.errors import OverspillError
 from overspill.types.chat import Chunk, merge_chunks
 
 Item: TypeAlias = "Chunk | OverspillError"
+MAX_GATHERED = 4
+"""Steps whose tokens go out together, at most: a stream of a tiny model stays one."""
 
 
 class AnswerStream:
@@ -23,6 +27,8 @@ class AnswerStream:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.has_begun = False
+        """Whether something that shows was put into the outbox: its thread alone looks at this."""
         self._pending: list[Item] = []
         self._arrived = asyncio.Event()
 
@@ -48,31 +54,65 @@ class AnswerStream:
                     raise item
 
 
-class Outbox:
-    """What one step has for the waiting streams: sent with one wake-up for each event loop."""
+@dataclass(slots=True)
+class _Parcel:
+    """What waits for one event loop: since when, for how many steps, and whether it may wait."""
 
-    def __init__(self) -> None:
-        self._items: dict[asyncio.AbstractEventLoop, list[tuple[AnswerStream, Item]]] = defaultdict(
-            list
-        )
+    since_s: float
+    items: list[tuple[AnswerStream, Item]] = field(default_factory=list)
+    steps: int = 0
+    is_urgent: bool = False
+
+    def add(self, stream: AnswerStream, item: Item) -> None:
+        """A beginning and an end go at once."""
+        self.items.append((stream, item))
+        if isinstance(item, Chunk) and item.finish is None and stream.has_begun:
+            return
+        self.is_urgent = True
+        stream.has_begun = stream.has_begun or not isinstance(item, Chunk) or item.is_visible
+
+
+class Outbox:
+    """What steps have for the waiting streams: sent with one wake-up for each event loop.
+
+    A wake-up takes cores from the next step, the more so where another process reads. So with
+    ``gather_s`` tokens wait for the next step's, those of ``MAX_GATHERED`` steps at most, if that
+    will be over before the first of them has waited so long. An answer's beginning and its end
+    never wait.
+    """
+
+    def __init__(self, gather_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gather_s = gather_s
+        self._clock = clock
+        self._parcels: dict[asyncio.AbstractEventLoop, _Parcel] = {}
 
     def put(self, stream: AnswerStream, item: Item) -> None:
         """Keep an item until ``flush``."""
-        self._items[stream.loop].append((stream, item))
+        parcel = self._parcels.get(stream.loop)
+        if parcel is None:
+            parcel = self._parcels[stream.loop] = _Parcel(self._clock())
+        parcel.add(stream, item)
 
-    def flush(self, settle_s: float = 0.0) -> list[AnswerStream]:
-        """Send everything; returns the streams whose event loop is gone.
+    def flush(self, settle_s: float = 0.0, next_s: float = math.inf) -> list[AnswerStream]:
+        """Send what may not wait for a step that takes ``next_s``; returns the streams whose event
+        loop is gone.
 
         Waits up to ``settle_s`` until the readers have taken theirs: whoever is about to keep all
         cores busy waits for them either way, and longer once its threads have to make room.
         """
         lost: list[AnswerStream] = []
-        taken = [self._send(loop, items, lost) for loop, items in self._items.items()]
-        self._items.clear()
+        due = [loop for loop, parcel in self._parcels.items() if not self._waits(parcel, next_s)]
+        taken = [self._send(loop, self._parcels.pop(loop).items, lost) for loop in due]
         if settle_s > 0:
             for lock in taken:
                 lock.acquire(timeout=settle_s)
         return lost
+
+    def _waits(self, parcel: _Parcel, next_s: float) -> bool:
+        parcel.steps += 1
+        if parcel.is_urgent or parcel.steps >= MAX_GATHERED:
+            return False
+        return self._clock() - parcel.since_s + next_s <= self._gather_s
 
     @staticmethod
     def _send(

@@ -26,6 +26,10 @@ class SchedulerOptions:
     speculation: Literal["auto", "always", "off"] = "auto"
     """``auto`` checks drafts where measured steps say that it pays, ``always`` wherever it can."""
     max_draft_tokens: int = 16
+    gather_s: float = 0.0
+    """So long, at most, a token waits for the next step's to be handed over with it; 0 hands each
+    step's over. The first of an answer and its end never wait, nor does a model whose steps take
+    longer than this."""
     max_adapters: int = 5
     """Adapter sets that run at once, taking turns: no one waits for more than the others' steps."""
 

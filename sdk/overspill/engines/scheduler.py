@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import math
 import threading
 import time
 from collections import deque
@@ -84,7 +85,7 @@ class Scheduler:
         self._expected = 0
         self._in_batch: tuple[Generation, ...] = ()
         self._kv = KvReservations(0, 0)
-        self._outbox = Outbox()
+        self._outbox = Outbox(self._options.gather_s, clock)
         self._costs = StepCosts()
         self._parts: Parts | None = None
         self._closing = False
@@ -269,10 +270,13 @@ class Scheduler:
         if self._followers:
             self._catch_up(parts)
         batch = parts.planner.plan(self._running, self._prefilling)
+        if any(not generation.is_decoding for generation, _ in batch):
+            self._flush(parts)  # what waited for a step like the last: this one computes prompts
         started_s = self._clock()
         if batch:
             self._run(parts, batch)
-        self._flush(parts, self._clock() - started_s)
+        step_s = self._clock() - started_s
+        self._flush(parts, step_s, step_s if batch and self._running else math.inf)
         if not batch and self._running:
             self._wait_for_pictures()
 
@@ -425,9 +429,11 @@ class Scheduler:
                 self._fail(generation, error)
             self._leave(parts, generation, intact=False)
 
-    def _flush(self, parts: Parts, step_s: float) -> None:
+    def _flush(self, parts: Parts, step_s: float = 0.0, next_s: float = math.inf) -> None:
+        """Hand over what a step of ``step_s`` gave, and may not wait for one of ``next_s``."""
         fills_cores = parts.threads is not None and step_s >= SHORT_STEP_S
-        lost = set(self._outbox.flush(min(SETTLE_S, SETTLE_SHARE * step_s) if fills_cores else 0.0))
+        settle_s = min(SETTLE_S, SETTLE_SHARE * step_s) if fills_cores else 0.0
+        lost = set(self._outbox.flush(settle_s, next_s))
         for generation in self._running if lost else ():
             if generation.stream in lost:
                 generation.cancelled = True

@@ -312,6 +312,11 @@ class Chunk:
     signals: tuple[TokenSignal, ...] = ()
 
     @property
+    def is_visible(self) -> bool:
+        """Whether a reader sees something of it."""
+        return bool(self.text or self.reasoning or self.tool_calls or self.tool_call_deltas)
+
+    @property
     def has_content(self) -> bool:
         """Whether there is more to it than a possible end."""
         return bool(

@@ -17,6 +17,9 @@ class WorkerOptions:
     """``max_deaths`` workers may die within ``deaths_window_s`` before no new one is started.
 
     ``loopback`` uses TCP on 127.0.0.1 instead of a Unix socket: always so on Windows.
+    ``gather_s`` is the engine's ``SchedulerOptions.gather_s`` over there: a message of several
+    tokens costs both processes what a message of one does, and they take it from the cores that
+    compute.
     """
 
     max_deaths: int = 5
@@ -25,3 +28,4 @@ class WorkerOptions:
     health_timeout_s: float = 3.0
     loopback: bool = os.name == "nt"
     local: LocalOptions = field(default_factory=LocalOptions)
+    gather_s: float = 0.025

@@ -55,7 +55,7 @@ class WorkerProcess:
             "role": role,
             "parent": os.getpid(),
             "name": name,
-            "options": dataclasses.asdict(engine),
+            "options": dataclasses.asdict(_gathering(engine, options.gather_s)),
             "address": address,
             "token": token,
             "folder": str(folder),
@@ -167,6 +167,12 @@ class WorkerProcess:
 
     def _clean(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _gathering(engine: EngineOptions, gather_s: float) -> EngineOptions:
+    """What is asked for, with the worker's own way of handing tokens over."""
+    scheduler = dataclasses.replace(engine.scheduler, gather_s=gather_s)
+    return dataclasses.replace(engine, scheduler=scheduler)
 
 
 _WORKER_ENVIRONMENT = {
