@@ -200,7 +200,8 @@ async def test_what_fails_over_there_is_told_as_it_is():
 
 async def test_a_steps_tokens_for_all_streams_come_as_one_message():
     options = EngineOptions(max_sequences=8, token_delay_s=0.02)
-    async with WorkerEngine("echo", options=options) as engine:
+    at_once = WorkerOptions(gather_s=0.0)
+    async with WorkerEngine("echo", options=options, worker=at_once) as engine:
         client: LocalClient = engine.supervisor.client
         asked = [_ask(f"stream number {i} " * 3, max_tokens=30) for i in range(8)]
         streams = [asyncio.create_task(_collect(engine, request)) for request in asked]
