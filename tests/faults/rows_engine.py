@@ -32,11 +32,11 @@ GONE_S = 60.0
 
 async def r7(scale: Scale, folder: Path) -> Measured:
     """A long prompt joins decoders, and a short prompt comes right behind it: a real runtime, on
-    random weights at a real shape (short: a tiny one)."""
+    random weights at a real shape (short: the smallest)."""
     for module in ("llama_cpp", "gguf"):
         if find_spec(module) is None:
             raise CannotRun(f"{module} is not installed: pip install 'overspill[bench]'")
-    shape, long = ("tiny", 1500) if scale.is_short else ("q05", 8000)
+    shape, long = ("mini", 1000) if scale.is_short else ("q05", 8000)
     decoders = scale.of(8, short=4)
     cache = load_settings().places.cache / "bench"
     model = await asyncio.to_thread(made_model, shape, cache)
@@ -44,9 +44,9 @@ async def r7(scale: Scale, folder: Path) -> Measured:
     idle: list[float] = []
     joined: list[float] = []
     ttft: list[float] = []
-    async with in_process(model, options) as target:
+    async with in_process(model, options) as target, _at_most(scale.seconds(1800, short=60)):
         for turn in range(scale.of(3, short=2)):
-            async with _decoding(target, decoders, turn) as clocks:
+            async with _decoding(target, decoders, turn, long + 384) as clocks:
                 begun = time.perf_counter()
                 await asyncio.sleep(scale.seconds(5, short=0.5))
                 arrived = time.perf_counter()
@@ -55,6 +55,8 @@ async def r7(scale: Scale, folder: Path) -> Measured:
                 idle += _gaps(clocks, begun, arrived)
                 joined += _gaps(clocks, arrived, ended)
                 ttft.append(await _behind(target, long, turn))
+    if not (idle and joined):
+        raise CannotRun("the decoders came to their end before the long prompt")
     return {
         "itl_ratio": quantile(joined, 0.99) / quantile(idle, 0.99),
         "ttft_steps": median(ttft) / median(joined),
@@ -62,15 +64,29 @@ async def r7(scale: Scale, folder: Path) -> Measured:
 
 
 @asynccontextmanager
-async def _decoding(target: Target, count: int, turn: int) -> AsyncGenerator[list[StreamClock]]:
+async def _at_most(seconds: float) -> AsyncGenerator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise CannotRun(f"this machine needs more than {seconds:.0f} s for it") from None
+
+
+@asynccontextmanager
+async def _decoding(
+    target: Target, count: int, turn: int, tokens: int
+) -> AsyncGenerator[list[StreamClock]]:
     """Streams that decode while the block runs; they are cancelled with it."""
     clocks = [StreamClock() for _ in range(count)]
     tasks = [
-        asyncio.create_task(target.stream(64, 400, turn, number, clock=clock))
+        asyncio.create_task(target.stream(64, tokens, turn, number, clock=clock))
         for number, clock in enumerate(clocks)
     ]
     try:
-        while not all(clock.pieces for clock in clocks):  # noqa: ASYNC110 - what is waited for
+        while not all(clock.pieces for clock in clocks):
+            for task in tasks:
+                if task.done():
+                    task.result()  # raises what ended it
             await asyncio.sleep(0.002)
         yield clocks
     finally:

@@ -59,8 +59,11 @@ def _one(
     folder: Path, node_site: Path | None, client_site: Path | None, node_word: str, word: str
 ) -> str:
     """What went wrong; nothing when the answer came, confirmed."""
-    with running(folder, 1, *([node_word] if node_word else []), site=node_site) as fleet:
-        done = _ask(fleet, client_site, word)
+    try:
+        with running(folder, 1, *([node_word] if node_word else []), site=node_site) as fleet:
+            done = _ask(fleet, client_site, word)
+    except (RuntimeError, subprocess.SubprocessError) as error:
+        return str(error).strip().splitlines()[-1]
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
     told = json.loads(done.stdout)
