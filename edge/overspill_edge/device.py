@@ -57,9 +57,9 @@ class SharedDevice:
         return resident.card if resident is not None and resident.is_known else None
 
     def loading(self) -> float | None:
-        """0 while the model is away or being loaded, as far as anybody knows; else None."""
+        """The share of the model that is loaded while it is away or being loaded; else None."""
         found = self.residence
-        return None if found is None or found.state == "loaded" else 0.0
+        return None if found is None or found.state == "loaded" else found.loaded_share
 
     def load_soon(self) -> None:
         """Begin to load the model, where it is away."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from overspill.engines.base import Engine, EngineHealth
-from overspill.errors import BusyError, EngineError, InvalidRequest, OverspillError
+from overspill.errors import BusyError, EngineDied, EngineError, InvalidRequest, OverspillError
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
 
@@ -57,12 +57,13 @@ def parse_keep_alive_s(value: str | float) -> float:
 @dataclass(frozen=True, slots=True)
 class Residence:
     """Where the model is. ``unloads_in_s`` counts once nobody uses it; None is never, or unknown
-    while it is in use or away."""
+    while it is in use or away. ``loaded_share`` is from 0 to 1, as far as anybody knows."""
 
     state: ResidenceState
     users: int
     keep_alive_s: float | None
     unloads_in_s: float | None
+    loaded_share: float
 
     def document(self) -> dict[str, object]:
         """As JSON."""
@@ -71,6 +72,7 @@ class Residence:
             "users": self.users,
             "keep_alive_s": self.keep_alive_s,
             "unloads_in_s": self.unloads_in_s,
+            "loaded_share": self.loaded_share,
         }
 
 
@@ -85,10 +87,11 @@ class ResidentEngine(Engine):
         self._open_engine = open_engine
         self._keep_alive_s = self._stays_s = keep_alive_s
         self._engine: Engine | None = None
+        self._opening: Engine | None = None
+        self._loading: asyncio.Task[Engine] | None = None
         self._card: ModelCard | None = None
         self._users = 0
         self._moving = asyncio.Lock()
-        self._is_loading = False
         self._expiry: asyncio.TimerHandle | None = None
         self._asked: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,12 +111,30 @@ class ResidentEngine(Engine):
     @property
     def residence(self) -> Residence:
         """Where the model is now."""
-        state: ResidenceState = "unloaded" if self._engine is None else "loaded"
         left = None
         if self._expiry is not None:
             left = round(max(0.0, self._expiry.when() - asyncio.get_running_loop().time()), 3)
         stays = None if self._stays_s == FOREVER else self._stays_s
-        return Residence("loading" if self._is_loading else state, self._users, stays, left)
+        return Residence(self._state, self._users, stays, left, self._share)
+
+    @property
+    def loading(self) -> float | None:
+        """Also where an engine that was loaded is being started anew: its worker had died."""
+        engine = self._opening or self._engine
+        if engine is None:
+            return None
+        return engine.loading if self._opening is None else engine.loading or 0.0
+
+    @property
+    def _state(self) -> ResidenceState:
+        if self.loading is not None:
+            return "loading"
+        return "unloaded" if self._engine is None else "loaded"
+
+    @property
+    def _share(self) -> float:
+        share = self.loading
+        return float(self._engine is not None) if share is None else share
 
     async def start(self) -> None:
         """Load the model. Raises what ``open_engine`` and its engine raise."""
@@ -127,7 +148,7 @@ class ResidentEngine(Engine):
 
     def load_soon(self) -> None:
         """Begin to load, without waiting for it; a failure is told to the next request."""
-        if self._engine is None and not self._is_loading:
+        if self._engine is None and self._opening is None:
             self._run(self._load_quietly())
 
     async def unload(self) -> bool:
@@ -153,6 +174,9 @@ class ResidentEngine(Engine):
     async def aclose(self) -> None:
         """Free the model, whoever uses it."""
         self._cancel_expiry()
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait({self._loading})
         async with self._moving:
             await self._let_go()
 
@@ -185,27 +209,45 @@ class ResidentEngine(Engine):
         self._cancel_expiry()
         self._users += 1  # before anything is awaited: unload sees it
         try:
-            yield self._engine or await self._load()
+            yield self._engine or await self._loaded()
         finally:
             self._users -= 1
             if not self._users:
                 self._expire_later()
 
+    async def _loaded(self) -> Engine:
+        """Whoever leaves while it loads leaves alone: others may wait for it too."""
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+            self._loading.add_done_callback(self._end_loading)
+        try:
+            return await asyncio.shield(self._loading)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise EngineDied("The model was let go of while it loaded.") from None
+
+    def _end_loading(self, loading: asyncio.Task[Engine]) -> None:
+        self._loading = None
+        if not loading.cancelled():
+            loading.exception()  # whoever waited has it; nobody may have
+        if not self._users:
+            self._expire_later()
+
     async def _load(self) -> Engine:
         async with self._moving:
             if self._engine is not None:
                 return self._engine
-            self._is_loading = True
+            engine = self._opening = self._open_engine()
             try:
-                engine = self._open_engine()
-                try:
-                    await engine.start()
-                except BaseException:
-                    await engine.aclose()
-                    raise
+                await engine.start()
                 self._engine, self._card = engine, engine.card
+            except BaseException:
+                await engine.aclose()
+                raise
             finally:
-                self._is_loading = False
+                self._opening = None
             return engine
 
     async def _let_go(self) -> bool:

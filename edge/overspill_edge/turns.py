@@ -189,6 +189,11 @@ class FairEngine(Engine):
         """As the engine counts."""
         return await self._engine.count_prompt_tokens(request)
 
+    @property
+    def loading(self) -> float | None:
+        """The engine's own."""
+        return self._engine.loading
+
     def queue_position(self, request_id: str) -> int | None:
         """How many go first: those that wait here, after those that wait in the engine."""
         position = self.turns.position(request_id)

@@ -25,6 +25,8 @@ from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.scheduled import ScheduledEngine
 from overspill.errors import BusyError
 from overspill_edge.app import Daemon, Ready, ServeOptions
+from overspill_edge.device import SharedDevice
+from overspill_edge.turns import TurnOptions, Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -72,51 +74,48 @@ def counter(monkeypatch) -> Counter:
     return found
 
 
-class Loading(Engine):
-    """An engine that loads when it is first asked, as one whose worker has died does."""
+class Openings:
+    """Opens echos for the daemon's model, and can be held while it does."""
 
-    def __init__(self, inner: Engine) -> None:
-        self._inner = inner
-        self.asked = 0
-        self.left = 0
-        self.loaded = asyncio.Event()
-        self.loaded.set()
+    def __init__(self, slots: int) -> None:
+        self.count = 0
+        self.may_end = threading.Event()
+        self.may_end.set()
+        self._options = EchoOptions(max_sequences=slots)
 
-    @property
-    def card(self) -> Any:
-        return self._inner.card
+    def engine(self, _: Any) -> Engine:
+        return ScheduledEngine(
+            self._backend,
+            name="echo",
+            runtime="echo",
+            options=EngineOptions(scheduler=SchedulerOptions()),
+        )
 
-    async def start(self) -> None:
-        await self._inner.start()
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def health(self) -> Any:
-        return await self._inner.health()
-
-    async def count_prompt_tokens(self, request: Any) -> int | None:
-        return await self._inner.count_prompt_tokens(request)
-
-    async def _generate(self, request: Any) -> AsyncGenerator[Any]:
-        self.asked += 1
-        try:
-            await self.loaded.wait()
-        except asyncio.CancelledError:
-            self.left += 1
-            raise
-        async for chunk in self._inner.generate(request):
-            yield chunk
+    def _backend(self) -> EchoBackend:
+        self.count += 1
+        assert self.may_end.wait(20)
+        return EchoBackend(self._options)
 
 
 @dataclass
 class Place:
     """A daemon, what computes behind it, and how an app reaches it."""
 
-    engine: Loading
+    device: SharedDevice
+    openings: Openings
     ready: Ready
     settings: Any
     daemon: Daemon
+
+    async def is_idle(self, others: int = 0) -> bool:
+        """Nobody has a place or waits for one, in front of the engine or in it, but ``others``."""
+        health, held = await self.engine.health(), self.device.residence
+        waiting = (health.queued, self.device.turns.queued())
+        return (health.active, *waiting, held.users) == (others, 0, [], others)
+
+    @property
+    def engine(self) -> Engine:
+        return self.device._resident
 
     def sdk(self) -> AsyncOverspill:
         return AsyncOverspill("left", settings=self.settings, daemon="require")
@@ -128,21 +127,17 @@ class Place:
 
 @asynccontextmanager
 async def place(settings: Any, slots: int) -> AsyncGenerator[Place]:
-    engine = Loading(
-        ScheduledEngine(
-            lambda: EchoBackend(EchoOptions(max_sequences=slots)),
-            name="echo",
-            runtime="echo",
-            options=EngineOptions(scheduler=SchedulerOptions()),
-        )
-    )
-    client = AsyncOverspill("daemon", settings=settings, device=engine)
-    daemon = Daemon(ServeOptions(settings=settings), client=client)
+    """As the daemon is in service: turns before a model that can be let go of and loaded."""
+    openings = Openings(slots)
+    turns = Turns(TurnOptions(places=slots + 1))
+    device = SharedDevice(turns=turns, open_engine=openings.engine)
+    client = AsyncOverspill("daemon", settings=settings, daemon="never", open_engine=device.open)
+    daemon = Daemon(ServeOptions(settings=settings), client=client, device=device)
     ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(daemon.run(ready.set_result))
     await asyncio.wait({ready, running}, return_when=asyncio.FIRST_COMPLETED)
     try:
-        yield Place(engine, ready.result(), settings, daemon)
+        yield Place(device, openings, ready.result(), settings, daemon)
     finally:
         daemon.stop()
         await running
@@ -183,9 +178,9 @@ async def leave(at: Place, whole: bool, way: str, model: str, arrived: Any) -> N
         group.cancel_scope.cancel()
 
 
-async def idle(engine: Engine, others: int = 0) -> bool:
+async def idle(engine: Engine) -> bool:
     health = await engine.health()
-    return (health.active, health.queued) == (others, 0)
+    return (health.active, health.queued) == (0, 0)
 
 
 WAYS = ("socket closed", "SDK closed", "deadline")
@@ -198,46 +193,56 @@ async def test_left_at_work(settings, counter, eventually, state, at_step, whole
     async with place(settings, slots=4) as at:
         counter.hold_at(at_step)
         await leave(at, whole, way, "echo", lambda: eventually(counter.reached.is_set))
-        await eventually(lambda: idle(at.engine))
+        await eventually(at.is_idle)
         assert counter.steps == at_step
         counter.limit = None
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
-async def test_left_while_queued(settings, counter, eventually, whole, way):
+@pytest.mark.parametrize("where", ["in the engine", "for a turn"])
+async def test_left_while_queued(settings, counter, eventually, where, whole, way):
+    others = 1 if where == "in the engine" else 2
     async with place(settings, slots=1) as at:
         counter.hold_at(ANSWER_STEPS)
+
+        async def waits(in_engine: int, for_a_turn: int) -> bool:
+            health = await at.engine.health()
+            return (health.queued, len(at.device.turns.queued())) == (in_engine, for_a_turn)
+
         async with anyio.create_task_group() as group:
             group.start_soon(ask, at, False, "SDK closed", "echo")
             await eventually(counter.reached.is_set)
-
-            async def queued() -> None:
-                async def one() -> bool:
-                    return (await at.engine.health()).queued == 1
-
-                await eventually(one)
-
-            await leave(at, whole, way, "echo", queued)
-            await eventually(lambda: idle(at.engine, others=1))
+            if others == 2:
+                group.start_soon(ask, at, False, "SDK closed", "echo")
+                await eventually(lambda: waits(1, 0))
+            arrived = (1, others - 1)
+            await leave(at, whole, way, "echo", lambda: eventually(lambda: waits(*arrived)))
+            await eventually(lambda: waits(others - 1, 0))
             assert counter.steps == ANSWER_STEPS
             group.cancel_scope.cancel()
-        await eventually(lambda: idle(at.engine))
+        await eventually(at.is_idle)
         counter.limit = None
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
 async def test_left_while_the_model_loads(settings, counter, eventually, whole, way):
+    """Who leaves leaves alone: the loading goes on, for the next one."""
     async with place(settings, slots=1) as at:
-        at.engine.loaded.clear()
-        await leave(at, whole, way, "echo", lambda: eventually(lambda: at.engine.asked == 1))
-        await eventually(lambda: at.engine.left == 1)
-        at.engine.loaded.set()
-        assert counter.steps == 0
-        async with at.sdk() as ai:
-            assert (await ai.chat("hi")).text == "echo: hi"
-        assert at.engine.asked == 2
+        assert await at.device.unload(None) == ("echo", True)
+        at.openings.may_end.clear()
+        await leave(at, whole, way, "echo", lambda: eventually(lambda: at.openings.count == 2))
+        await eventually(lambda: at.device.residence.users == 0)
+        assert at.device.residence.state == "loading"
+        assert at.device.turns.queued() == []
+        async with at.sdk() as ai, anyio.create_task_group() as group:
+            group.start_soon(ai.chat, "hi")
+            await eventually(lambda: at.device.residence.users == 1)
+            at.openings.may_end.set()
+        await eventually(at.is_idle)
+        assert counter.steps > 0
+        assert at.openings.count == 2
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -83,6 +83,12 @@ class Engine(ABC):
         """How many requests wait ahead of this one; None when it isn't queued, or unknown."""
         return None
 
+    @property
+    def loading(self) -> float | None:
+        """The share of the model that is loaded, as far as anybody knows, while it is being loaded;
+        None at all other times."""
+        return None
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk]:
         """Yield the answer; closing the generator cancels the work.
 

@@ -27,6 +27,7 @@ from overspill.engines.llama_adapters import NativeAdapters, adapter_bytes
 from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
 from overspill.engines.llama_pictures import PictureRows
+from overspill.engines.loading import on_loaded
 from overspill.engines.machine_load import usable_cpus
 from overspill.engines.memory import Fit
 from overspill.engines.projector_file import projector_bytes
@@ -281,9 +282,16 @@ class LlamaCppBackend:
     def _load_model(self, path: Path) -> Any:
         start_backends()
         self._log.take()
-        model = native.llama_model_load_from_file(
-            os.fsencode(path), native.llama_model_default_params()
-        )
+        params, tell = native.llama_model_default_params(), on_loaded()
+
+        def told(share: float, _: Any) -> bool:
+            tell(share)
+            return True  # go on
+
+        # Kept in a variable: C holds a pointer to it while it loads.
+        callback = native.llama_progress_callback(told)
+        params.progress_callback = callback
+        model = native.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             self._invalid(f"llama.cpp cannot load {path}")
         if native.llama_model_has_encoder(model) or not native.llama_model_has_decoder(model):

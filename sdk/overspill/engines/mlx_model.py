@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from overspill.engines.loading import on_loaded
 from overspill.engines.memory import Fit, available_memory, settle
 from overspill.engines.mlx_caches import Caches, can_merge
 from overspill.engines.mlx_memory import CacheCost, MlxUse, cost_of, mlx_need
@@ -57,6 +58,10 @@ class Outline:
     def padded_token_bytes(self) -> int:
         """Of a token of padding, in the caches that see everything."""
         return sum(cost.token_bytes for cost in self.cache_costs if cost.window_tokens is None)
+
+
+_TOLD_PARTS = 32
+"""In so many parts weights are read at the most, and told of."""
 
 
 class FolderModel:
@@ -129,8 +134,9 @@ class FolderModel:
         if wired_bytes is not None:
             # As mlx-lm does: macOS may page out what is not wired. There is no Metal elsewhere.
             mx.set_wired_limit(int(wired_bytes))
+        arrays = dict(tree_flatten((self.module if part is None else part).parameters())).values()
         with self._blamed():
-            mx.eval((self.module if part is None else part).parameters())
+            _read_telling(list(arrays))
 
     def close(self) -> None:
         """Let go of the weights."""
@@ -205,6 +211,21 @@ class FolderModel:
 
 def _quantized(plain: Callable[[], Caches], group: int, bits: int) -> Caches:
     return [cache.to_quantized(group_size=group, bits=bits) for cache in plain()]
+
+
+def _read_telling(arrays: list[Any]) -> None:
+    """Read the arrays in, a part at a time, and tell how far it is."""
+    tell, all_bytes = on_loaded(), sum(array.nbytes for array in arrays)
+    group: list[Any] = []
+    read = held = 0
+    for array in arrays:
+        group.append(array)
+        held += array.nbytes
+        if held * _TOLD_PARTS >= all_bytes:
+            mx.eval(group)
+            read, held, group = read + held, 0, []
+            tell(read / all_bytes)
+    mx.eval(group)
 
 
 def _length(array: Any) -> Any:

@@ -19,6 +19,7 @@ from overspill.engines.constraint_grammar import request_grammar
 from overspill.engines.control_guard import ControlGuard
 from overspill.engines.drafts import PromptLookup
 from overspill.engines.generation import Generation
+from overspill.engines.loading import telling_loaded
 from overspill.engines.options import EngineOptions
 from overspill.engines.picture_prompt import ImageMarks, PicturePrompt
 from overspill.engines.sampling import MAX_TOP_LOGPROBS, TokenSampler, check_sampling
@@ -75,6 +76,7 @@ class ScheduledEngine(Engine):
         self._loaded: _Loaded | None = None
         self._scheduler: Scheduler | None = None
         self._generations: dict[str, Generation] = {}
+        self._share: float | None = None
 
     @property
     def card(self) -> ModelCard:
@@ -119,6 +121,11 @@ class ScheduledEngine(Engine):
     def status(self) -> SchedulerStatus | None:
         """What the scheduler does now; None while nothing is loaded."""
         return None if self._scheduler is None else self._scheduler.status()
+
+    @property
+    def loading(self) -> float | None:
+        """As the backend tells while it opens."""
+        return self._share
 
     def queue_position(self, request_id: str) -> int | None:
         """How many requests wait ahead of this one; None when it isn't queued (any more)."""
@@ -198,8 +205,22 @@ class ScheduledEngine(Engine):
         return self._loaded
 
     async def _load(self) -> _Loaded:
+        self._share = 0.0
+        try:
+            return await self._load_all()
+        finally:
+            self._share = None
+
+    def _open_telling(self) -> Backend:
+        def told(share: float) -> None:
+            self._share = share
+
+        with telling_loaded(told):
+            return self._open_backend()
+
+    async def _load_all(self) -> _Loaded:
         scheduler = Scheduler(
-            self._open_backend,
+            self._open_telling,
             self._options.scheduler,
             open_draft=self._open_draft,
             clock=self._clock,

@@ -66,6 +66,11 @@ class WorkerEngine(Engine):
         except errors.OverspillError as error:
             raise await self.supervisor.explain(process, error, "") from error
 
+    @property
+    def loading(self) -> float | None:
+        """As the worker tells while it starts."""
+        return self.supervisor.loading
+
     def queue_position(self, request_id: str) -> int | None:
         """The last position that the worker told."""
         client = self.supervisor.client

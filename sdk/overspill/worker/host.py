@@ -25,6 +25,7 @@ from overspill.wire import convert
 
 _STDIN = 0
 _PARENT_CHECK_S = 1.0
+_TELL_LOADING_S = 0.1
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
 async def _work(orders: Mapping[str, Any], answer: BinaryIO) -> None:
     try:
         served = _open(orders)
-        await served.start()
+        await _started(served, answer)
         # Nobody else may connect, not even between the socket's birth and a chmod.
         old = os.umask(0o177)
         try:
@@ -67,6 +68,18 @@ async def _work(orders: Mapping[str, Any], answer: BinaryIO) -> None:
     await server.wait_for_termination()
 
 
+async def _started(served: Engine | Embedder, answer: BinaryIO) -> None:
+    """Start it, and tell meanwhile how far the model is loaded."""
+    starting = asyncio.ensure_future(served.start())
+    told = 0.0
+    while not (await asyncio.wait({starting}, timeout=_TELL_LOADING_S))[0]:
+        share = served.loading if isinstance(served, Engine) else None
+        if share is not None and share > told:
+            told = share
+            _write(answer, {"loading": told})
+    await starting
+
+
 def _open(orders: Mapping[str, Any]) -> Engine | Embedder:
     options = dict(orders["options"])
     scheduler = SchedulerOptions(**options.pop("scheduler"))
@@ -82,8 +95,14 @@ def _give_up(answer: BinaryIO, error: errors.OverspillError) -> NoReturn:
 
 
 def _say(answer: BinaryIO, line: Mapping[str, str]) -> None:
-    answer.write(json.dumps(line).encode() + b"\n")
+    """The last line: where it listens, or why not."""
+    _write(answer, line)
     answer.close()
+
+
+def _write(answer: BinaryIO, line: Mapping[str, Any]) -> None:
+    answer.write(json.dumps(line).encode() + b"\n")
+    answer.flush()
 
 
 def _first_line() -> bytes:
@@ -93,7 +112,7 @@ def _first_line() -> bytes:
 
 
 def _take_stdout() -> BinaryIO:
-    """Keep stdout for the one answer; whatever a library prints goes to stderr."""
+    """Keep stdout for our own lines; whatever a library prints goes to stderr."""
     mine = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return mine

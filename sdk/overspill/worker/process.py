@@ -20,6 +20,7 @@ from typing import Any
 
 from overspill import errors
 from overspill.config import child_environment
+from overspill.engines.loading import OnLoaded
 from overspill.engines.options import EngineOptions
 from overspill.freeze import WORKER, python_command
 from overspill.transport.local import LocalClient
@@ -44,9 +45,15 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls, spec: str, name: str, engine: EngineOptions, options: WorkerOptions, role: Role
+        cls,
+        spec: str,
+        name: str,
+        engine: EngineOptions,
+        options: WorkerOptions,
+        role: Role,
+        on_loading: OnLoaded,
     ) -> WorkerProcess:
-        """Start a worker and wait until its model is loaded."""
+        """Start a worker and wait until its model is loaded; ``on_loading`` is told how far."""
         folder = Path(tempfile.mkdtemp(prefix="overspill-"))
         token = secrets.token_urlsafe(32)
         address = "127.0.0.1:0" if options.loopback else f"unix:{folder / 'engine.sock'}"
@@ -63,7 +70,7 @@ class WorkerProcess:
         }
         self = cls(await _spawn(folder), folder)
         try:
-            address = await self._load(orders, name)
+            address = await self._load(orders, name, on_loading)
             self.client = LocalClient(address, token=token, options=options.local)
             self.card = (await self.client.status()).card
         except BaseException:
@@ -129,18 +136,21 @@ class WorkerProcess:
         exited = ended.si_code == os.CLD_EXITED
         return False, ended.si_status if exited else -ended.si_status
 
-    async def _load(self, orders: Mapping[str, Any], name: str) -> str:
+    async def _load(self, orders: Mapping[str, Any], name: str, on_loading: OnLoaded) -> str:
         """Send the orders and wait; returns the address, or raises what the worker met."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None  # noqa: PT018, S101 - pipes were asked for
         with suppress(ConnectionError):
             stdin.write(json.dumps(orders).encode() + b"\n")
             await stdin.drain()
-        line = await stdout.readline()
-        if not line:
-            await self._process.wait()
-            raise self._died_loading(name)
-        answer = json.loads(line)
+        answer: Mapping[str, Any] = {"loading": 0.0}
+        while "loading" in answer:
+            on_loading(float(answer["loading"]))
+            line = await stdout.readline()
+            if not line:
+                await self._process.wait()
+                raise self._died_loading(name)
+            answer = json.loads(line)
         if "error" in answer:
             raise convert.error_from_bytes(base64.b64decode(answer["error"]))
         return str(answer["address"])

@@ -49,6 +49,7 @@ class Supervisor:
         self.is_silent = False
         """Whether a worker that runs left the last question for its health unanswered."""
         self._deaths: deque[float] = deque(maxlen=options.max_deaths)
+        self._share = 0.0
 
     @property
     def card(self) -> ModelCard:
@@ -75,6 +76,12 @@ class Supervisor:
     def client(self) -> LocalClient | None:
         """The connection to it."""
         return None if self._process is None else self._process.client
+
+    @property
+    def loading(self) -> float | None:
+        """The share of the model that a worker has loaded which is being started."""
+        starting = self._starting
+        return None if starting is None or starting.done() else self._share
 
     async def ready(self) -> WorkerProcess:
         """A worker that runs; concurrent calls share one start.
@@ -168,10 +175,18 @@ class Supervisor:
             self._process = None
         self._refuse_if_dying()
         process = await WorkerProcess.start(
-            self._spec, self._card.name, self._engine_options, self._options, self._role
+            self._spec,
+            self._card.name,
+            self._engine_options,
+            self._options,
+            self._role,
+            self._note_share,
         )
         self._process, self._card = process, process.card
         return process
+
+    def _note_share(self, share: float) -> None:
+        self._share = share
 
     def _refuse_if_dying(self) -> None:
         window_s = self._options.deaths_window_s
