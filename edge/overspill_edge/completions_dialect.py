@@ -14,11 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from overspill.errors import InvalidRequest
-from overspill.types.chat import Message, Request, Sampling
-from overspill_edge.body import Count, NonEmpty, Parameters, Strict, checked, unreadable
-from overspill_edge.dialect import OverspillOptions, Source
-from overspill_edge.openai_dialect import Penalty, Stops, StreamOptions, TokenId
+from overspill.types.chat import Message, Request
+from overspill_edge.body import Count, NonEmpty, Parameters, checked, unreadable
+from overspill_edge.dialect import Source
+from overspill_edge.openai_common import TextRequest
 
 _PARAMETERS = Parameters(
     passed_over=frozenset(("user",)),
@@ -49,35 +48,18 @@ def _one_prompt(prompt: Any) -> Any:
     return prompt[0]
 
 
-class CompletionRequest(Strict):
+class CompletionRequest(TextRequest):
     """The body, checked. Bounds are the dialect's."""
 
-    model: NonEmpty
     prompt: Annotated[NonEmpty, BeforeValidator(_one_prompt)]
     max_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stops | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    overspill: OverspillOptions | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        """True where the stream is to end with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
     """The body of a request, or ``InvalidRequest`` naming the parameter."""
     asked = checked(CompletionRequest, body, _PARAMETERS)
-    if asked.stream_options is not None and not asked.stream:
-        raise InvalidRequest("'stream_options' is for streams.", param="stream_options")
+    asked.check_stream_options()
     return asked
 
 
@@ -87,22 +69,12 @@ DEFAULT_MAX_TOKENS = 16
 
 def completion_request(asked: CompletionRequest, source: Source) -> Request:
     """Our request. Without ``temperature`` an answer is greedy, as everywhere here."""
-    ours = asked.overspill or OverspillOptions()
-    sampling: dict[str, Any] = {
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "presence_penalty": asked.presence_penalty,
-        "frequency_penalty": asked.frequency_penalty,
-        "seed": asked.seed,
-        "logit_bias": {int(key): bias for key, bias in (asked.logit_bias or {}).items()},
-        **ours.sampling(),
-    }
     return Request(
         messages=(Message("user", asked.prompt),),
         raw=True,
         max_tokens=asked.max_tokens or DEFAULT_MAX_TOKENS,
-        sampling=Sampling(**{k: v for k, v in sampling.items() if v is not None}),
+        sampling=asked.sampling(),
         stop=tuple(asked.stop or ()),
         top_logprobs=asked.logprobs,
-        **ours.common(source, asked.model),
+        **asked.ours.common(source, asked.model),
     )

@@ -22,7 +22,6 @@ from overspill.types.chat import (
     Privacy,
     Request,
     Role,
-    Sampling,
     Tool,
     ToolCall,
 )
@@ -36,7 +35,8 @@ from overspill_edge.body import (
     shown,
     unreadable,
 )
-from overspill_edge.dialect import OverspillOptions, Source
+from overspill_edge.dialect import Source
+from overspill_edge.openai_common import TextRequest
 
 PASSED_OVER = frozenset(
     (
@@ -106,14 +106,7 @@ def _shows_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "image_url"
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 Text = Annotated[str, BeforeValidator(_text_of_parts)]
-TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
-Stops = Annotated[list[NonEmpty], Field(max_length=4), BeforeValidator(_as_list)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class _Instruction(Strict):
@@ -237,32 +230,17 @@ _Choice = (
 )
 
 
-class StreamOptions(Strict):
-    """``include_obfuscation`` pads against eavesdroppers on a network; there is none here."""
-
-    include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
-
-
 class _Prediction(Strict):
     type: Literal["content"]
     content: Text
 
 
-class ChatCompletionRequest(Strict):
+class ChatCompletionRequest(TextRequest):
     """The body, checked. Bounds are the dialect's."""
 
-    model: NonEmpty
     messages: Annotated[list[_Turn], Field(min_length=1)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stops | None = None
     tools: list[_Tool] | None = None
     tool_choice: _Choice | None = None
     parallel_tool_calls: bool | None = None
@@ -270,14 +248,6 @@ class ChatCompletionRequest(Strict):
     prediction: _Prediction | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    overspill: OverspillOptions | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        """True where the stream is to end with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 def parse_chat(body: bytes) -> ChatCompletionRequest:
@@ -289,8 +259,7 @@ def parse_chat(body: bytes) -> ChatCompletionRequest:
 
 def _check_together(chat: ChatCompletionRequest) -> None:
     """What is right on its own and wrong beside the rest."""
-    if chat.stream_options is not None and not chat.stream:
-        raise InvalidRequest("'stream_options' is for streams.", param="stream_options")
+    chat.check_stream_options()
     if chat.top_logprobs is not None and not chat.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     if None not in (chat.max_tokens, chat.max_completion_tokens) and (
@@ -326,18 +295,17 @@ def to_request(
     chat: ChatCompletionRequest, *, app: str, floor: Privacy, header_privacy: str | None = None
 ) -> Request:
     """Our request. ``floor`` is the daemon's; header and body can only tighten it."""
-    ours = chat.overspill or OverspillOptions()
     return Request(
         messages=tuple(_message(turn) for turn in chat.messages),
         max_tokens=chat.max_completion_tokens or chat.max_tokens,
-        sampling=_sampling(chat, ours),
+        sampling=chat.sampling(),
         stop=tuple(chat.stop or ()),
         json_schema=_json_schema(chat),
         parallel_tool_calls=chat.parallel_tool_calls is not False,
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
         draft="" if chat.prediction is None else chat.prediction.content,
         **_tools(chat),
-        **ours.common(Source(app, floor, header_privacy), chat.model),
+        **chat.ours.common(Source(app, floor, header_privacy), chat.model),
     )
 
 
@@ -353,20 +321,6 @@ def _message(turn: _Instruction | _User | _Assistant | _ToolResult) -> Message:
     role: Role = "user" if isinstance(turn, _User) else "system"
     images = turn.images if isinstance(turn, _User) else ()
     return Message(role, turn.content, name=turn.name, images=images)
-
-
-def _sampling(chat: ChatCompletionRequest, ours: OverspillOptions) -> Sampling:
-    """What was asked for over the SDK's defaults: the same request gives the same answer."""
-    asked: dict[str, Any] = {
-        "temperature": chat.temperature,
-        "top_p": chat.top_p,
-        "presence_penalty": chat.presence_penalty,
-        "frequency_penalty": chat.frequency_penalty,
-        "seed": chat.seed,
-        **ours.sampling(),
-        "logit_bias": {int(key): bias for key, bias in (chat.logit_bias or {}).items()},
-    }
-    return Sampling(**{name: value for name, value in asked.items() if value is not None})
 
 
 def _tools(chat: ChatCompletionRequest) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from overspill_edge.body import (
     unreadable,
 )
 from overspill_edge.dialect import OverspillOptions, Source
+from overspill_edge.openai_common import Penalty
 
 _STATELESS = "Nothing is stored here: hand the earlier items back as input."
 _PARAMETERS = Parameters(
@@ -68,7 +69,6 @@ NAMES: Mapping[str, str] = {
 """The dialect's names for parameters that an engine refuses by ours."""
 
 LOGPROBS = "message.output_text.logprobs"
-_Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Status = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -241,8 +241,8 @@ class ResponsesRequest(Strict):
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    presence_penalty: _Penalty | None = None
-    frequency_penalty: _Penalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
         None

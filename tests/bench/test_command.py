@@ -60,3 +60,16 @@ def test_a_wrong_option_is_one_line_and_a_usage_error(home, capsys, arguments, s
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_batch_is_measured_beside_its_engine(home, tmp_path, monkeypatch):
+    pytest.importorskip("gguf", reason="gguf is not installed (extra 'bench')")
+    effort = Effort(rounds=1, settle_s=0, streams=2, answer_tokens=8)
+    monkeypatch.setattr(suite, "QUICK", effort)
+    file = tmp_path / "report.json"
+    run = ["bench", "daemon", "--quick", "--only", "batch.tiny", "--json", str(file)]
+    assert main(run) == 0
+    report = json.loads(file.read_text("utf-8"))
+    (figure,) = (f for f in report["figures"] if f["name"] == "batch.tiny.vs_engine")
+    assert figure["value"] > 0, figure
+    assert [side["side"] for side in report["runs"][0]["sides"]] == ["batch", "engine"]

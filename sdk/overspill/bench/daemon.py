@@ -14,12 +14,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from overspill.bench.batch import batch_entry
 from overspill.bench.figures import FigureSpec, at_most
 from overspill.bench.rounds import Side, alternate
-from overspill.bench.sse import post_events, post_json
+from overspill.bench.sse import KeptConnection, post_events, post_json
 from overspill.bench.stats import paired_difference
 from overspill.bench.suite import Bench, Entry, Outcome
 from overspill.client import AsyncOverspill
@@ -36,8 +38,11 @@ _CHAT: Final = "/v1/chat/completions"
 TTFT = FigureSpec(
     "daemon.added_ttft_ms",
     "ms",
-    "time to the first text over the Unix socket, less the same in-process",
+    "time to the first text over a kept connection of the Unix socket, less the same in-process",
     at_most(1),
+)
+CONNECTING = FigureSpec(
+    "daemon.added_ttft_connecting_ms", "ms", "the same with a connection for each request"
 )
 TOKEN = FigureSpec(
     "daemon.added_per_token_ms",
@@ -45,12 +50,21 @@ TOKEN = FigureSpec(
     "time from text to text over the Unix socket, less the same in-process",
     at_most(0.3),
 )
+IMPORT = FigureSpec(
+    "sdk.import_ms", "ms", "import overspill, beyond the interpreter's own start", at_most(30)
+)
 PLAN = FigureSpec("daemon.plan_ms", "ms", "a plan over the Unix socket", at_most(20))
 
 
 def entries() -> tuple[Entry, ...]:
     """The entries, in the order of the report."""
-    return (Entry("added", (TTFT, TOKEN), _added), Entry("plan", (PLAN,), _plan))
+    return (
+        Entry("added", (TTFT, CONNECTING, TOKEN), _added),
+        Entry("plan", (PLAN,), _plan),
+        Entry("import", (IMPORT,), _import),
+        batch_entry("batch.q05", "q05", asked=0.95),
+        batch_entry("batch.tiny", "tiny", asked=None),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +78,27 @@ class _Timed:
 async def _added(bench: Bench) -> Outcome:
     requests = max(2, _REQUESTS * bench.effort.short_rounds // 15)
     async with _both() as (ai, socket):
-        here, there = _Side(lambda: _said(ai), requests), _Side(lambda: _told(socket), requests)
+        kept = KeptConnection(socket)
+        here = _Side(lambda: _said(ai), requests)
+        there = _Side(lambda: _told(kept.post_events), requests)
+        anew = _Side(lambda: _told(partial(post_events, socket)), requests)
+        detail = {"model": MODEL, "requests": requests}
         samples = await alternate(
-            Side("in_process", "s", here.measure, {"model": MODEL, "requests": requests}),
-            Side("daemon", "s", there.measure, {"model": MODEL, "requests": requests}),
+            Side("in_process", "s", here.measure, detail),
+            Side("daemon", "s", there.measure, detail),
+            Side("daemon, connecting", "s", anew.measure, detail),
             rounds=bench.effort.short_rounds,
             settle_s=_SETTLE_S,
         )
-    added_s = paired_difference(samples[1].values, samples[0].values)
+        kept.close()
+    base = samples[0].values
     per_token_s = statistics.median(there.per_token_s) - statistics.median(here.per_token_s)
-    return Outcome({TTFT.name: 1e3 * added_s, TOKEN.name: 1e3 * per_token_s}, samples)
+    values = {
+        TTFT.name: 1e3 * paired_difference(samples[1].values, base),
+        CONNECTING.name: 1e3 * paired_difference(samples[2].values, base),
+        TOKEN.name: 1e3 * per_token_s,
+    }
+    return Outcome(values, samples)
 
 
 async def _plan(bench: Bench) -> Outcome:
@@ -88,6 +113,27 @@ async def _plan(bench: Bench) -> Outcome:
             Side("plan", "s", measure), rounds=bench.effort.short_rounds, settle_s=_SETTLE_S
         )
     return Outcome({PLAN.name: 1e3 * statistics.median(samples[0].values)}, samples)
+
+
+async def _import(bench: Bench) -> Outcome:
+    def starting(name: str, code: str) -> Side:
+        async def measure(number: int) -> float:
+            began = time.perf_counter()
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+            if await process.wait() != 0:
+                raise EngineError(f"'{code}' failed.")
+            return time.perf_counter() - began
+
+        return Side(name, "s", measure)
+
+    samples = await alternate(
+        starting("import", "import overspill"),
+        starting("bare", "pass"),
+        rounds=bench.effort.short_rounds,
+        settle_s=_SETTLE_S,
+    )
+    added_s = paired_difference(samples[0].values, samples[1].values)
+    return Outcome({IMPORT.name: 1e3 * added_s}, samples)
 
 
 @dataclass(slots=True)
@@ -117,8 +163,8 @@ async def _said(ai: AsyncOverspill) -> AsyncGenerator[str]:
                 yield chunk.text
 
 
-async def _told(socket: Path) -> AsyncGenerator[str]:
-    async with aclosing(post_events(socket, _CHAT, _body(stream=True))) as events:
+async def _told(post: Callable[..., AsyncGenerator[dict[str, Any]]]) -> AsyncGenerator[str]:
+    async with aclosing(post(_CHAT, _body(stream=True))) as events:
         async for event in events:
             text = event["choices"][0]["delta"].get("content")
             if text:

@@ -53,6 +53,40 @@ async def post_events(
             await writer.wait_closed()
 
 
+class KeptConnection:
+    """One connection to a Unix socket for requests one after the other, as clients keep one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ends: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post_events(
+        self, path: str, body: Mapping[str, Any]
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """As the function of that name, to be read to its end. Raises the same."""
+        if self._ends is None:
+            self._ends = await _connect(self._path)
+        reader, writer = self._ends
+        try:
+            await _send(writer, "POST", path, json.dumps(body).encode(), keep=True)
+            status, headers = await _head(reader)
+            if status != 200 or headers.get("transfer-encoding", "") != "chunked":
+                raise EngineError(f"POST {path} was answered with {status}.")
+            async with aclosing(_chunks(reader)) as pieces, aclosing(_events(pieces)) as events:
+                async for event in events:
+                    yield event
+                async for _ in pieces:
+                    pass  # to the next answer's beginning
+            await reader.readexactly(2)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise StreamBroken(f"The stream from {self._path} was cut off.") from error
+
+    def close(self) -> None:
+        """Leave."""
+        if self._ends is not None:
+            self._ends[1].close()
+
+
 async def post_json(where: int | Path, path: str, body: Mapping[str, Any]) -> Any:
     """POST and return the JSON of the answer. Raises as :func:`post_events`."""
     reader, writer = await _connect(where)
@@ -99,10 +133,13 @@ async def get_status(port: int, path: str) -> int:
         writer.close()
 
 
-async def _send(writer: asyncio.StreamWriter, method: str, path: str, body: bytes) -> None:
+async def _send(
+    writer: asyncio.StreamWriter, method: str, path: str, body: bytes, *, keep: bool = False
+) -> None:
+    kept = "keep-alive" if keep else "close"
     writer.write(
         f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Accept: */*\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        f"Accept: */*\r\nConnection: {kept}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body
     )
     await writer.drain()

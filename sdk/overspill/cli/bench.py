@@ -122,15 +122,17 @@ def daemon(
     quick: Quick = False,
     only: Only = "",
 ) -> int:
-    """What the daemon adds to the same answer in-process, and what a plan takes.
+    """What the daemon adds to the same answer in-process, what a plan takes, and a batch.
 
-    With brook, which is always there. No network. Exit 0 also where a figure is missed.
+    With brook, which is always there, and for the batch a model made in the cache folder. No
+    network. Exit 0 also where a figure is missed.
     """
     from overspill.bench.daemon import entries
     from overspill.bench.peers import PeerPaths
     from overspill.bench.suite import FULL, QUICK, Bench
 
-    bench = Bench(QUICK if quick else FULL, PeerPaths(), load_settings().places.cache)
+    models = load_settings().places.cache / "bench"
+    bench = Bench(QUICK if quick else FULL, PeerPaths(), models)
     return _measure("daemon", entries(), only, bench, json_file, context.obj)
 
 
