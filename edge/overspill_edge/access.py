@@ -198,7 +198,7 @@ def _with_cors(send: Send, origin: str) -> Send:
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Expose-Headers"] = (
                 "X-Overspill-Route, X-Overspill-Reason, X-Overspill-Receipt, X-Overspill-Code, "
-                "Request-Id, X-Request-Id, Retry-After"
+                "X-Overspill-Plan, Request-Id, X-Request-Id, Retry-After"
             )
             headers.add_vary_header("Origin")
         await send(message)

@@ -21,6 +21,7 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
+    nullcontext,
 )
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from overspill.client import AsyncOverspill
 from overspill.config import Settings
 from overspill.daemon import work_digest
 from overspill.errors import UsageError
+from overspill.transport.loopback import HAS_UNIX_SOCKETS
 from overspill.types.chat import Privacy
 from overspill_edge.access import LOOPBACK_HOSTS, AccessGuard, AccessPolicy
 from overspill_edge.access_log import AccessLog
@@ -50,7 +52,8 @@ from overspill_edge.listen import (
     make_private_folder,
 )
 from overspill_edge.local_grpc import Desk, LocalAnswerer, LocalServer, serving_local
-from overspill_edge.local_handshake import LocalService, WithHandshake
+from overspill_edge.local_handshake import Handshake, LocalService
+from overspill_edge.loopback import offered
 from overspill_edge.peers import PeerProtocol
 from overspill_edge.place import Place, having_place
 from overspill_edge.problems import ErrorBoundary
@@ -92,6 +95,13 @@ class ServeOptions:
     """A new daemon can take its place; in the default place it is the user's only one."""
     upgrade: bool = False
     """Take the place of the one that runs."""
+    loopback: bool = not HAS_UNIX_SOCKETS
+    """Apps come over loopback, found by a private file: where there are no Unix sockets."""
+
+    @property
+    def address(self) -> TcpAddress | None:
+        """Where to listen besides, or at all."""
+        return self.tcp or (TcpAddress("127.0.0.1", 0) if self.loopback else None)
 
     @property
     def hands_over(self) -> bool:
@@ -142,7 +152,7 @@ def build_app(
         loading=device.loading,
         device=device,
     )
-    inside = ErrorBoundary(WithHandshake(routes(service), local))
+    inside = ErrorBoundary(Handshake(routes(service), local))
     guard = AccessGuard(inside, policy=policy or AccessPolicy(), tokens=tokens)
     return AccessLog(ErrorBoundary(guard))
 
@@ -245,7 +255,7 @@ class Daemon:
             async with (
                 having_place(
                     _socket_path(options),
-                    options.tcp,
+                    options.address,
                     options.settings.places,
                     sole=options.replaceable and options.socket_path is None,
                     upgrade=options.upgrade,
@@ -336,17 +346,26 @@ class Daemon:
     async def _local_service(
         self, answerer: DaemonAnswerer, place: Place
     ) -> AsyncIterator[LocalService | None]:
-        """The gRPC service for apps, drained at the end; None where there is no Unix socket."""
+        """The gRPC service for apps, drained at the end; None where they cannot come in."""
         path = local_socket(place.listeners, is_taken_over=place.is_taken_over)
-        if path is None:
+        tcp = place.listeners.tcp if self._is_found_by_file else None
+        if path is None and tcp is None:
             yield None
             return
         settings = self._options.settings
-        tickets = Tickets(user_tokens(settings.places))
+        tokens = user_tokens(settings.places)
+        tickets = Tickets(tokens)
         desk = Desk(answerer, tickets, self._registry, journal=self._journal)
-        async with serving_local(desk, path) as self._local:
-            yield LocalService(path, tickets, settings.model, work_digest(settings))
-            await self._local.drained()
+        with offered(settings.places, tokens, tcp) if tcp else nullcontext() as loopback:
+            async with serving_local(desk, path) as self._local:
+                work = work_digest(settings)
+                yield LocalService(self._local.address, tickets, settings.model, work, loopback)
+                await self._local.drained()
+
+    @property
+    def _is_found_by_file(self) -> bool:
+        """The user's own daemon; an app's is found by nobody else."""
+        return self._options.loopback and self._options.replaceable
 
 
 async def serve(options: ServeOptions, on_ready: Callable[[Ready], None]) -> int:
@@ -366,11 +385,9 @@ async def serve(options: ServeOptions, on_ready: Callable[[Ready], None]) -> int
 
 
 def _socket_path(options: ServeOptions) -> Path | None:
-    if not hasattr(socket, "AF_UNIX"):
-        if options.tcp is None or options.socket_path is not None:
-            raise UsageError(
-                "This system has no Unix sockets.", mend="Use --tcp 127.0.0.1:0 and a token."
-            )
+    if options.loopback:
+        if options.socket_path is not None:
+            raise UsageError("This system has no Unix sockets.", mend="Leave out --socket.")
         return None
     if options.passed is not None:
         return Path(options.passed.getsockname())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from overspill.client import AsyncOverspill
+from overspill.transport.loopback import HAS_UNIX_SOCKETS
 from overspill_edge.app import Daemon, Ready, ServeOptions
 from overspill_edge.listen import TcpAddress
 from overspill_edge.tokens import Scope, user_tokens
@@ -32,7 +33,7 @@ async def serving_for(
     """
     options = ServeOptions(
         settings=client.settings,
-        socket_path=folder / f"{secrets.token_hex(4)}.sock",
+        socket_path=folder / f"{secrets.token_hex(4)}.sock" if HAS_UNIX_SOCKETS else None,
         tcp=TcpAddress("127.0.0.1", 0) if tcp else None,
         drain_s=0,
     )

@@ -4,7 +4,7 @@ back, whole or streamed, the same way for every dialect."""
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from overspill.errors import ContextOverflow, InvalidRequest
+from overspill.errors import ConsentRequired, ContextOverflow, InvalidRequest, OverspillError
 from overspill.types.chat import Request
 from overspill.types.reply import ReplyChunk
 from overspill_edge.dialect import Asked, Dialect, Shape, json_bytes
@@ -46,6 +46,11 @@ class Generation(Endpoint):
                         await self._stream(shape, request, send).run(pieces)
                     else:
                         await _answer_whole(pieces, shape, request, scope, receive, send)
+        except ConsentRequired:
+            with suppress(OverspillError):  # the refusal stands without it
+                plan = await self._service.answerer.plan_request(request)
+                self._service.journal.plans.keep(request.app, plan)
+            raise
         except InvalidRequest as error:
             error.param = self.dialect.names.get(error.param or "", error.param)
             raise

@@ -15,6 +15,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from overspill.errors import OverspillError
 from overspill.types.chat import Request
 from overspill.types.reply import ReplyChunk
+from overspill.types.route import Plan
 
 KEPT = 200
 BACKLOG = 64
@@ -94,10 +95,29 @@ class Totals:
             self.tokens_by_route[event.route] = self.tokens_by_route.get(event.route, 0) + tokens
 
 
-class Journal:
-    """The last events, and those who listen for the next."""
+class Plans:
+    """Plans that a person's consent was missing for, the newest :data:`KEPT`; no content."""
 
     def __init__(self) -> None:
+        self._plans: dict[str, tuple[str, Plan]] = {}
+
+    def keep(self, app: str, plan: Plan) -> None:
+        """Keep the plan of a request of ``app``."""
+        self._plans[plan.request_id] = (app, plan)
+        if len(self._plans) > KEPT:
+            del self._plans[next(iter(self._plans))]
+
+    def of(self, plan_id: str, app: str | None) -> Plan | None:
+        """The plan, where it is this app's; None for ``app`` sees every app's."""
+        owner, plan = self._plans.get(plan_id, ("", None))
+        return plan if app in (None, owner) else None
+
+
+class Journal:
+    """The last events, and those who listen for the next; plans that wait for a person."""
+
+    def __init__(self) -> None:
+        self.plans = Plans()
         self.totals = Totals()
         self._last: deque[Event] = deque(maxlen=KEPT)
         self._listeners: set[MemoryObjectSendStream[Event]] = set()

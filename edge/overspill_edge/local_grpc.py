@@ -1,8 +1,8 @@
 """The `Local` service of the daemon: the cloud's own messages, unsealed, on a Unix socket.
 
-Never over TCP. Whoever calls brings a ticket of the handshake; cancel is an order of its own on
-the connection, and a connection that ends ends its answers. The dialects' rules hold here too:
-translate, let the client answer, translate back.
+Never over TCP, but on loopback where a system has no such sockets. Whoever calls brings a ticket of
+the handshake; cancel is an order of its own on the connection, and a connection that ends ends its
+answers. The dialects' rules hold here too: translate, let the client answer, translate back.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Desk:
 class LocalServer:
     """The running service."""
 
-    def __init__(self, server: grpc.aio.Server, servicer: _Servicer) -> None:
-        self._server = server
+    def __init__(self, address: str, servicer: _Servicer) -> None:
+        self.address = address
         self._servicer = servicer
 
     def stop_accepting(self) -> None:
@@ -99,8 +99,9 @@ class LocalServer:
 
 
 @asynccontextmanager
-async def serving_local(desk: Desk, path: Path) -> AsyncIterator[LocalServer]:
-    """Serve on ``path``, 0600 from its first moment; its folder's lock is held by the caller.
+async def serving_local(desk: Desk, path: Path | None) -> AsyncIterator[LocalServer]:
+    """Serve on ``path``, 0600 from its first moment; its folder's lock is held by the caller. None
+    is a free port on loopback, where there are no Unix sockets.
 
     Raises ``ConfigurationError`` where it cannot be bound.
     """
@@ -108,26 +109,28 @@ async def serving_local(desk: Desk, path: Path) -> AsyncIterator[LocalServer]:
     servicer = _Servicer(desk)
     local_pb2_grpc.add_LocalServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # generated
     _take_away(path)
+    where = "127.0.0.1:0" if path is None else f"unix:{path}"
     previous = os.umask(0o177)
     try:
-        server.add_insecure_port(f"unix:{path}")
+        port = server.add_insecure_port(where)
         await server.start()
     except RuntimeError as error:
         raise errors.ConfigurationError(
-            f"Cannot listen on {path}.", mend="Name another place with --socket."
+            f"Cannot listen on {where}.", mend="Name another place with --socket."
         ) from error
     finally:
         os.umask(previous)
     try:
-        yield LocalServer(server, servicer)
+        yield LocalServer(f"127.0.0.1:{port}" if path is None else str(path), servicer)
     finally:
         await server.stop(None)
         _take_away(path)
 
 
-def _take_away(path: Path) -> None:
+def _take_away(path: Path | None) -> None:
     """A crash leaves its socket behind; gRPC would not bind over it."""
-    path.unlink(missing_ok=True)
+    if path is not None:
+        path.unlink(missing_ok=True)
 
 
 class AppConnection(Connection):

@@ -6,7 +6,6 @@ See :mod:`overspill.transport.handshake` for what is said.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Send
@@ -14,8 +13,10 @@ from starlette.types import Scope as AsgiScope
 
 from overspill.errors import InvalidRequest, VersionMismatch
 from overspill.transport.handshake import PATH, Hello, Side, Welcome, check_versions
+from overspill.transport.loopback import Loopback
 from overspill.wire.told import from_json, to_json
 from overspill_edge.access import Caller, caller_of
+from overspill_edge.loopback import APP_NAME as THIS_USER
 from overspill_edge.problems import HttpProblem
 from overspill_edge.tickets import Tickets
 from overspill_edge.tokens import Scope
@@ -28,13 +29,15 @@ MAX_APP_CHARACTERS = 64
 class LocalService:
     """Where the gRPC socket is, who may use it, and what answers there."""
 
-    socket: Path
+    socket: str
     tickets: Tickets
     model: str
     work: str
+    loopback: Loopback | None = None
+    """Where the socket is an address on loopback: what apps find it by, and this daemon's key."""
 
 
-class WithHandshake:
+class Handshake:
     """Answers the handshake, and hands everything else on."""
 
     def __init__(self, app: ASGIApp, service: LocalService | None) -> None:
@@ -58,7 +61,8 @@ class WithHandshake:
 
 
 def welcome(hello: Hello, caller: Caller, service: LocalService) -> Welcome:
-    """What the daemon answers; a token names its app, else the app names itself.
+    """What the daemon answers; a token names its app, but for the user's own on loopback, and
+    else the app names itself.
 
     Raises ``HttpProblem`` 409 ``version_mismatch``, which says which side to upgrade.
     """
@@ -70,11 +74,14 @@ def welcome(hello: Hello, caller: Caller, service: LocalService) -> Welcome:
         raise InvalidRequest(
             "The app's name is no name.", param="app", mend="Use up to 64 printable characters."
         )
-    known = caller if caller.token_id is not None else replace(caller, app=hello.app)
+    names_itself = caller.token_id is None or caller.app == THIS_USER
+    known = replace(caller, app=hello.app) if names_itself else caller
+    ticket, loopback = service.tickets.issue(known), service.loopback
     return Welcome(
-        socket=str(service.socket),
-        ticket=service.tickets.issue(known),
+        socket=service.socket,
+        ticket=ticket,
         app=known.app,
         model=service.model,
         work=service.work,
+        proof="" if loopback is None else loopback.proof(hello.nonce, service.socket, ticket),
     )

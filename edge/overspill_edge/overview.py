@@ -21,7 +21,7 @@ from overspill.engines.live_memory import available_memory
 from overspill.types.card import ModelCard
 from overspill_edge.access import Caller, caller_of
 from overspill_edge.endpoint import Endpoint, Service
-from overspill_edge.journal import Event
+from overspill_edge.journal import Event, Plans
 from overspill_edge.policy_shown import policy_in_force
 from overspill_edge.residence import Residence
 from overspill_edge.tokens import Scope
@@ -55,7 +55,7 @@ def overview(service: Service, caller: Caller) -> dict[str, Any]:
         "running": [one.document() for one in journal.running],
         "queue": queue_seen_by(caller, service.device.turns),
         "last": [event.document() for event in events[:SHOWN_EVENTS]],
-        "consents": [event.document() for event in events if _needed_consent(event)],
+        "consents": [_consent(event, journal.plans) for event in events if _needed_consent(event)],
         "totals": asdict(journal.totals),
         "spending": [asdict(one) for one in spent],
         "cost_30_days": sum(one.cost for one in spent),
@@ -73,6 +73,12 @@ def queue_seen_by(caller: Caller, turns: Turns) -> list[dict[str, Any]]:
 
 def _needed_consent(event: Event) -> bool:
     return event.error == "consent_required"
+
+
+def _consent(event: Event, plans: Plans) -> dict[str, Any]:
+    """The refused request, and what would have left for it, where that is still known."""
+    plan = plans.of(event.request_id, None)
+    return {**event.document(), "would_leave": None if plan is None else plan.would_leave}
 
 
 def _model(card: ModelCard | None, residence: Residence | None) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """Our own routes, under ``/overspill/v1/``: what no dialect has a word for.
 
-``plan`` asks for the scope infer, ``models`` for infer or models; ``capabilities``, ``policy`` and
-``status`` are for every token; ``receipts`` and ``events``, which tell of all apps, ask for admin.
-No content anywhere.
+``plan`` and ``plans`` ask for the scope infer, ``models`` for infer or models; ``capabilities``,
+``policy`` and ``status`` are for every token; ``receipts`` and ``events``, which tell of all apps,
+ask for admin. No content anywhere.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def own_routes(service: Service) -> list[HttpRoute]:
     """All of them."""
     return [
         HttpRoute("/overspill/v1/plan", PlanOnly(service), methods=["POST"]),
+        HttpRoute("/overspill/v1/plans/{id}", WaitingPlan(service), methods=["GET"]),
         HttpRoute("/overspill/v1/status", Status(service), methods=["GET"]),
         HttpRoute("/overspill/v1/overview", Overview(service), methods=["GET"]),
         HttpRoute("/overspill/v1/capabilities", Capabilities(service), methods=["GET"]),
@@ -71,10 +72,25 @@ class PlanOnly(Endpoint):
         await JSONResponse(plan_object(plan))(scope, receive, send)
 
 
+class WaitingPlan(Endpoint):
+    """``GET /overspill/v1/plans/ID``: what ``consent_required`` named; an app sees its own."""
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Tell it, so that a person can be asked."""
+        caller = caller_of(scope)
+        caller.require(Scope.INFER)
+        app = None if Scope.ADMIN in caller.scopes else caller.app
+        plan = self._service.journal.plans.of(scope["path_params"]["id"], app)
+        if plan is None:
+            raise HttpProblem(404, "not_found", "No such plan waits for a person.")
+        await JSONResponse(plan_object(plan))(scope, receive, send)
+
+
 def plan_object(plan: Plan) -> dict[str, Any]:
     """A plan as JSON: the decision with the reason of each stage, and what it would take."""
     decision = plan.decision
     return {
+        "id": plan.request_id,
         "route": plan.route.value,
         "reason": plan.reason.value,
         "model": plan.model,

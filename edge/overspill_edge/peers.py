@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import psutil
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,6 +28,7 @@ _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 0x001, 0x002
 _XUCRED = struct.Struct("=II")  # struct xucred begins: cr_version, cr_uid
 _XUCRED_BYTES = 76
+_COMM_CHARACTERS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,28 @@ class Peer:
         """The peer's program name for the log and for ``app``; ``unknown`` once it has gone."""
         if self.pid is None:
             return "unknown"
+        if sys.platform == "linux":
+            return _linux_program(self.pid)
         try:
             return str(psutil.Process(self.pid).name())
         except psutil.Error:
             return "unknown"
+
+
+def _linux_program(pid: int) -> str:
+    """Its name as proc_pid_comm(5) has it, by one read: psutil reads and parses more, and this
+    is on the way of every request. A name that fills the field may be a longer one's beginning."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
+            name = file.read(64).decode("utf-8", "replace").rstrip("\n")
+    except OSError:
+        return "unknown"
+    if len(name) < _COMM_CHARACTERS:
+        return name or "unknown"
+    try:
+        return str(psutil.Process(pid).name())
+    except psutil.Error:
+        return name
 
 
 def peer_of(connection: socket.socket) -> Peer:
@@ -68,6 +87,34 @@ def is_own_user(peer: Peer) -> bool:
     return peer.transport == "tcp" or peer.uid == os.geteuid()
 
 
+class _Gathering:
+    """A transport whose writes of one turn of the event loop go out as one: an answer's head with
+    its first event, a stream's last event with its end. Each write of its own wakes the client."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Held until the turn ends."""
+        if not self._held:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """After what is held."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        if held and not self._transport.is_closing():
+            self._transport.write(b"".join(held))
+
+
 class PeerProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 protocol that asks for the peer first and hands it to the app.
 
@@ -85,7 +132,7 @@ class PeerProtocol(H11Protocol):
             self.transport = transport
             transport.abort()
             return
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Gathering(transport)))
         self.app = _with_peer(self.app, peer)
 
 

@@ -30,6 +30,9 @@ SOON_S = 60.0
 CODE_HEADER = "X-Overspill-Code"
 """The error's stable code, also where a dialect's body has no place for it."""
 
+PLAN_HEADER = "X-Overspill-Plan"
+"""Beside ``consent_required``: which plan a person is to see."""
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -151,7 +154,7 @@ def _problem_of_ours(error: errors.OverspillError) -> HttpProblem:
         error.mend,
         param=_param(error),
         headers=_headers(error),
-        extra={**_numbers(error), **partial},
+        extra={**_details(error), **partial},
     )
 
 
@@ -191,7 +194,9 @@ def _param(error: errors.OverspillError) -> str | None:
     return "model" if isinstance(error, errors.ModelNotFound) else None
 
 
-def _numbers(error: errors.OverspillError) -> dict[str, Any]:
+def _details(error: errors.OverspillError) -> dict[str, Any]:
+    if isinstance(error, errors.ConsentRequired):
+        return {"plan_id": error.plan_id}
     if not isinstance(error, errors.ContextOverflow):
         return {}
     return {
@@ -202,6 +207,8 @@ def _numbers(error: errors.OverspillError) -> dict[str, Any]:
 
 
 def _headers(error: errors.OverspillError) -> dict[str, str]:
+    if isinstance(error, errors.ConsentRequired):
+        return {PLAN_HEADER: error.plan_id} if error.plan_id else {}
     if not isinstance(error, errors.BusyError) or isinstance(error, errors.DeadlineExceeded):
         return {}
     wait_s = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
-from overspill.answerer import Answerer
 from overspill.arguments import (
     CallOptions,
     Messages,
@@ -24,22 +21,20 @@ from overspill.budget import Budget, ChainLengths, current_budget, use_budget
 from overspill.checkup import SelfTest, try_all
 from overspill.cloud_gate import CloudState, KnownCloud
 from overspill.config import Settings, load_settings
-from overspill.daemon import DaemonUse, ThroughDaemon, work_digest
+from overspill.daemon import DaemonUse
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import (
-    ConnectFailed,
     ConsentRequired,
-    DaemonRefused,
     EngineError,
     InvalidRequest,
     OverspillError,
     UsageError,
-    VersionMismatch,
 )
 from overspill.in_process import InProcess
 from overspill.openai_access import Embedded, OpenAIAccess, through_socket
 from overspill.opening import open_device
+from overspill.placement import Placement
 from overspill.policy_lock import AdminPolicy
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
@@ -47,8 +42,8 @@ from overspill.routing.policy import RoutingPolicy
 from overspill.state.spending import Spending
 from overspill.toolrun import called, run_tools
 from overspill.tools import ToolArgument, bound
-from overspill.transport.handshake import SOCKET_NAME, PeerGone
-from overspill.typed import Reader, reader_of
+from overspill.transport.loopback import HAS_UNIX_SOCKETS
+from overspill.typed import fields_of, read_chunk, read_reply, reader_of
 from overspill.types.card import ModelCard
 from overspill.types.chat import Grammar, Privacy, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
@@ -106,8 +101,6 @@ class AsyncOverspill:
     ) -> None:
         self._app = app
         self._settings = settings or load_settings()
-        self._daemon_problem: OverspillError | None = None
-        self._has_own_settings = settings is not None
         self._own = InProcess(
             self._settings,
             device=device,
@@ -123,19 +116,15 @@ class AsyncOverspill:
             )
         # A grant is signed and spent here: a daemon would only be shown one that it cannot check.
         by_consent = daemon == "auto" and self._settings.third_party is not None
-        self._daemon: DaemonUse = "never" if brought or by_consent else daemon
-        self._answerer: Answerer | None = None
+        use: DaemonUse = "never" if brought or by_consent else daemon
+        self._place = Placement(app, self._settings, self._own, use, for_work=settings is not None)
         self._embedded = Embedded()
         self._on_consent = on_consent
-        self._moving = asyncio.Lock()
         self._chains = ChainLengths()
         self._prices: dict[str, ModelCard] = {}
 
     async def __aenter__(self) -> Self:
-        self._answerer = await self._find_daemon() if self._daemon != "never" else None
-        if self._answerer is None:
-            await self._own.open()
-            self._answerer = self._own
+        await self._place.open()
         return self
 
     async def __aexit__(
@@ -149,10 +138,7 @@ class AsyncOverspill:
     async def aclose(self) -> None:
         """Cancel what runs and free the engines. May be called twice."""
         await self._embedded.aclose()
-        answerer, self._answerer = self._answerer, None
-        if answerer is not None:
-            await answerer.aclose()
-        await self._own.aclose()
+        await self._place.aclose()
 
     @overload
     async def chat(
@@ -179,7 +165,7 @@ class AsyncOverspill:
         as such a value; ``OutputInvalid`` where it is none after all (it was cut off, say).
         """
         reply = await self.collect(self.build(messages, output=output, **options))
-        return _read(reply, reader_of(output))
+        return read_reply(reply, reader_of(output))
 
     async def collect(self, request: Request) -> Reply:
         """As :meth:`chat`, for a request that is already built."""
@@ -215,15 +201,17 @@ class AsyncOverspill:
     ) -> AsyncGenerator[ReplyChunk]:
         """The answer in pieces, the route on each; closing the generator cancels the work.
 
-        With ``output`` the last piece has the whole answer as such a value; see :meth:`chat`.
+        With ``output`` the last piece has the whole answer as such a value (see :meth:`chat`), and
+        each before it in ``partial`` what of the JSON is written so far, unchecked: with the extra
+        ``typed``.
         """
         read = reader_of(options.get("output"))
-        said: list[str] = []
+        said = ""
         async with aclosing(self.run_request(self.build(messages, **options))) as chunks:
             async for chunk in chunks:
-                said.append(chunk.text)
-                if chunk.finish is not None and read is not None and any(said):
-                    chunk = replace(chunk, output=read("".join(said)))
+                said += chunk.text
+                if read is not None and said:
+                    chunk = read_chunk(chunk, said, read)
                 yield chunk
 
     @overload
@@ -273,8 +261,8 @@ class AsyncOverspill:
                 "'max_steps' is out of range.", param="max_steps", mend="Use 1 or more."
             )
         steps, said = await run_tools(self.collect, request, functions, max_steps=max_steps)
-        last = _read(steps[-1].reply, reader_of(output))
-        return RunReply(**_fields(last), steps=tuple(steps), messages=said)
+        last = read_reply(steps[-1].reply, reader_of(output))
+        return RunReply(**fields_of(last), steps=tuple(steps), messages=said)
 
     async def run_request(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """As :meth:`stream`, for a request that is already built (a daemon's, say)."""
@@ -282,7 +270,7 @@ class AsyncOverspill:
         if budget is None:
             answer = self._answered(request)
         else:
-            answer = budget.run(request, self._answered, self._open.priced)
+            answer = budget.run(request, self._answered, self._place.answerer.priced)
         async with aclosing(answer) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -310,7 +298,7 @@ class AsyncOverspill:
         """As :meth:`embed`, for a request that is already built (a daemon's, say)."""
         budget = current_budget() or Budget()
         async with budget.deadline():
-            return await self._asked(lambda answerer: answerer.embed(request))
+            return await self._place.ask(lambda answerer: answerer.embed(request))
 
     async def plan(self, messages: Messages, **options: Unpack[Options]) -> Plan:
         """Where a request would run, why, what would leave and cost; nothing is generated."""
@@ -318,7 +306,7 @@ class AsyncOverspill:
 
     async def plan_request(self, request: Request) -> Plan:
         """As :meth:`plan`, for a request that is already built."""
-        plan = await self._asked(lambda answerer: answerer.plan(request))
+        plan = await self._place.ask(lambda answerer: answerer.plan(request))
         return replace(plan, request_id=request.id)
 
     def build(self, messages: Messages, **options: Unpack[Options]) -> Request:
@@ -327,15 +315,15 @@ class AsyncOverspill:
 
     async def models(self) -> tuple[ModelCard, ...]:
         """The models that can answer now: the device's, and a verified cloud's."""
-        return await self._asked(lambda answerer: answerer.models())
+        return await self._place.ask(lambda answerer: answerer.models())
 
     async def availability(self) -> Availability:
         """Whether device and cloud can answer, each with a reason in words."""
-        return await self._asked(lambda answerer: answerer.availability())
+        return await self._place.ask(lambda answerer: answerer.availability())
 
     async def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
         """The newest receipts of this user's requests to a cloud; see :func:`verify_receipt`."""
-        return await self._asked(lambda answerer: answerer.receipts(limit))
+        return await self._place.ask(lambda answerer: answerer.receipts(limit))
 
     async def pull(
         self, model: str | None = None, *, on_progress: OnProgress | None = None
@@ -347,7 +335,7 @@ class AsyncOverspill:
         missing is loaded then. ``on_progress`` is called in the event loop. Raises
         ``ModelNotFound``, ``ModelInvalid``, ``PullFailed``, ``DoesNotFit``, ``MissingExtra``.
         """
-        return await self._asked(lambda answerer: answerer.pull(model, on_progress))
+        return await self._place.ask(lambda answerer: answerer.pull(model, on_progress))
 
     async def prewarm(self, messages: Messages) -> None:
         """Let the device compute what later prompts begin with (a system prompt, a document).
@@ -367,13 +355,14 @@ class AsyncOverspill:
         until the client is closed, over the engines that it has. ``tcp`` asks for a loopback
         address with a token, for programs that know no Unix sockets. Raises ``MissingExtra``.
         """
-        if isinstance(self._open, ThroughDaemon) and not tcp:
-            return through_socket(str(self._open.path))
-        return await self._embedded.access(self, tcp=tcp)
+        daemon = self._place.daemon
+        if daemon is not None and daemon.path.exists() and not tcp:
+            return through_socket(str(daemon.path))
+        return await self._embedded.access(self, tcp=tcp or not HAS_UNIX_SOCKETS)
 
     def queue_position(self, request_id: str) -> int | None:
         """How many requests wait ahead of this one on the device; None when it isn't queued."""
-        return self._open.queue_position(request_id)
+        return self._place.answerer.queue_position(request_id)
 
     async def cloud_state(self) -> CloudState:
         """The cloud's verified evidence and cards, or the problem that keeps it out.
@@ -381,30 +370,30 @@ class AsyncOverspill:
         Under the floor ``device`` of the settings no cloud is contacted, and the state is empty.
         Raises ``UsageError`` through a daemon, which does not hand its evidence out.
         """
-        return await self._own_answerer("The cloud's evidence is looked at").cloud_state()
+        return await self._place.own("The cloud's evidence is looked at").cloud_state()
 
     def known_cloud(self) -> KnownCloud | None:
         """The evidence that was verified last, when, and what keeps the cloud out now; None without
         a cloud. Nobody is contacted. Raises ``UsageError`` through a daemon."""
-        return self._own_answerer("The cloud's evidence is looked at").known_cloud()
+        return self._place.own("The cloud's evidence is looked at").known_cloud()
 
     def spending(self, since_unix_s: int = 0) -> list[Spending]:
         """Tokens, money and energy by route and model, of all of this user's apps. Raises
         ``UsageError`` through a daemon."""
-        return self._own_answerer("Spending is looked at").spending(since_unix_s)
+        return self._place.own("Spending is looked at").spending(since_unix_s)
 
     @property
     def routing_policy(self) -> RoutingPolicy:
         """The policy that decides here. Raises ``UsageError`` through a daemon, which has its own
         (``GET /overspill/v1/policy``)."""
-        return self._own_answerer("The policy in force is looked at").routing_policy
+        return self._place.own("The policy in force is looked at").routing_policy
 
     @property
     def admin_policy(self) -> AdminPolicy | None:
         """The administrator's rules for this machine, which win over settings and requests; None
         where there are none. Raises ``ConfigurationError`` for a file that others could write, and
         ``UsageError`` through a daemon."""
-        return self._own_answerer("The policy in force is looked at").admin_policy
+        return self._place.own("The policy in force is looked at").admin_policy
 
     async def enroll(self, code: str) -> int:
         """Enrol this device's key with the cloud by a one-time code.
@@ -413,7 +402,7 @@ class AsyncOverspill:
         the node accepts the key. Raises ``DeviceRejected`` for a code that is not good, and
         ``UsageError`` through a daemon.
         """
-        return await self._own_answerer("A device is enrolled").enroll(code)
+        return await self._place.own("A device is enrolled").enroll(code)
 
     @contextmanager
     def budget(
@@ -457,12 +446,12 @@ class AsyncOverspill:
     @property
     def daemon_problem(self) -> OverspillError | None:
         """Why a daemon that was looked for is not used; None where it is, or none was wanted."""
-        return self._daemon_problem
+        return self._place.daemon_problem
 
     @property
     def uses_daemon(self) -> bool:
         """Whether the daemon answers; False once it was lost and engines of the app's own do."""
-        return isinstance(self._answerer, ThroughDaemon)
+        return self._place.daemon is not None
 
     @property
     def device_problem(self) -> OverspillError | None:
@@ -471,51 +460,21 @@ class AsyncOverspill:
 
     # ----------------------------------------------------------------------------------------
 
-    @property
-    def _open(self) -> Answerer:
-        if self._answerer is None:
-            raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
-        return self._answerer
-
-    def _own_answerer(self, what: str) -> InProcess:
-        if self._open is not self._own:
-            raise UsageError(
-                f"{what} by the process that talks to the cloud, and that is the daemon.",
-                mend='Use the command `overspill cloud`, or Overspill(daemon="never").',
-            )
-        return self._own
-
-    async def _find_daemon(self) -> ThroughDaemon | None:
-        """A daemon that was greeted; None where there is none to use, unless one is required."""
-        path = self.settings.places.runtime / SOCKET_NAME
-        by_settings = self._has_own_settings and self._daemon == "auto"
-        work = work_digest(self.settings) if by_settings else None
-        found = ThroughDaemon(path, self.app, floor=self.settings.privacy, work=work)
-        try:
-            await found.open()
-        except (ConnectFailed, DaemonRefused, VersionMismatch) as error:
-            self._daemon_problem = error
-            if self._daemon == "require":
-                raise
-            if isinstance(error, VersionMismatch):
-                warnings.warn(f"The daemon is not used: {error}", stacklevel=2)
-            return None
-        return found
-
     async def _answered(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """With a person's consent where that is what it takes."""
         started = False
         try:
-            async with aclosing(self._placed(request)) as chunks:
+            async with aclosing(self._place.run(request)) as chunks:
                 async for chunk in chunks:
                     started = True
                     yield chunk
             return
-        except ConsentRequired:
+        except ConsentRequired as error:
             granted = None if started else await self._granted(request)
             if granted is None:
+                error.plan_id = request.id
                 raise
-        async with aclosing(self._placed(granted)) as chunks:
+        async with aclosing(self._place.run(granted)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -533,58 +492,3 @@ class AsyncOverspill:
                 "A grant is for another request.", mend="Grant the plan's own request_id."
             )
         return self._own.signed(replace(request, grant=grant))
-
-    async def _placed(self, request: Request) -> AsyncGenerator[ReplyChunk]:
-        """By the daemon, or where it is gone before the first piece by the app's own engines."""
-        answerer, started = self._open, False
-        try:
-            async with aclosing(answerer.run(request)) as chunks:
-                async for chunk in chunks:
-                    started = True
-                    yield chunk
-            return
-        except ConnectFailed as error:
-            if started or not self._may_leave(answerer, error):
-                raise
-            own = await self._move(answerer, error)
-        async with aclosing(own.run(request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def _asked(self, ask: Callable[[Answerer], Awaitable[_T]]) -> _T:
-        answerer = self._open
-        try:
-            return await ask(answerer)
-        except ConnectFailed as error:
-            if not self._may_leave(answerer, error):
-                raise
-            return await ask(await self._move(answerer, error))
-
-    def _may_leave(self, answerer: Answerer, error: ConnectFailed) -> bool:
-        """Whether the daemon itself is gone, rather than what it asked for us."""
-        through_daemon = isinstance(answerer, ThroughDaemon) and self._daemon == "auto"
-        return through_daemon and isinstance(error, PeerGone)
-
-    async def _move(self, gone: Answerer, error: OverspillError) -> Answerer:
-        """To the app's own engines, for good: a daemon that comes and goes would cost each time.
-
-        Whoever finds the daemon gone first opens them; ``open`` may be called by one task only.
-        """
-        async with self._moving:
-            if self._open is gone:
-                await self._own.open()
-                self._daemon_problem, self._answerer = error, self._own
-                await gone.aclose()
-        return self._open
-
-
-def _read(reply: Reply, read: Reader | None) -> Reply:
-    """The reply with its text as a value, where that was asked for and there is a text."""
-    if read is None:
-        return reply
-    value = None if reply.tool_calls and not reply.text else read(reply.text)
-    return TypedReply(**_fields(reply), output=value)
-
-
-def _fields(reply: Reply) -> dict[str, Any]:
-    return {field.name: getattr(reply, field.name) for field in fields(reply)}

@@ -102,7 +102,7 @@ class ThroughDaemon:
         if self._client is not None:
             self._retire(self._client)
         self.welcome = welcome
-        self._client = DaemonClient(f"unix:{welcome.socket}", token=welcome.ticket)
+        self._client = DaemonClient(welcome.target, token=welcome.ticket)
 
     async def aclose(self) -> None:
         """Cancel what runs for this app and close the connection."""

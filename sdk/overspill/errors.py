@@ -204,10 +204,12 @@ class ConsentRequired(PolicyRefusal):
     """Only a third party is left, and nobody granted this one interaction.
 
     ``reason`` says what is wrong with a grant that there is: ``grant_expired``, ``grant_spent`` ...
+    ``plan_id`` names the plan that a person is to see: its ``request_id``, and the grant's.
     """
 
     code = "consent_required"
     reason: str = ""
+    plan_id: str = ""
 
 
 class BudgetExhausted(PolicyRefusal):

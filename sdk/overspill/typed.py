@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import lru_cache, reduce
 from operator import or_
 from types import GenericAlias, UnionType
@@ -24,6 +25,7 @@ from typing import (
 
 from overspill.errors import InvalidRequest, MissingExtra, OutputInvalid
 from overspill.types.chat import Grammar
+from overspill.types.reply import Reply, ReplyChunk, TypedReply
 
 Reader = Callable[[str], Any]
 """From an answer's text to the value; raises ``OutputInvalid``, with the text in ``partial``."""
@@ -59,6 +61,39 @@ def reader_of(output: Any) -> Reader | None:
     validate = own if callable(own) else _adapter(output).validate_json
     name = getattr(output, "__name__", str(output))
     return lambda text: _read(text, validate, name)
+
+
+def partial_of(text: str) -> Any:
+    """What a JSON text that is still being written says so far: complete members, and the last
+    string up to where it is. None before anything can be told, and without the extra ``typed``."""
+    try:
+        from pydantic_core import from_json
+    except ModuleNotFoundError:
+        return None
+    try:
+        return from_json(text, allow_partial="trailing-strings")
+    except ValueError:  # "tru", say
+        return None
+
+
+def read_reply(reply: Reply, read: Reader | None) -> Reply:
+    """The reply with its text as a value, where that was asked for and there is a text."""
+    if read is None:
+        return reply
+    value = None if reply.tool_calls and not reply.text else read(reply.text)
+    return TypedReply(**fields_of(reply), output=value)
+
+
+def read_chunk(chunk: ReplyChunk, said: str, read: Reader) -> ReplyChunk:
+    """With the value that was asked for, at the end; before it with what there is of one."""
+    if chunk.finish is not None:
+        return replace(chunk, output=read(said))
+    return replace(chunk, partial=partial_of(said)) if chunk.text else chunk
+
+
+def fields_of(reply: Reply) -> dict[str, Any]:
+    """A reply's fields, as they are: what another kind of reply is made from."""
+    return {field.name: getattr(reply, field.name) for field in fields(reply)}
 
 
 def _read(text: str, validate: Callable[[str], Any], name: str) -> Any:

@@ -101,3 +101,11 @@ def test_the_blocking_client_asks_too(settings):
     ) as ai:
         assert ai.chat("x").text == "granted"
     assert len(plans) == 1
+
+
+async def test_the_refusal_names_the_plan_that_a_person_is_to_see(settings):
+    model = FakeEngine(third_party)
+    async with AsyncOverspill("t", settings=settings, device=model) as ai:
+        with pytest.raises(ConsentRequired) as refused:
+            await ai.chat("x")
+    assert refused.value.plan_id == model.requests[0].id

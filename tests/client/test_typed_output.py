@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from overspill import AsyncOverspill, Overspill
 from overspill.config import load_settings
 from overspill.errors import InvalidRequest, MissingExtra, OutputInvalid
 from overspill.testing import FakeEngine, call
-from overspill.typed import schema_of
+from overspill.typed import partial_of, schema_of
 from overspill.types.chat import Grammar
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +40,10 @@ class Entry(TypedDict):
 
 SCHEMA = {"type": "object", "properties": {"total": {"type": "integer"}}}
 TEXT = '{"total": 3, "currency": "USD"}'
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
 
 
 @pytest.fixture
@@ -137,3 +144,44 @@ def test_a_type_that_json_cannot_say_is_refused_by_name():
     with pytest.raises(InvalidRequest, match="Odd") as caught:
         schema_of(Odd)
     assert caught.value.param == "output"
+
+
+@pytest.mark.parametrize("output", [Model, Record, Entry, SCHEMA])
+async def test_a_stream_has_what_is_written_so_far(settings, output):
+    async with AsyncOverspill("t", settings=settings, device=engine(TEXT)) as ai:
+        pieces = [piece async for piece in ai.stream("x", output=output)]
+    assert [piece.text for piece in pieces if piece.text] == [
+        '{"total":',
+        " 3,",
+        ' "currency":',
+        ' "USD"}',
+    ]
+    written = [piece.partial for piece in pieces if piece.text]
+    assert written == [{}, {"total": 3}, {"total": 3}, {"total": 3, "currency": "USD"}]
+    assert (pieces[-1].partial, pieces[-1].output is not None) == (None, True)
+
+
+async def test_a_stream_of_text_has_no_partial_value(settings):
+    async with AsyncOverspill("t", settings=settings, device=engine('{"a": 1}')) as ai:
+        pieces = [piece async for piece in ai.stream("x")]
+    assert {piece.partial for piece in pieces} == {None}
+
+
+@given(value=JSON_VALUES, at=st.floats(0, 1))
+def test_any_beginning_of_any_json_says_what_the_whole_does(value, at):
+    text = json.dumps(value, ensure_ascii=False)
+    found = partial_of(text[: int(at * len(text))])
+    assert found is None or begins(found, value)
+
+
+def begins(part, whole):
+    """Whether a value is the beginning of another: the last of each may be cut off."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(
+            key in whole and begins(inner, whole[key]) for key, inner in part.items()
+        )
+    if isinstance(part, list):
+        return isinstance(whole, list) and all(map(begins, part, whole)) and len(part) <= len(whole)
+    if isinstance(part, str):
+        return isinstance(whole, str) and whole.startswith(part)
+    return str(whole).startswith(str(part)) or part == whole

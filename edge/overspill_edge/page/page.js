@@ -114,7 +114,7 @@ function showModel(seen) {
   const going = typeof model?.unloads_in_s === "number" ? `, goes in ${span(model.unloads_in_s)}` : "";
   facts(at("model"), !model ? [["Model", "none on this device"]] : [
     ["Model", `${model.name} (${model.runtime}, ${number.format(model.context)} tokens of context)`],
-    ["State", `${model.state ?? "held by its app"}${model.users ? `, answers ${model.users}` : ""}${going}`],
+    ["State", `${loaded(model)}${model.users ? `, answers ${model.users}` : ""}${going}`],
     ["Stays", model.state ? stays : null],
     ["Weights", model.weights_bytes ? bytes(model.weights_bytes) : "no file"],
     ["With its cache full", model.full_bytes ? bytes(model.full_bytes) : "unknown"],
@@ -129,6 +129,11 @@ function showModel(seen) {
   // Who presses one by keyboard stays where the next press makes sense.
   if (focused === at("unload") && focused.disabled) at("prewarm").focus();
   if (focused === at("prewarm") && focused.disabled) at("unload").focus();
+}
+
+function loaded(model) {
+  const share = Math.round(100 * (model.loaded_share ?? 0));
+  return model.state === "loading" ? `loading, ${share}%` : model.state ?? "held by its app";
 }
 
 function showBar(model, memory) {
@@ -163,6 +168,7 @@ function showPast(seen) {
   table(at("consents"), "Requests that needed a person's consent", [
     ["When", (e) => clock(e.unix_s)],
     ["App", (e) => e.app],
+    ["What would leave", (e) => e.would_leave ?? "–"],
     ["What happened", () => "refused: its app has to ask a person, and send the grant"],
   ], seen.consents, "No request waits for a person. Apps ask for consent themselves, for each request; the daemon sends nothing to third parties.");
   table(at("spending"), "What it took in 30 days", [

@@ -78,9 +78,9 @@ class Conversation:
         """Until the input ends or somebody says /exit."""
         while (line := read_line()) is not None:
             words = line.strip()
-            if words == "/exit":
+            if words in ("/exit", "/quit"):
                 return
-            if words.startswith("/"):
+            if words.startswith("/") and len(words.split()) == 1:
                 self._command(words)
             elif words:
                 self._ask(line)
@@ -95,6 +95,8 @@ class Conversation:
         elif words == "/why":
             self._why()
         else:
+            if words != "/help":
+                print(f"There is no {words}:", file=sys.stderr)
             print(HELP, file=sys.stderr)
 
     def _why(self) -> None:

@@ -39,6 +39,7 @@ _NODE: Final = (
 _SOCKETS: Final = (
     *("overspill.sock", "overspill-grpc.sock", "overspill.sock.lock"),
     *("overspill-next.sock", "overspill-grpc-*.sock"),
+    *("overspill-loopback.json", "overspill-loopback.[0-9]*"),
 )
 
 

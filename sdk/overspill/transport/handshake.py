@@ -10,14 +10,16 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from overspill import errors
 from overspill._version import __version__
+from overspill.transport.loopback import FILE_NAME, Loopback, read_loopback
 from overspill.wire.told import from_json, to_json
 
 PATH = "/overspill/v1/local"
@@ -45,15 +47,18 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What an app says first; ``app`` is its own name for itself."""
+    """What an app says first; ``app`` is its own name for itself, ``nonce`` what a daemon on
+    loopback proves itself by."""
 
     app: str
     side: Side = Side()  # frozen
+    nonce: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What the daemon answers: ``socket`` is its gRPC socket, ``ticket`` what opens it.
+    """What the daemon answers: ``socket`` is its gRPC socket, ``ticket`` what opens it. On loopback
+    ``socket`` is an address, and ``proof`` says that it is this user's daemon.
 
     ``app`` is who the daemon takes the caller for. ``work`` is the digest of the settings that
     decide what answers (see :func:`overspill.daemon.work_digest`), ``model`` its device's model.
@@ -65,6 +70,13 @@ class Welcome:
     model: str
     work: str
     side: Side = Side()  # frozen
+    proof: str = ""
+
+    @property
+    def target(self) -> str:
+        """For gRPC."""
+        on_loopback = self.socket.startswith("127.0.0.1:")
+        return self.socket if on_loopback else f"unix:{self.socket}"
 
 
 def check_versions(sdk: Side, daemon: Side) -> None:
@@ -86,17 +98,24 @@ _UPGRADE = {
 
 
 def greet(path: Path, hello: Hello, *, timeout_s: float) -> Welcome:
-    """Ask the daemon at the HTTP socket ``path``; blocks for ``timeout_s`` at most.
+    """Ask the daemon at the HTTP socket ``path``, or where there is none at the loopback address
+    that a file beside it names; blocks for ``timeout_s`` at most.
 
     Raises ``PeerGone`` where nobody answers, ``VersionMismatch``, and ``DaemonRefused``
-    where the daemon does not accept this app.
+    where the daemon does not accept this app, or is not this user's.
     """
-    _check_owner(path)
-    connection = _UnixConnection(path, timeout_s)
+    loopback = None if path.exists() else read_loopback(path.with_name(FILE_NAME))
+    if loopback is None:
+        _check_owner(path)
+        connection: http.client.HTTPConnection = _UnixConnection(path, timeout_s)
+    else:
+        hello = replace(hello, nonce=secrets.token_urlsafe(16))
+        connection = http.client.HTTPConnection(loopback.http, timeout=timeout_s)
+    headers = {"Content-Type": "application/json"}
+    if loopback is not None:
+        headers["Authorization"] = f"Bearer {loopback.token}"
     try:
-        connection.request(
-            "POST", PATH, to_json(hello).encode(), {"Content-Type": "application/json"}
-        )
+        connection.request("POST", PATH, to_json(hello).encode(), headers)
         answer = connection.getresponse()
         status, body = answer.status, answer.read(_MAX_ANSWER_BYTES)
     except (OSError, http.client.HTTPException) as error:
@@ -111,8 +130,18 @@ def greet(path: Path, hello: Hello, *, timeout_s: float) -> Welcome:
         raise errors.DaemonRefused(
             f"What answers at {path} is no daemon of overspill.", mend="Stop it, or start one."
         ) from error
+    if loopback is not None:
+        _check_proof(loopback, hello, welcome)
     check_versions(hello.side, welcome.side)
     return welcome
+
+
+def _check_proof(loopback: Loopback, hello: Hello, welcome: Welcome) -> None:
+    if not loopback.is_proof(welcome.proof, hello.nonce, welcome.socket, welcome.ticket):
+        raise errors.DaemonRefused(
+            f"What answers at {loopback.http} is not this user's daemon.",
+            mend="Stop it, and start the daemon again.",
+        )
 
 
 def _check_owner(path: Path) -> None:

@@ -51,7 +51,8 @@ class ReplyChunk:
     """A piece of an answer.
 
     ``route`` is final before the first piece; the last piece (the one with ``finish``) carries
-    it once more with what is only known then: bytes sent, and the receipt.
+    it once more with what is only known then: bytes sent, and the receipt. With ``output`` asked
+    for, that piece has the value, and those before it in ``partial`` the JSON so far, unchecked.
     """
 
     route: RouteTaken
@@ -64,6 +65,7 @@ class ReplyChunk:
     tool_call_deltas: tuple[ToolCallDelta, ...] = ()
     reasoning: str = ""
     output: Any = None
+    partial: Any = None
 
 
 @dataclass(frozen=True, slots=True)
