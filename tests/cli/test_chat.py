@@ -34,6 +34,15 @@ def talk(tmp_path, capsys):
     return run
 
 
+def test_a_question_may_begin_with_a_path_and_an_unknown_command_is_named(talk):
+    engine = FakeEngine("fine")
+    _, said = talk(engine, "/etc/hosts has what in it?", "/nothing", "/quit", "too late")
+    assert [request.messages[-1].content for request in engine.requests] == [
+        "/etc/hosts has what in it?"
+    ]
+    assert "There is no /nothing:" in said.err
+
+
 def test_each_question_carries_what_was_said_before(talk):
     engine = FakeEngine("fine")
     conversation, said = talk(engine, "how are you", "  ", "and now", system="Be brief.")
