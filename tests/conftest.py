@@ -21,6 +21,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from overspill.event_loop import new_event_loop
+
 # A loaded machine is no failure: examples have no deadline, and CI's are the same each time.
 hypothesis.settings.register_profile("overspill", deadline=None, derandomize=True)
 hypothesis.settings.register_profile(
@@ -49,9 +51,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """Async tests run on asyncio: grpc.aio knows no other loop."""
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Async tests run on asyncio: grpc.aio knows no other loop. What grpc still brings for an earlier
+    test's loop is nobody's failure."""
+    return "asyncio", {"loop_factory": new_event_loop}
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from overspill.daemon import DaemonUse
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
 from overspill.errors import OverspillError
+from overspill.event_loop import new_event_loop
 from overspill.openai_access import OpenAIAccess
 from overspill.opening import open_device
 from overspill.policy_lock import AdminPolicy
@@ -118,7 +119,8 @@ class Overspill:
         from anyio.from_thread import start_blocking_portal
 
         with ExitStack() as stack:
-            self._portal = stack.enter_context(start_blocking_portal("asyncio"))
+            portal = start_blocking_portal("asyncio", {"loop_factory": new_event_loop})
+            self._portal = stack.enter_context(portal)
             stack.enter_context(self._portal.wrap_async_context_manager(self._core))
             self._stack = stack.pop_all()
         return self

@@ -82,8 +82,3 @@ def provider() -> Iterator[Provider]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"

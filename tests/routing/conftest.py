@@ -120,8 +120,3 @@ def route_of(
         return decide(request, situation, policy or RoutingPolicy(), cards, scorer=scorer)
 
     return run
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"

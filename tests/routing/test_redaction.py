@@ -52,11 +52,6 @@ END = Chunk(finish=Finish(FinishReason.STOP, Usage(1, 1), "cloud"))
 frames = st.sampled_from(["write to {} now", "({})", '"{}",', "1. {}\n2. more", "{}", "我：{}。"])
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def requests_with(value: str, text: str) -> list[Request]:
     """The value in each place of a request that a model sees."""
     ask, arguments = Message("user", "go on"), {"to": [text, {text: 1}], "n": 3}
