@@ -55,3 +55,16 @@ class FrameRing:
         if not self._first <= index < self.end:
             raise FrameGone(f"Frame {index} is not among {self._first} to {self.end - 1}.")
         return self._frames[index - self._first][1]
+
+    def read_on(self, index: int, max_bytes: int) -> list[bytes]:
+        """The frames from ``index`` on, at least one, of at most so many bytes together; none when
+        it is the next one. Raises ``FrameGone``."""
+        found: list[bytes] = []
+        size = 0
+        while (frame := self.read(index)) is not None:
+            size += len(frame)
+            if found and size > max_bytes:
+                break
+            found.append(frame)
+            index += 1
+        return found

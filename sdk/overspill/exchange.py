@@ -8,7 +8,7 @@ without gaps, FINAL, its transcript hash, its receipt.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -32,7 +32,7 @@ from overspill.sealing.hpke import seal_secret
 from overspill.sealing.receipt import ReceiptClaims, check_receipt, response_content
 from overspill.sealing.schedule import KeySchedule, cancel_mac, derive, resume_mac, stream_id
 from overspill.sealing.signing import REQUEST_ID_BYTES, DeviceSigner, sign_request
-from overspill.transport.base import SealedHead, Transport
+from overspill.transport.base import ReadyFrames, SealedHead, Transport
 from overspill.types.chat import Chunk, Finish, ToolCall
 from overspill.types.evidence import AttestationResult
 from overspill.wire import plaintext
@@ -75,7 +75,7 @@ class Outgoing:
 
     def each_frame(self) -> AsyncIterator[bytes]:
         """The frames as a transport takes them."""
-        return _each(self.frames)
+        return ReadyFrames(self.frames)
 
 
 def seal_request(
@@ -369,8 +369,3 @@ def parsed(parse: Callable[[bytes], _T], data: bytes) -> _T:
         return parse(data)
     except InvalidRequest as error:
         raise StreamCorrupt(f"The node sent what is no message: {error.message}") from error
-
-
-async def _each(frames: Iterable[bytes]) -> AsyncGenerator[bytes]:
-    for frame in frames:
-        yield frame
