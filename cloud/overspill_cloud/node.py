@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from overspill.errors import (
     BusyError,
@@ -25,6 +26,7 @@ from overspill.errors import (
 )
 from overspill.sealing.schedule import stream_id
 from overspill.transport.base import SealedHead
+from overspill.types.chat import Request
 from overspill.types.evidence import EvidenceBundle
 from overspill.types.replicas import ReplicaList
 from overspill.wire import convert, plaintext
@@ -256,11 +258,12 @@ class Node:
 
     async def _admit(self, stream: SealedStream, sealed: SealedRequest) -> LiveAnswer:
         signature, th, body = sealed.signature, stream.keys.th, sealed.body
+        read = cache(lambda: plaintext.request_from_bytes(body))
         admitted = await self._parts.admission.admit(
-            signature, th=th, body=body, demand=lambda: _demand(self._parts.models, body)
+            signature, th=th, body=body, demand=lambda: _demand(self._parts.models, read())
         )
         try:
-            request = plaintext.request_from_bytes(body)
+            request = read()
             model = pick(self._parts.models, request.model)
             await model.check_unchanged()
             # A name of its own for each request: sessions of a node share no prefix cache, no id.
@@ -314,8 +317,7 @@ class Node:
         return EngineError("The node failed while it worked on this request.", mend="Try again.")
 
 
-def _demand(models: Mapping[str, ServedModel], body: bytes) -> Demand:
-    request = plaintext.request_from_bytes(body)
+def _demand(models: Mapping[str, ServedModel], request: Request) -> Demand:
     model = pick(models, request.model)
     return Demand(model.name, request.lane, kv_demand(request), model.kv_tokens)
 
