@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import ReturningInsert
@@ -60,7 +61,7 @@ class ReplayWindow(Part):
 
 
 @lru_cache(maxsize=4)  # built for each request, it took longer than it ran
-def _adding(backend: Backend, window_s: int) -> ReturningInsert[tuple[bytes, bytes]]:
+def _adding(backend: Backend, window_s: int) -> ReturningInsert[Any]:
     add = backend.insert(replay)
     noted = add.on_conflict_do_update(
         index_elements=_KEY,
