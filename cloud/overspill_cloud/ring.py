@@ -59,12 +59,14 @@ class FrameRing:
     def read_on(self, index: int, max_bytes: int) -> list[bytes]:
         """The frames from ``index`` on, at least one, of at most so many bytes together; none when
         it is the next one. Raises ``FrameGone``."""
-        found: list[bytes] = []
-        size = 0
-        while (frame := self.read(index)) is not None:
+        first = self.read(index)
+        if first is None:
+            return []
+        found, size = [first], len(first)
+        for at in range(index + 1 - self._first, len(self._frames)):
+            frame = self._frames[at][1]
             size += len(frame)
-            if found and size > max_bytes:
+            if size > max_bytes:
                 break
             found.append(frame)
-            index += 1
         return found
