@@ -31,7 +31,7 @@ from overspill_cloud.status import busy_details
 HALF_CLOSE_TIMEOUT_S = 2.0
 HEAD_TIMEOUT_S = 10.0
 """A call whose first message has not come by then never sends."""
-NONCE_WAIT_S = 0.25
+NONCE_WAIT_S = 2.0
 """The response nonce goes with the first frames, or alone when they take longer."""
 HANDSHAKE_TIMEOUT_MS = 10_000
 IDLE_CONNECTION_MS = 300_000
