@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from overspill.errors import EngineError, ModelError, OverspillError
@@ -21,6 +21,10 @@ from overspill_cloud.models import ServedModel
 from overspill_cloud.ring import FrameRing
 from overspill_cloud.sealed_stream import SealedRequest, SealedStream
 from overspill_cloud.streams import Run, Stop, StreamLimits
+
+FIRST_WAIT_S = 0.005
+READY_BYTES = 64 << 10
+"""Frames that are ready go together up to here."""
 
 
 class Displaced(Exception):
@@ -84,8 +88,9 @@ class LiveAnswer:
             sealed.signature == mine and hashlib.sha256(sealed.body).digest() == self._body_sha256
         )
 
-    async def frames(self, start: int) -> AsyncGenerator[bytes]:
-        """Frames from ``start`` to the end, kept ones first; whoever read before is displaced.
+    async def frames(self, start: int) -> AsyncGenerator[Sequence[bytes]]:
+        """Frames from ``start`` to the end, kept ones first, each time those that are ready;
+        whoever read before is displaced.
 
         Raises ``Displaced`` when another reader comes, and ``FrameGone`` for a frame that is not
         kept.
@@ -94,11 +99,15 @@ class LiveAnswer:
         self.run.wake()
         index = start
         try:
+            if self.ring.end == 1:
+                # What an engine says at once goes with the acceptance: a message less before it.
+                await self.run.ready(FIRST_WAIT_S)
+                self._seal_said(mine)
             while True:
-                frame = self.ring.read(index)
-                if frame is not None:
-                    yield frame
-                    index += 1
+                ready = self.ring.read_on(index, READY_BYTES)
+                if ready:
+                    yield ready
+                    index += len(ready)
                 elif self.ring.is_closed:
                     return
                 else:
@@ -134,8 +143,19 @@ class LiveAnswer:
     # In calling order -------------------------------------------------------------------------
 
     async def _seal_more(self, mine: object) -> None:
-        """Seal what came since, or the end, or a heartbeat where nothing came for a while."""
-        await self.run.ready(self._limits.heartbeat_s)
+        """Seal what came since, or the end, or a heartbeat where nothing came for a while. The end
+        comes by itself: signing it must not hold back the words before it."""
+        if self._finish is None:
+            await self.run.ready(self._limits.heartbeat_s)
+        if self._seal_said(mine):
+            return
+        if self._finish is not None or self.run.ended:
+            await self._seal_end(mine)
+        else:
+            self.ring.append(self.asked.stream.event(self._heartbeat()))
+
+    def _seal_said(self, mine: object) -> bool:
+        """Seal what the engine said since; False when that is nothing."""
         self._check_reader(mine)
         chunks = self.run.take()
         if chunks:
@@ -144,10 +164,7 @@ class LiveAnswer:
             self._add(chunk)
             if chunk.has_content:
                 self.ring.append(self.asked.stream.event(chunk))
-        if self._finish is not None or (not chunks and self.run.ended):
-            await self._seal_end(mine)
-        elif not chunks:
-            self.ring.append(self.asked.stream.event(self._heartbeat()))
+        return bool(chunks)
 
     def _check_reader(self, mine: object) -> None:
         if self._reader is not mine:

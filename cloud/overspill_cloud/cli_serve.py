@@ -159,7 +159,9 @@ def serve(
         ),
         database=database,
     )
-    asyncio.run(serve_until_told(options, as_json=as_json, stop_with_stdin=stop_with_stdin))
+    from overspill_cloud.loop import run
+
+    run(serve_until_told(options, as_json=as_json, stop_with_stdin=stop_with_stdin))
 
 
 async def serve_until_told(options: NodeOptions, *, as_json: bool, stop_with_stdin: bool) -> None:

@@ -22,6 +22,9 @@ class WriterLimits:
     still add theirs."""
 
     max_batch: int = 512
+    gather_s: float = 0.05
+    """So long a line may wait for others: a commit and a sync for each would be as dear as the
+    request itself, and take the interpreter from the next one."""
     max_backlog: int = 8192
     first_retry_s: float = 0.05
     max_retry_s: float = 2.0
@@ -56,6 +59,8 @@ class LedgerWriter:
         self._writing = 0
         self._changed = threading.Condition()
         self._closing_at: float | None = None
+        self._awaited = 0
+        """Who waits for the disk: for them nothing is gathered."""
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="overspill-ledger", daemon=True)
         self._thread.start()
@@ -79,7 +84,12 @@ class LedgerWriter:
     def wait(self, timeout_s: float) -> bool:
         """Wait until everything taken so far is on the disk; False when that took too long."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self.backlog, timeout_s)
+            self._awaited += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: not self.backlog, timeout_s)
+            finally:
+                self._awaited -= 1
 
     def close(self) -> None:
         """Write what is left, for ``close_timeout_s`` at most, and end."""
@@ -106,12 +116,17 @@ class LedgerWriter:
         """What has gathered; nothing when it is time to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing_at is not None)
+            self._changed.wait_for(self._has_gathered, self._limits.gather_s)
             batch = [
                 self._waiting.popleft()
                 for _ in range(min(len(self._waiting), self._limits.max_batch))
             ]
             self._writing = len(batch)
             return batch
+
+    def _has_gathered(self) -> bool:
+        full = len(self._waiting) >= self._limits.max_batch
+        return full or self._awaited > 0 or self._closing_at is not None
 
     def _written(self, batch: Sequence[UsageEntry]) -> bool:
         try:

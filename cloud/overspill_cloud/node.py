@@ -7,9 +7,10 @@ them. After it everything is sealed into the stream.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from overspill.errors import (
     BusyError,
@@ -25,6 +26,7 @@ from overspill.errors import (
 )
 from overspill.sealing.schedule import stream_id
 from overspill.transport.base import SealedHead
+from overspill.types.chat import Request
 from overspill.types.evidence import EvidenceBundle
 from overspill.types.replicas import ReplicaList
 from overspill.wire import convert, plaintext
@@ -126,19 +128,23 @@ class Node:
 
     # Sealed -----------------------------------------------------------------------------------
 
-    async def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """Answer one sealed request: the response nonce, then sealed frames. The same start again
-        is answered by the same frames."""
+    async def chat(
+        self, head: SealedHead, frames: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Sequence[bytes]]:
+        """Answer one sealed request: the response nonce, alone, then sealed frames, each time those
+        that are ready. The same start again is answered by the same frames."""
         known = await self._live.known(stream_id(head.sealed_key))
         if known is not None:
             opening = self._again(known, head, frames)
         else:
             opening = self._anew(head, frames)
         async with aclosing(opening) as parts:
-            async for part in parts:
-                yield part
+            async for ready in parts:
+                yield ready
 
-    async def resume(self, stream: bytes, mac: bytes, next_frame: int) -> AsyncGenerator[bytes]:
+    async def resume(
+        self, stream: bytes, mac: bytes, next_frame: int
+    ) -> AsyncGenerator[Sequence[bytes]]:
         """The frames of a running or kept stream from ``next_frame`` on.
 
         Raises ``InvalidRequest`` when that cannot be had, by whoever asks: why is not told.
@@ -154,22 +160,24 @@ class Node:
             raise InvalidRequest("This stream cannot be resumed.") from None
         self._parts.log.write(events.StreamResumed())
         async with aclosing(answer.frames(next_frame)) as kept:
-            async for frame in kept:
-                yield frame
+            async for ready in kept:
+                yield ready
 
-    async def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    async def enroll(
+        self, head: SealedHead, frames: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Sequence[bytes]]:
         """Enrol a device: its key signs the enrolment, its code pays for it, or its old key."""
         with self._arrivals.place() as place:
             stream = self._open(head)
-            yield stream.response_nonce
+            yield (stream.response_nonce,)
             try:
                 sealed = await _read(stream, frames, place)
                 enrolled = await self._enrolment.enrol(sealed, th=stream.keys.th)
             except Exception as error:
-                yield stream.error(self._refused(error, "enrolment"))
+                yield (stream.error(self._refused(error, "enrolment")),)
                 return
         self._parts.log.write(events.DeviceEnrolled())
-        yield stream.enrolled(enrolled)
+        yield (stream.enrolled(enrolled),)
 
     async def cancel(self, stream: bytes, mac: bytes) -> None:
         """Stop a stream; whether it existed or the MAC was right is not told."""
@@ -187,10 +195,13 @@ class Node:
 
     # In calling order -------------------------------------------------------------------------
 
-    async def _anew(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    async def _anew(
+        self, head: SealedHead, frames: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Sequence[bytes]]:
+        self._check_room()
         with self._arrivals.place() as place:
             stream = self._open(head)
-            yield stream.response_nonce
+            yield (stream.response_nonce,)
             try:
                 sealed = await _read(stream, frames, place)
                 if await self._live.known(stream.id) is not None:
@@ -199,15 +210,15 @@ class Node:
             except Displaced:
                 raise
             except Exception as error:
-                yield stream.error(self._refused(error, "admission"))
+                yield (stream.error(self._refused(error, "admission")),)
                 return
         async with aclosing(answer.frames(0)) as sealed_frames:
-            async for frame in sealed_frames:
-                yield frame
+            async for ready in sealed_frames:
+                yield ready
 
     async def _again(
         self, answer: LiveAnswer, head: SealedHead, frames: AsyncIterator[bytes]
-    ) -> AsyncGenerator[bytes]:
+    ) -> AsyncGenerator[Sequence[bytes]]:
         """The same start gets the same answer; one with anything changed is a replay."""
         stream = SealedStream(head, answer.asked.stream.epoch)
         try:
@@ -217,14 +228,23 @@ class Node:
         except (StreamCorrupt, StreamTruncated, InvalidRequest, FrameGone):
             is_same = False
         if not is_same:
-            yield stream.response_nonce
+            yield (stream.response_nonce,)
             replay = DeviceRejected("This stream was already started.", reason="replay")
-            yield stream.error(self._refused(replay, "admission"))
+            yield (stream.error(self._refused(replay, "admission")),)
             return
-        yield answer.asked.stream.response_nonce
+        yield (answer.asked.stream.response_nonce,)
         async with aclosing(answer.frames(0)) as kept:
-            async for frame in kept:
-                yield frame
+            async for ready in kept:
+                yield ready
+
+    def _check_room(self) -> None:
+        """Refuse before anything is opened when there is room for nobody: to open a request takes
+        longer than all that a refusal needs, and a node that is full gets many."""
+        try:
+            self._parts.admission.room.check_any()
+        except BusyError as error:
+            self._refused(error, "admission")
+            raise
 
     def _open(self, head: SealedHead) -> SealedStream:
         if self._draining:
@@ -238,11 +258,12 @@ class Node:
 
     async def _admit(self, stream: SealedStream, sealed: SealedRequest) -> LiveAnswer:
         signature, th, body = sealed.signature, stream.keys.th, sealed.body
+        read = cache(lambda: plaintext.request_from_bytes(body))
         admitted = await self._parts.admission.admit(
-            signature, th=th, body=body, demand=lambda: _demand(self._parts.models, body)
+            signature, th=th, body=body, demand=lambda: _demand(self._parts.models, read())
         )
         try:
-            request = plaintext.request_from_bytes(body)
+            request = read()
             model = pick(self._parts.models, request.model)
             await model.check_unchanged()
             # A name of its own for each request: sessions of a node share no prefix cache, no id.
@@ -296,8 +317,7 @@ class Node:
         return EngineError("The node failed while it worked on this request.", mend="Try again.")
 
 
-def _demand(models: Mapping[str, ServedModel], body: bytes) -> Demand:
-    request = plaintext.request_from_bytes(body)
+def _demand(models: Mapping[str, ServedModel], request: Request) -> Demand:
     model = pick(models, request.model)
     return Demand(model.name, request.lane, kv_demand(request), model.kv_tokens)
 

@@ -55,3 +55,18 @@ class FrameRing:
         if not self._first <= index < self.end:
             raise FrameGone(f"Frame {index} is not among {self._first} to {self.end - 1}.")
         return self._frames[index - self._first][1]
+
+    def read_on(self, index: int, max_bytes: int) -> list[bytes]:
+        """The frames from ``index`` on, at least one, of at most so many bytes together; none when
+        it is the next one. Raises ``FrameGone``."""
+        first = self.read(index)
+        if first is None:
+            return []
+        found, size = [first], len(first)
+        for at in range(index + 1 - self._first, len(self._frames)):
+            frame = self._frames[at][1]
+            size += len(frame)
+            if size > max_bytes:
+                break
+            found.append(frame)
+        return found

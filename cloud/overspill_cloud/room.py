@@ -67,6 +67,11 @@ class Room:
         """KV tokens of a model that are admitted."""
         return self._kv[model]
 
+    def check_any(self) -> None:
+        """Raise ``BusyError`` (QUEUE_FULL) when there is no place for anybody."""
+        if self.streams >= self._limits.max_streams:
+            raise self._busy("QUEUE_FULL", f"All {self._limits.max_streams} streams are taken.")
+
     def take(self, device: bytes, demand: Demand) -> Callable[[], None]:
         """Take a place; returns what gives it back, once.
 
@@ -95,9 +100,8 @@ class Room:
         return release
 
     def _check_queue(self, demand: Demand) -> None:
+        self.check_any()
         limits = self._limits
-        if self.streams >= limits.max_streams:
-            raise self._busy("QUEUE_FULL", f"All {limits.max_streams} streams are taken.")
         if demand.lane == "batch":
             share = max(1, int(limits.max_streams * limits.batch_share))
             if self._by_lane["batch"] >= share:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from overspill.errors import (
     OverspillError,
 )
 from overspill.transport.base import SealedHead
+from overspill.types.evidence import EvidenceBundle
 from overspill.wire import convert
 from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, trust_pb2, trust_pb2_grpc
 from overspill_cloud import events
@@ -30,13 +31,15 @@ from overspill_cloud.status import busy_details
 HALF_CLOSE_TIMEOUT_S = 2.0
 HEAD_TIMEOUT_S = 10.0
 """A call whose first message has not come by then never sends."""
+NONCE_WAIT_S = 2.0
+"""The response nonce goes with the first frames, or alone when they take longer."""
 HANDSHAKE_TIMEOUT_MS = 10_000
 IDLE_CONNECTION_MS = 300_000
 MAX_CALLS = 4096
 """Of all kinds, at once: what comes beyond is refused before anything is allocated for it."""
 MAX_MESSAGE_BYTES = (1 << 20) + (1 << 16)
 _Context = grpc.aio.ServicerContext[Any, Any]
-_Open = Callable[[SealedHead, AsyncIterator[bytes]], AsyncGenerator[bytes]]
+_Open = Callable[[SealedHead, AsyncIterator[bytes]], AsyncGenerator[Sequence[bytes]]]
 
 
 class TrustServicer(trust_pb2_grpc.TrustServicer):
@@ -48,13 +51,13 @@ class TrustServicer(trust_pb2_grpc.TrustServicer):
     async def GetBundle(  # noqa: D102 - the service's own names
         self, request: trust_pb2.GetBundleRequest, context: _Context
     ) -> trust_pb2.EvidenceBundle:
-        return convert.bundle_to_proto(await self._node.get_bundle())
+        return _bundle(await self._node.get_bundle())
 
     async def Challenge(  # noqa: D102
         self, request: trust_pb2.ChallengeRequest, context: _Context
     ) -> trust_pb2.EvidenceBundle:
         try:
-            return convert.bundle_to_proto(await self._node.challenge(request.nonce))
+            return _bundle(await self._node.challenge(request.nonce))
         except (BusyError, InvalidRequest) as error:
             await _abort(context, error)
 
@@ -110,17 +113,18 @@ class SealedServicer(sealed_pb2_grpc.SealedServicer):
     ) -> None:
         frames = self._node.resume(request.stream_id, request.mac, request.next_frame)
         async with self._guarded(context, None), aclosing(frames):
-            await _write_frames(frames, context)
+            # Who resumes may be of any version: nothing says that he reads bundles.
+            await _write_frames(frames, context, bundles=False)
 
     async def _stream(
         self, serve: _Open, requests: AsyncIterator[sealed_pb2.SealedFrame], context: _Context
     ) -> None:
         async with self._guarded(context, requests):
-            head = await _head(requests)
-            async with aclosing(serve(head, _frames(requests))) as parts:
-                nonce = await anext(parts)
-                await context.write(sealed_pb2.SealedFrame(response_nonce=nonce))
-                await _write_frames(parts, context)
+            first = await _first(requests)
+            head = SealedHead(first.head.nkc_sha256, first.head.sealed_key)
+            async with aclosing(serve(head, _frames(first, requests))) as parts:
+                [nonce] = await anext(parts)
+                await _write_answer(nonce, parts, context, bundles=first.head.bundles)
             await _until_half_closed(requests)
 
     @asynccontextmanager
@@ -193,7 +197,14 @@ def _bind(server: grpc.aio.Server, listen: str, tls: TlsFiles | None) -> str:
     return listen if listen.startswith("unix:") else f"{listen.rsplit(':', 1)[0]}:{port}"
 
 
-async def _head(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> SealedHead:
+def _bundle(evidence: EvidenceBundle) -> trust_pb2.EvidenceBundle:
+    """The evidence, and beside it that this node reads several frames in one message."""
+    message = convert.bundle_to_proto(evidence)
+    message.bundles = True
+    return message
+
+
+async def _first(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> sealed_pb2.SealedFrame:
     try:
         async with asyncio.timeout(HEAD_TIMEOUT_S):
             message = await anext(aiter(requests), None)
@@ -201,18 +212,69 @@ async def _head(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> SealedHead:
         message = None
     if message is None or message.WhichOneof("part") != "head":
         raise InvalidRequest("A sealed request begins with its head.")
-    return SealedHead(message.head.nkc_sha256, message.head.sealed_key)
+    return message
 
 
-async def _write_frames(frames: AsyncIterator[bytes], context: _Context) -> None:
-    async for frame in frames:
+async def _write_answer(
+    nonce: bytes,
+    frames: AsyncGenerator[Sequence[bytes]],
+    context: _Context,
+    *,
+    bundles: bool,
+) -> None:
+    """The nonce with the first frames, where they come soon, and then the rest."""
+    message = sealed_pb2.SealedFrame(response_nonce=nonce)
+    if not bundles:
+        await context.write(message)
+        return await _write_frames(frames, context, bundles=False)
+    coming = asyncio.ensure_future(anext(frames, ()))
+    try:
+        await asyncio.wait({coming}, timeout=NONCE_WAIT_S)
+        if coming.done():
+            message.more.extend(coming.result())
+            await context.write(message)
+        else:
+            await context.write(message)
+            await _write(await coming, context, bundles=True)
+    finally:
+        await _ended(coming)
+    await _write_frames(frames, context, bundles=True)
+
+
+async def _ended(coming: asyncio.Future[Any]) -> None:
+    """A generator is left to be closed only when nobody waits in it."""
+    if not coming.done():
+        coming.cancel()
+        await asyncio.wait({coming})
+    if not coming.cancelled():
+        coming.exception()
+
+
+async def _write_frames(
+    frames: AsyncIterator[Sequence[bytes]], context: _Context, *, bundles: bool
+) -> None:
+    async for ready in frames:
+        await _write(ready, context, bundles=bundles)
+
+
+async def _write(ready: Sequence[bytes], context: _Context, *, bundles: bool) -> None:
+    if bundles and ready:
+        await context.write(sealed_pb2.SealedFrame(frame=ready[0], more=ready[1:]))
+        return
+    for frame in ready:
         await context.write(sealed_pb2.SealedFrame(frame=frame))
 
 
-async def _frames(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> AsyncGenerator[bytes]:
+async def _frames(
+    first: sealed_pb2.SealedFrame, requests: AsyncIterator[sealed_pb2.SealedFrame]
+) -> AsyncGenerator[bytes]:
+    for frame in first.more:
+        yield frame
     # Anything that is no frame becomes an empty one, which does not open.
     async for message in requests:
         yield message.frame
+        for frame in message.more:
+            yield frame
 
 
 async def _until_half_closed(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> None:

@@ -55,6 +55,49 @@ Ending = Stop | OverspillError | None
 """How a run ended; None is the engine's own end."""
 
 
+class Wake:
+    """An event that its one reader waits for, for a while each time, with one timer for all waits:
+    a timer for each token of each stream would be the dearest part of a token."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+
+    def set(self) -> None:
+        """Wake the reader, if he waits."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def wait(self, wait_s: float) -> None:
+        """Wait for :meth:`set`, at most ``wait_s`` seconds; who waited before is woken."""
+        self.set()
+        waiter = self._waiter = self._loop.create_future()
+        self._due_s = self._loop.time() + wait_s
+        if self._timer is None or self._timer.when() > self._due_s:
+            self.stop()
+            self._timer = self._loop.call_at(self._due_s, self._look)
+        await waiter
+
+    def stop(self) -> None:
+        """Wake nobody any more when time is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        """Time may be over; if not, look again then."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._loop.time() >= self._due_s:
+            self.set()
+        else:
+            self._timer = self._loop.call_at(self._due_s, self._look)
+
+
 class Run:
     """One generation. ``then`` is called once, when the engine has let go."""
 
@@ -73,7 +116,7 @@ class Run:
         self._queued: list[Chunk] = []
         self._queued_bytes = 0
         self._room = asyncio.Event()
-        self._wake = asyncio.Event()
+        self._wake = Wake()
         self._task = asyncio.create_task(self._pump(chunks))
         # Not in the pump: a task that is cancelled before its first step runs none of it.
         self._task.add_done_callback(self._on_done)
@@ -85,14 +128,8 @@ class Run:
 
     async def ready(self, wait_s: float) -> None:
         """Wait, at most ``wait_s`` seconds, until something is queued or the run has ended."""
-        if self._queued or self.ended:
-            return
-        self._wake.clear()
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._wake.wait()
-        except TimeoutError:
-            return
+        if not self._queued and not self.ended:
+            await self._wake.wait(wait_s)
 
     def take(self) -> list[Chunk]:
         """What is queued now."""
@@ -148,6 +185,7 @@ class Run:
         if task.cancelled():
             self.ending = self._stop or Stop.CANCELLED
         self.ended = True
+        self._wake.stop()
         self._wake.set()
         self._then()
 

@@ -7,8 +7,9 @@ without gaps, FINAL, its transcript hash, its receipt.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -32,7 +33,7 @@ from overspill.sealing.hpke import seal_secret
 from overspill.sealing.receipt import ReceiptClaims, check_receipt, response_content
 from overspill.sealing.schedule import KeySchedule, cancel_mac, derive, resume_mac, stream_id
 from overspill.sealing.signing import REQUEST_ID_BYTES, DeviceSigner, sign_request
-from overspill.transport.base import SealedHead, Transport
+from overspill.transport.base import ReadyFrames, SealedHead, Transport
 from overspill.types.chat import Chunk, Finish, ToolCall
 from overspill.types.evidence import AttestationResult
 from overspill.wire import plaintext
@@ -75,7 +76,7 @@ class Outgoing:
 
     def each_frame(self) -> AsyncIterator[bytes]:
         """The frames as a transport takes them."""
-        return _each(self.frames)
+        return ReadyFrames(self.frames)
 
 
 def seal_request(
@@ -211,11 +212,13 @@ class Incoming:
         raise lost
 
     async def _next(self) -> bytes | None:
-        with anyio.move_on_after(self._limits.idle_timeout_s):
-            return await anext(self._call, None)
-        raise _Silent(
-            f"The node was silent for {self._limits.idle_timeout_s:g} s.", mend="Try again."
-        )
+        try:
+            # Not a scope of anyio's: for each token it would take as long as opening the frame.
+            async with asyncio.timeout(self._limits.idle_timeout_s):
+                return await anext(self._call, None)
+        except TimeoutError:
+            silent_s = self._limits.idle_timeout_s
+            raise _Silent(f"The node was silent for {silent_s:g} s.", mend="Try again.") from None
 
 
 class Exchange:
@@ -369,8 +372,3 @@ def parsed(parse: Callable[[bytes], _T], data: bytes) -> _T:
         return parse(data)
     except InvalidRequest as error:
         raise StreamCorrupt(f"The node sent what is no message: {error.message}") from error
-
-
-async def _each(frames: Iterable[bytes]) -> AsyncGenerator[bytes]:
-    for frame in frames:
-        yield frame

@@ -233,12 +233,13 @@ class Session:
         """What the route is asked: of a request that moved, what is left of it."""
         card, tokens = gathered.cards[route], gathered.situation.tokens_for(route) or 0
         asked = self._journey.request() if self._journey.changes else self._request
-        return replace(
-            asked,
-            max_tokens=answer_limit(asked, card, tokens),
-            watch=watch,
-            draft=asked.draft or self._draft if route is Route.CLOUD else asked.draft,
-        )
+        asked = replace(asked, max_tokens=answer_limit(asked, card, tokens), watch=watch)
+        if route is not Route.CLOUD or asked.draft or not self._draft:
+            return asked
+        tokenizer = gathered.cards[Route.DEVICE].tokenizer
+        if card.tokenizer and tokenizer and card.tokenizer != tokenizer:
+            return asked  # it would be dropped there
+        return replace(asked, draft=self._draft, draft_tokenizer=tokenizer)
 
     def _bill(self, taken: RouteTaken, gathered: Gathered) -> Bill:
         spending, card = self._routes.spending, gathered.cards[taken.route]

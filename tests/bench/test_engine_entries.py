@@ -21,6 +21,7 @@ BY_NAME = {entry.name: entry for entry in ENTRIES}
 NEED_NO_PEER = [
     "cancel",
     "lookup.q05",
+    "draft.q05",
     "lora4.q05",
     "join8k.q05",
     "fit.tiny",

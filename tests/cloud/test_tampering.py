@@ -231,10 +231,10 @@ class Liar:
 
     async def chat(self, head, frames):
         stream = SealedStream(head, self._here.keys.current())
-        yield stream.response_nonce
+        yield (stream.response_nonce,)
         request = await stream.read(frames)
         async for frame in self._script(stream, request):
-            yield frame
+            yield (frame,)
 
 
 FINISH = Finish(FinishReason.STOP, Usage(3, 1), "echo")

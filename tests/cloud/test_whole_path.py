@@ -26,12 +26,13 @@ from overspill.sealing.hpke import seal_secret
 from overspill.sealing.receipt import open_receipt
 from overspill.sealing.signing import sign_request
 from overspill.testing import FakeEngine
-from overspill.transport.base import SealedHead
+from overspill.transport.base import ReadyFrames, SealedHead
 from overspill.transport.memory import MemoryTransport, Taps
 from overspill.trust.policy import default_policy
 from overspill.types.chat import FinishReason
 from overspill.wire import convert, plaintext
 from overspill_cloud.admission import Admission, AdmissionLimits, Database
+from overspill_cloud.room import Demand
 from overspill_cloud.store import Device, Store
 from overspill_cloud.streams import StreamLimits
 
@@ -296,6 +297,16 @@ async def test_a_relay_to_another_node_gets_nothing(cloud, tmp_path):
         engine = await honest.enrolled(Relay(honest.node))
         with pytest.raises(KeyUnknown):
             await cloud.collect(engine, cloud.ask())
+
+
+async def test_a_full_node_refuses_before_it_opens_anything(cloud, tmp_path):
+    async with cloud.world(tmp_path, admission=AdmissionLimits(max_streams=1)) as here:
+        release = here.admission.room.take(b"d" * 32, Demand("echo"))
+        nkc = here.keys.current().nkc_sha256
+        for refused in (BusyError, InvalidRequest):
+            with pytest.raises(refused):
+                await anext(here.node.chat(SealedHead(nkc, b"no key at all"), ReadyFrames([])))
+            release()
 
 
 async def test_a_full_node_sheds_and_takes_requests_again(cloud, tmp_path):

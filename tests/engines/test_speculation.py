@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overspill.engines.backend import Abilities
-from overspill.engines.drafts import Acceptance, DraftModel, PromptLookup
+from overspill.engines.drafts import Acceptance, DraftModel, PromptLookup, tokenizer_fingerprint
 from overspill.engines.echo import EchoBackend, EchoOptions
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.scheduled import ScheduledEngine
@@ -379,6 +379,26 @@ def test_a_draft_model_of_another_tokenizer_is_refused():
     DraftModel(EchoBackend()).check_same_tokenizer(EchoBackend())
     with pytest.raises(ModelInvalid, match="tokenizer"):
         DraftModel(OtherTokens()).check_same_tokenizer(EchoBackend())
+
+
+def test_a_fingerprint_is_of_the_tokens():
+    own = tokenizer_fingerprint(EchoBackend())
+    assert own == tokenizer_fingerprint(EchoBackend())
+    assert own != tokenizer_fingerprint(OtherTokens())
+
+
+@pytest.mark.anyio
+async def test_a_draft_by_a_model_of_another_tokenizer_is_dropped(kit):
+    request = replace(kit.ask("say it again"), draft="echo: say it again")
+    async with _echo(EchoBackend(), _always()) as engine:
+        _, [plain] = await _answers(engine, kit, [replace(request, draft="")])
+        own = engine.card.tokenizer
+        checked = [
+            (await _answers(engine, kit, [replace(request, draft_tokenizer=name)]))[1][0]
+            for name in ("", own, tokenizer_fingerprint(OtherTokens()))
+        ]
+    accepted = [usage.accepted_tokens for usage in checked]
+    assert accepted[0] == accepted[1] > plain.accepted_tokens == accepted[2]
 
 
 @pytest.mark.anyio

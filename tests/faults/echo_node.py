@@ -4,7 +4,6 @@ frame, so that faults have something to hit."""
 from __future__ import annotations
 
 import argparse
-import asyncio
 import time
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.types.evidence import EvidenceBundle
 from overspill.wire import convert, plaintext
 from overspill.worker import WorkerEngine
-from overspill_cloud import app
+from overspill_cloud import app, loop
 from overspill_cloud.app import NodeOptions, parse_model
 from overspill_cloud.cli_serve import serve_until_told
 from overspill_cloud.limits import AdmissionLimits
@@ -53,6 +52,8 @@ def main() -> None:
     parser.add_argument("--echo-delay-s", type=float, default=0.0)
     parser.add_argument("--drain-s", type=float, default=20.0)
     parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--model", default="echo=echo")
+    parser.add_argument("--context", type=int)
     parser.add_argument("--max-streams", type=int, default=256)
     parser.add_argument("--attester", default="dev")
     parser.add_argument("--clock-offset-s", type=float, default=0.0)
@@ -66,7 +67,7 @@ def main() -> None:
     if given.worker:
         app._open = _in_a_worker
     options = NodeOptions(
-        models=(parse_model("echo=echo"),),
+        models=(parse_model(given.model),),
         listen=given.listen,
         attester=given.attester,
         state=given.state,
@@ -75,6 +76,7 @@ def main() -> None:
         drain_timeout_s=given.drain_s,
         engine=EngineOptions(
             max_sequences=given.slots,
+            context_tokens=given.context,
             token_delay_s=given.echo_delay_s,
             default_max_tokens=4096,
             scheduler=SchedulerOptions(speculation="off"),
@@ -83,7 +85,7 @@ def main() -> None:
             max_streams=given.max_streams, max_streams_per_device=given.max_streams
         ),
     )
-    asyncio.run(serve_until_told(options, as_json=True, stop_with_stdin=False))
+    loop.run(serve_until_told(options, as_json=True, stop_with_stdin=False))
 
 
 if __name__ == "__main__":

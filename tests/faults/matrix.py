@@ -59,6 +59,8 @@ _CLAIMS: Final[tuple[tuple[str, str, str, Asked | None], ...]] = (
     ("S1.aggregate", "share", "tokens that came, of those that the engine gives", at_least(0.95)),
     ("S1.lost", "tokens", "tokens lost, doubled or reordered", at_most(0)),
     ("S2.ttft_added_p50_ms", "ms", "TTFT over an engine that takes no time, p50", at_most(3)),
+    ("S3.sealed_ratio", "ratio", "throughput, to that of the service unsealed", at_least(0.9)),
+    ("S4.aggregate_ratio", "ratio", "16 streams served, to the engine alone", at_least(0.95)),
     ("R18.complete", "share", "answers that came to their end under random faults", None),
 )
 FIGURES: Final = {

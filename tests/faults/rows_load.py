@@ -24,12 +24,12 @@ from overspill.types.chat import Message, Request
 
 
 @asynccontextmanager
-async def stamped(folder: Path, tokens_per_s: float) -> AsyncGenerator[Fleet]:
+async def stamped(folder: Path, tokens_per_s: float, *flags: str) -> AsyncGenerator[Fleet]:
     """One node of the engine that writes the time."""
     fleet = Fleet(folder)
     write_certificate(fleet.certificate, fleet.key_file)
     command = [sys.executable, str(Path(__file__).with_name("stamp_node.py"))]
-    process = await asyncio.to_thread(_popen, [*command, str(folder), str(tokens_per_s)])
+    process = await asyncio.to_thread(_popen, [*command, str(folder), str(tokens_per_s), *flags])
     try:
         assert process.stdout is not None
         facts = json.loads(await asyncio.to_thread(process.stdout.readline))

@@ -25,6 +25,7 @@ from faults import (
     rows_load,
     rows_ray,
     rows_road,
+    rows_service,
     rows_state,
     rows_versions,
 )
@@ -54,6 +55,8 @@ ROWS: dict[str, Callable[[Scale, Path], Awaitable[Measured]]] = {
     "R18": rows_road.r18,
     "S1": rows_load.s1,
     "S2": rows_load.s2,
+    "S3": rows_service.s3,
+    "S4": rows_service.s4,
 }
 COUNTED = ("tokens", "streams", "calls", "nodes", "requests")
 NEVER = 1e9

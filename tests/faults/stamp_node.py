@@ -11,13 +11,14 @@ import random
 import sys
 import time
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from pathlib import Path
 
 from overspill.engines.base import Engine
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Finish, FinishReason, Request
 from overspill.types.usage import Usage
-from overspill_cloud import events
+from overspill_cloud import events, loop
 from overspill_cloud.admission import Admission, Database
 from overspill_cloud.attester.dev import UnsafeDevAttester
 from overspill_cloud.certificates import TlsFiles
@@ -31,10 +32,12 @@ from overspill_cloud.store import Store
 
 
 class StampEngine(Engine):
-    """Tokens at ``tokens_per_s``, each the time at which it was made; 0 means as fast as taken."""
+    """Tokens at ``tokens_per_s``, each the time at which it was made; 0 means as fast as taken,
+    less than 0 one at each turn of the loop."""
 
     def __init__(self, tokens_per_s: float) -> None:
-        self._pause_s = 1 / tokens_per_s if tokens_per_s else 0.0
+        self._pause_s = 1 / tokens_per_s if tokens_per_s > 0 else 0.0
+        self._at_once = 1 if tokens_per_s < 0 else 64
 
     @property
     def card(self) -> ModelCard:
@@ -52,7 +55,7 @@ class StampEngine(Engine):
             if self._pause_s:
                 due += self._pause_s
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-            elif token % 64 == 0:
+            elif token % self._at_once == 0:
                 await asyncio.sleep(0)
             yield Chunk(f"{time.monotonic():.6f} ", (token % 256,))
         usage = Usage(prompt_tokens=1, completion_tokens=count)
@@ -78,10 +81,11 @@ async def main(folder: Path, tokens_per_s: float) -> None:
 
 
 if __name__ == "__main__":
-    arguments = (Path(sys.argv[1]), float(sys.argv[2]))
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main(*arguments))
-    else:
-        uvloop.run(main(*arguments))
+    seal = nullcontext()
+    if "--unsealed" in sys.argv:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+        from faults.unsealed import unsealed
+
+        seal = unsealed()
+    with seal:
+        loop.run(main(Path(sys.argv[1]), float(sys.argv[2])))

@@ -19,9 +19,8 @@ class Mirror:
 
     async def chat(self, head, frames):
         try:
-            yield head.sealed_key
-            async for frame in frames:
-                yield frame
+            yield (head.sealed_key,)
+            yield [frame async for frame in frames]
         finally:
             self.closed = True
 

@@ -71,6 +71,7 @@ requests = st.builds(
     prefix=text,
     adapter=maybe_text,
     draft=text,
+    draft_tokenizer=text,
     cache_scope=maybe_text,
     app=text.filter(bool),
     privacy=st.sampled_from(list(Privacy)),

@@ -32,6 +32,7 @@ ASKED = {
     "lane": "batch",
     "adapter": "legal",
     "draft": "maybe",
+    "draft_tokenizer": "of another",
     "cache_scope": "app",
     "grammar": Grammar("regex", "a+"),
     "parallel_tool_calls": False,

@@ -69,12 +69,27 @@ class Backend:
             yield db
 
     @contextmanager
+    def look(self) -> Iterator[sa.Connection]:
+        """A single statement that reads, with no transaction around it: for what each request
+        asks. Raises ``StoreUnavailable``."""
+        with self._failing_typed(), self.engine.connect() as db:
+            if self.is_postgres:
+                db.execution_options(isolation_level="AUTOCOMMIT")
+            else:
+                db.execution_options(single=True)
+            yield db
+
+    @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:
+        with self._failing_typed(), self.engine.connect() as db:
+            db.execution_options(writes=writes)
+            with db.begin():
+                yield db
+
+    @contextmanager
+    def _failing_typed(self) -> Iterator[None]:
         try:
-            with self.engine.connect() as db:
-                db.execution_options(writes=writes)
-                with db.begin():
-                    yield db
+            yield
         except sa.exc.TimeoutError as error:  # every connection of the pool is busy
             raise StoreUnavailable from error
         except sa.exc.DatabaseError as error:
@@ -209,8 +224,11 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(db: sa.Connection) -> None:
+    options = db.get_execution_options()
+    if options.get("single"):
+        return
     # A reader that turns writer may find that another was faster, and then nothing helps it.
-    writes = db.get_execution_options().get("writes", True)
+    writes = options.get("writes", True)
     db.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

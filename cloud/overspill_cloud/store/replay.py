@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.sql.dml import ReturningInsert
 
-from overspill_cloud.store.backend import Part
+from overspill_cloud.store.backend import Backend, Part
 from overspill_cloud.store.tables import replay
 
 _KEY = ("thumbprint", "request_id")
@@ -41,15 +44,12 @@ class ReplayWindow(Part):
             {"thumbprint": key[0], "request_id": key[1], "seen_unix": seen[index].unix_s}
             for key, index in sorted(first.items())
         ]
-        add = self._backend.insert(replay)
-        add = add.on_conflict_do_update(
-            index_elements=_KEY,
-            set_={"seen_unix": add.excluded.seen_unix},
-            # One that fell out of the window counts as forgotten, whether or not it is pruned.
-            where=replay.c.seen_unix < add.excluded.seen_unix - sa.literal_column(str(window_s)),
-        )
+        if not rows:
+            return []
+        add = _adding(self._backend, window_s)
         with self._backend.write() as db:
-            added = db.execute(add.returning(replay.c.thumbprint, replay.c.request_id), rows).all()
+            # One alone goes by the short way.
+            added = db.execute(add, rows if len(rows) > 1 else rows[0]).all()
         fresh = {first[bytes(row[0]), bytes(row[1])] for row in added}
         return [index in fresh for index in range(len(seen))]
 
@@ -58,3 +58,15 @@ class ReplayWindow(Part):
         with self._backend.write() as db:
             old = sa.delete(replay).where(replay.c.seen_unix < before_unix)
             return db.execute(old).rowcount
+
+
+@lru_cache(maxsize=4)  # built for each request, it took longer than it ran
+def _adding(backend: Backend, window_s: int) -> ReturningInsert[Any]:
+    add = backend.insert(replay)
+    noted = add.on_conflict_do_update(
+        index_elements=_KEY,
+        set_={"seen_unix": add.excluded.seen_unix},
+        # One that fell out of the window counts as forgotten, whether or not it is pruned.
+        where=replay.c.seen_unix < add.excluded.seen_unix - sa.literal_column(str(window_s)),
+    )
+    return noted.returning(replay.c.thumbprint, replay.c.request_id)

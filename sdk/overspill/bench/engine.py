@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overspill.bench import adapters, cancels, footprint, latency, lookup, ours, throughput
+from overspill.bench import adapters, cancels, drafts, footprint, latency, lookup, ours, throughput
 from overspill.bench.suite import Entry
 
 ENTRIES: tuple[Entry, ...] = (
@@ -63,6 +63,7 @@ ENTRIES: tuple[Entry, ...] = (
     cancels.cancels("cancel", "tiny"),
     lookup.lookup("lookup.q05", "q05", copying=1.4, not_copying=0.97),
     lookup.river_acceptance("lookup.river"),
+    drafts.client_draft("draft.q05", "q05", matching=0.65, missing=1.2),
     adapters.mixed_adapters("lora4.q05", "q05", asked=0.6, asked_wait=4),
     throughput.contended("contended.q05", "q05", asked=1.7),
     footprint.fit_estimate("fit.q05", "q05", asked=0.10),

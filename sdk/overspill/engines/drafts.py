@@ -7,6 +7,7 @@ up in the same way, from its first token on.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -104,6 +105,17 @@ class PromptLookup:
             self._indexed = stop
 
 
+def tokenizer_fingerprint(backend: Backend) -> str:
+    """A digest of the vocabulary's size and of tokens from all over it (hex): two models whose
+    tokens are the same have the same."""
+    size = backend.vocabulary.size
+    digest = hashlib.sha256(f"overspill/v1/tokenizer {size}".encode())
+    for token in range(0, size, max(1, size // CHECKED_TOKENS)):
+        written = backend.token_bytes(token)
+        digest.update(len(written).to_bytes(4, "big") + written)
+    return digest.hexdigest()
+
+
 class DraftModel:
     """A smaller model of the same tokenizer, with a cache of its own beside each sequence.
 
@@ -123,12 +135,7 @@ class DraftModel:
 
     def check_same_tokenizer(self, model: Backend) -> None:
         """Raise :class:`ModelInvalid` where its tokens are not the model's."""
-        own, other = self._backend.vocabulary, model.vocabulary
-        step = max(1, own.size // CHECKED_TOKENS)
-        if own.size != other.size or any(
-            self._backend.token_bytes(token) != model.token_bytes(token)
-            for token in range(0, own.size, step)
-        ):
+        if tokenizer_fingerprint(self._backend) != tokenizer_fingerprint(model):
             raise ModelInvalid(
                 f"The draft model {self._backend.card.name} has another tokenizer than the model.",
                 mend="Use a draft model of the same family, or none.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from overspill.engines.chat_format import ChatTemplate
 from overspill.engines.constraint import Constrainer, Constraint, is_available
 from overspill.engines.constraint_grammar import request_grammar
 from overspill.engines.control_guard import ControlGuard
-from overspill.engines.drafts import PromptLookup
+from overspill.engines.drafts import PromptLookup, tokenizer_fingerprint
 from overspill.engines.generation import Generation
 from overspill.engines.loading import telling_loaded
 from overspill.engines.options import EngineOptions
@@ -170,14 +170,19 @@ class ScheduledEngine(Engine):
             submitted_s=submitted_s,
             pictures=pictures,
             # A guess may be no part of a picture, which has no tokens to copy.
-            lookup=self._lookup(loaded.backend, request, prompt) if pictures is None else None,
+            lookup=self._lookup(loaded, request, prompt) if pictures is None else None,
         )
 
-    def _lookup(self, backend: Backend, request: Request, prompt: list[int]) -> PromptLookup | None:
+    def _lookup(self, loaded: _Loaded, request: Request, prompt: list[int]) -> PromptLookup | None:
+        backend = loaded.backend
         if self._options.scheduler.speculation == "off" or not backend.abilities.cuts:
             return None
         # Without speculation a client's draft has no use, and never was to change a token.
-        draft = backend.tokenize(request.draft, special=False) if request.draft else ()
+        # One by another tokenizer's model cuts words elsewhere: it would miss, and cost steps.
+        foreign = request.draft_tokenizer not in ("", loaded.card.tokenizer)
+        draft: Sequence[int] = ()
+        if request.draft and not foreign:
+            draft = backend.tokenize(request.draft, special=False)
         return PromptLookup(prompt, draft)
 
     def _answer_limit(self, loaded: _Loaded, request: Request, prompt_tokens: int) -> int:
@@ -256,6 +261,7 @@ class ScheduledEngine(Engine):
             json_schema=is_available(),
             memory_bytes=backend.card.memory_bytes + scheduler.draft_bytes,
             notes=backend.card.notes + scheduler.notes,
+            tokenizer=tokenizer_fingerprint(backend),
         )
         guard = ControlGuard(vocabulary.control_texts)
         return _Loaded(scheduler, backend, template, guard, form, Constrainer(backend), card)

@@ -15,11 +15,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -98,7 +100,7 @@ def verify_signature(public_der: bytes, signature: bytes, message: bytes) -> Non
     if len(signature) != SIGNATURE_BYTES:
         raise _rejected("The signature has not 64 bytes.")
     try:
-        key = load_der_public_key(public_der)
+        key = _loaded(public_der)
         if isinstance(key, Ed25519PublicKey):
             return key.verify(signature, message)
         if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
@@ -117,6 +119,11 @@ def check_clock(signature: RequestSignature, now_unix_ms: int) -> None:
             reason="clock",
             mend="Set the device's clock.",
         )
+
+
+@lru_cache(maxsize=1024)  # reading a key takes as long as a check under it
+def _loaded(public_der: bytes) -> PublicKeyTypes:
+    return load_der_public_key(public_der)
 
 
 def _message(signature: RequestSignature, th: bytes, body: bytes) -> bytes:

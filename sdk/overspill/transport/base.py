@@ -8,7 +8,7 @@ answers that a node may give before it can decrypt, ``KeyUnknown``, ``InvalidReq
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,30 @@ class SealedHead:
 
     nkc_sha256: bytes
     sealed_key: bytes
+
+
+class ReadyFrames:
+    """Frames that are all there, one after the other: a transport may send them together."""
+
+    def __init__(self, frames: Iterable[bytes]) -> None:
+        self._frames = iter(frames)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        frame = next(self._frames, None)
+        if frame is None:
+            raise StopAsyncIteration
+        return frame
+
+    def take(self, max_bytes: int) -> list[bytes]:
+        """The frames that are left, where they have at most so many bytes together; else none."""
+        frames = list(self._frames)
+        if sum(map(len, frames)) <= max_bytes:
+            return frames
+        self._frames = iter(frames)
+        return []
 
 
 def is_local_address(address: str) -> bool:

@@ -17,13 +17,15 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from overspill import errors
-from overspill.transport.base import SealedHead, is_local_address
+from overspill.transport.base import ReadyFrames, SealedHead, is_local_address
 from overspill.types.evidence import EvidenceBundle
 from overspill.wire import convert
 from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, status_pb2, trust_pb2, trust_pb2_grpc
 
 _T = TypeVar("_T")
 _Code = grpc.StatusCode
+BUNDLE_BYTES = 64 << 10
+"""What goes together at most."""
 _IT_CANCELLED = "it cancelled the call"
 
 
@@ -62,6 +64,8 @@ class GrpcTransport:
         self._bytes_sent = 0
         self._open: _Open | None = None
         self._closed = False
+        self._bundles = False
+        """Whether the node reads several frames in one message."""
         self._calls: set[grpc.aio.Call] = set()
 
     @property
@@ -81,13 +85,12 @@ class GrpcTransport:
 
     async def get_bundle(self) -> EvidenceBundle:
         """Fetch the node's evidence bundle."""
-        message = await self._unary(self._opened().trust.GetBundle, trust_pb2.GetBundleRequest())
-        return convert.bundle_from_proto(message)
+        return await self._bundle(self._opened().trust.GetBundle, trust_pb2.GetBundleRequest())
 
     async def challenge(self, nonce: bytes) -> EvidenceBundle:
         """Fetch fresh evidence over a 32-byte nonce; ``BusyError`` when asked too often."""
         request = trust_pb2.ChallengeRequest(nonce=nonce)
-        return convert.bundle_from_proto(await self._unary(self._opened().trust.Challenge, request))
+        return await self._bundle(self._opened().trust.Challenge, request)
 
     async def get_cards(self) -> tuple[bytes, bytes]:
         """Fetch (serialised cards, signature)."""
@@ -135,6 +138,11 @@ class GrpcTransport:
             self._open = _Open(_channel(self._address, self._options))
         return self._open
 
+    async def _bundle(self, method: Callable[..., Any], request: Any) -> EvidenceBundle:
+        message = await self._unary(method, request)
+        self._bundles = message.bundles
+        return convert.bundle_from_proto(message)
+
     async def _unary(self, method: Callable[..., Awaitable[_T]], request: Any) -> _T:
         self._bytes_sent += request.ByteSize()
         call: Any = method(request, timeout=self._options.call_timeout_s)
@@ -166,8 +174,12 @@ class GrpcTransport:
             if message is not None:
                 yield _part(message, expect_nonce=has_nonce)
                 begun = True
+                for frame in message.more:
+                    yield frame
             async for message in answers:
                 yield _part(message, expect_nonce=False)
+                for frame in message.more:
+                    yield frame
         except grpc.aio.AioRpcError as error:
             raise _mapped(error, self._address, begun=begun) from error
         except _Dropped:
@@ -183,8 +195,13 @@ class GrpcTransport:
     async def _messages(
         self, head: SealedHead, frames: AsyncIterator[bytes]
     ) -> AsyncGenerator[sealed_pb2.SealedFrame]:
-        first = sealed_pb2.RequestHead(nkc_sha256=head.nkc_sha256, sealed_key=head.sealed_key)
-        yield self._counted(sealed_pb2.SealedFrame(head=first))
+        first = sealed_pb2.RequestHead(
+            nkc_sha256=head.nkc_sha256, sealed_key=head.sealed_key, bundles=True
+        )
+        more = []
+        if self._bundles and isinstance(frames, ReadyFrames):
+            more = frames.take(BUNDLE_BYTES)
+        yield self._counted(sealed_pb2.SealedFrame(head=first, more=more))
         async for frame in frames:
             yield self._counted(sealed_pb2.SealedFrame(frame=frame))
 

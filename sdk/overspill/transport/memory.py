@@ -6,7 +6,7 @@ repeat or reorder frames on the way.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,14 +38,18 @@ class SealedNode(Protocol):
     async def locate(self) -> tuple[bytes, bytes]:
         """(serialised list of replicas, signature)."""
 
-    def chat(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """The response nonce, then sealed frames."""
+    def chat(
+        self, head: SealedHead, frames: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Sequence[bytes]]:
+        """The response nonce, alone, then sealed frames: each time those that are ready."""
 
-    def enroll(self, head: SealedHead, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    def enroll(
+        self, head: SealedHead, frames: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Sequence[bytes]]:
         """As :meth:`chat`, for an enrolment."""
 
-    def resume(self, stream: bytes, mac: bytes, next_frame: int) -> AsyncGenerator[bytes]:
-        """Sealed frames from ``next_frame`` on."""
+    def resume(self, stream: bytes, mac: bytes, next_frame: int) -> AsyncGenerator[Sequence[bytes]]:
+        """Sealed frames from ``next_frame`` on, each time those that are ready."""
 
     async def cancel(self, stream: bytes, mac: bytes) -> None:
         """Stop a stream."""
@@ -72,7 +76,7 @@ class MemoryTransport:
         self._node = node
         self._address = address
         self._bytes_sent = 0
-        self._calls: set[AsyncGenerator[bytes]] = set()
+        self._calls: set[AsyncGenerator[Sequence[bytes]]] = set()
         self.taps = taps or Taps()
 
     @property
@@ -122,10 +126,11 @@ class MemoryTransport:
             self._calls.add(answer)
             try:
                 index = next_frame + 1
-                async for frame in answer:
-                    for arrived in self.taps.on_response(index, frame):
-                        yield arrived
-                    index += 1
+                async for ready in answer:
+                    for frame in ready:
+                        for arrived in self.taps.on_response(index, frame):
+                            yield arrived
+                        index += 1
             finally:
                 self._calls.discard(answer)
 
@@ -141,7 +146,7 @@ class MemoryTransport:
 
     async def _stream(
         self,
-        serve: Callable[[SealedHead, AsyncIterator[bytes]], AsyncGenerator[bytes]],
+        serve: Callable[[SealedHead, AsyncIterator[bytes]], AsyncGenerator[Sequence[bytes]]],
         head: SealedHead,
         frames: AsyncIterator[bytes],
     ) -> AsyncGenerator[bytes]:
@@ -151,10 +156,11 @@ class MemoryTransport:
             self._calls.add(answer)
             try:
                 index = 0
-                async for frame in answer:
-                    for arrived in self.taps.on_response(index, frame):
-                        yield arrived
-                    index += 1
+                async for ready in answer:
+                    for frame in ready:
+                        for arrived in self.taps.on_response(index, frame):
+                            yield arrived
+                        index += 1
             finally:
                 self._calls.discard(answer)
 

@@ -16,8 +16,9 @@ class ModelCard:
     or a grammar, and its calls be forced. Prices are in currency units per million tokens, 0 when
     nobody pays.
     ``memory_bytes`` is what the loaded model takes once its cache is full, as estimated before it
-    was loaded; 0 when unknown. ``notes`` are what its user has to know: a context made smaller,
-    memory that is tight.
+    was loaded; 0 when unknown. ``tokenizer`` is its tokenizer's fingerprint, known once it is
+    loaded: models of one family share it. ``notes`` are what its user has to know: a context made
+    smaller, memory that is tight.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelCard:
     price_completion_per_mtok: float = 0.0
     memory_bytes: int = 0
     notes: tuple[str, ...] = ()
+    tokenizer: str = ""
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """The price of so many tokens, in currency units."""

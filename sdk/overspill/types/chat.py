@@ -187,6 +187,7 @@ class Request:
 
     ``adapter`` names a LoRA adapter that the engine was given. ``draft`` is a guess at the
     answer's text: an engine may check it faster than it writes, and never lets it change a token.
+    One that a model of another tokenizer made (``draft_tokenizer``, where known) is dropped.
     ``json_schema`` or ``grammar``, of which one may be set, is what the answer's text is held to.
     ``tool_choice`` ``required`` and ``tool_name`` are enforced, and so is
     ``parallel_tool_calls`` False: at most one call in an answer.
@@ -218,6 +219,7 @@ class Request:
     lane: Lane = "interactive"
     adapter: str | None = None
     draft: str = ""
+    draft_tokenizer: str = ""
     cache_scope: str | None = None
     left: Left | None = None
     grammar: Grammar | None = None

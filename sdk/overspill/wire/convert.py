@@ -76,6 +76,7 @@ def request_to_proto(request: Request, *, local: bool = False) -> chat_pb2.ChatR
         lane=request.lane,
         adapter=request.adapter,
         draft=request.draft,
+        draft_tokenizer=request.draft_tokenizer,
         grammar=_grammar_to_proto(request.grammar),
         single_tool_call=not request.parallel_tool_calls,
     )
@@ -131,6 +132,7 @@ def request_from_proto(message: chat_pb2.ChatRequest, *, local: bool = False) ->
         lane=cast(Lane, _word(message.lane or "interactive", get_args(Lane), "lane")),
         adapter=_given(message, "adapter"),
         draft=message.draft,
+        draft_tokenizer=message.draft_tokenizer,
         grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
         parallel_tool_calls=not message.single_tool_call,
     )
@@ -487,6 +489,7 @@ def card_to_proto(card: ModelCard, *, local: bool = False) -> chat_pb2.ModelCard
         price_completion_per_mtok=card.price_completion_per_mtok,
         memory_bytes=card.memory_bytes if local else 0,
         notes=card.notes if local else (),
+        tokenizer=card.tokenizer,
     )
 
 
@@ -509,6 +512,7 @@ def card_from_proto(message: chat_pb2.ModelCard) -> ModelCard:
         price_completion_per_mtok=message.price_completion_per_mtok,
         memory_bytes=message.memory_bytes,
         notes=tuple(message.notes),
+        tokenizer=message.tokenizer,
     )
 
 

@@ -104,7 +104,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("id", "model", "messages", "max_tokens", "sampling", "stop", "tools", "tool_choice", "tool_name", "json_schema", "top_logprobs", "deadline_s", "first_token_s", "attempt", "prefix", "app", "privacy", "lane", "adapter", "draft", "cache_scope", "grammar", "single_tool_call", "watch", "raw_prompt", "grant", "redact", "left")
+    __slots__ = ("id", "model", "messages", "max_tokens", "sampling", "stop", "tools", "tool_choice", "tool_name", "json_schema", "top_logprobs", "deadline_s", "first_token_s", "attempt", "prefix", "app", "privacy", "lane", "adapter", "draft", "cache_scope", "grammar", "single_tool_call", "watch", "raw_prompt", "grant", "redact", "left", "draft_tokenizer")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +133,7 @@ class ChatRequest(_message.Message):
     GRANT_FIELD_NUMBER: _ClassVar[int]
     REDACT_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
@@ -161,7 +162,8 @@ class ChatRequest(_message.Message):
     grant: Grant
     redact: bool
     left: Left
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., tool_name: _Optional[str] = ..., json_schema: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., deadline_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., attempt: _Optional[int] = ..., prefix: _Optional[str] = ..., app: _Optional[str] = ..., privacy: _Optional[str] = ..., lane: _Optional[str] = ..., adapter: _Optional[str] = ..., draft: _Optional[str] = ..., cache_scope: _Optional[str] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., single_tool_call: bool = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., raw_prompt: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., redact: bool = ..., left: _Optional[_Union[Left, _Mapping]] = ...) -> None: ...
+    draft_tokenizer: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., tool_name: _Optional[str] = ..., json_schema: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., deadline_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., attempt: _Optional[int] = ..., prefix: _Optional[str] = ..., app: _Optional[str] = ..., privacy: _Optional[str] = ..., lane: _Optional[str] = ..., adapter: _Optional[str] = ..., draft: _Optional[str] = ..., cache_scope: _Optional[str] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., single_tool_call: bool = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., raw_prompt: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., redact: bool = ..., left: _Optional[_Union[Left, _Mapping]] = ..., draft_tokenizer: _Optional[str] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ("tokens", "state_ids")
@@ -340,7 +342,7 @@ class ErrorEvent(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., mend: _Optional[str] = ..., detail_json: _Optional[str] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("name", "context", "runtime", "quantization", "parameters", "size_bytes", "sha256", "tools", "json_schema", "modalities", "languages", "skill_accuracy", "price_prompt_per_mtok", "price_completion_per_mtok", "memory_bytes", "notes")
+    __slots__ = ("name", "context", "runtime", "quantization", "parameters", "size_bytes", "sha256", "tools", "json_schema", "modalities", "languages", "skill_accuracy", "price_prompt_per_mtok", "price_completion_per_mtok", "memory_bytes", "notes", "tokenizer")
     class SkillAccuracyEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +366,7 @@ class ModelCard(_message.Message):
     PRICE_COMPLETION_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     name: str
     context: int
     runtime: str
@@ -380,4 +383,5 @@ class ModelCard(_message.Message):
     price_completion_per_mtok: float
     memory_bytes: int
     notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., context: _Optional[int] = ..., runtime: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., tools: bool = ..., json_schema: bool = ..., modalities: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., skill_accuracy: _Optional[_Mapping[str, float]] = ..., price_prompt_per_mtok: _Optional[float] = ..., price_completion_per_mtok: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    tokenizer: str
+    def __init__(self, name: _Optional[str] = ..., context: _Optional[int] = ..., runtime: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., tools: bool = ..., json_schema: bool = ..., modalities: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., skill_accuracy: _Optional[_Mapping[str, float]] = ..., price_prompt_per_mtok: _Optional[float] = ..., price_completion_per_mtok: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., tokenizer: _Optional[str] = ...) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoverspill/wire/v1/sealed.proto\x12\x11overspill.wire.v1\"5\n\x0bRequestHead\x12\x12\n\nnkc_sha256\x18\x01 \x01(\x0c\x12\x12\n\nsealed_key\x18\x02 \x01(\x0c\"\xa1\x01\n\x0bSealedFrame\x12.\n\x04head\x18\x01 \x01(\x0b\x32\x1e.overspill.wire.v1.RequestHeadH\x00\x12\x18\n\x0eresponse_nonce\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x66rame\x18\x03 \x01(\x0cH\x00\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.overspill.wire.v1.PublicErrorH\x00\x42\x06\n\x04part\"\x85\x01\n\x0bPublicError\x12\x31\n\x04\x63ode\x18\x01 \x01(\x0e\x32#.overspill.wire.v1.PublicError.Code\"C\n\x04\x43ode\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0f\n\x0bUNKNOWN_KEY\x10\x01\x12\x0f\n\x0b\x42\x41\x44_REQUEST\x10\x02\x12\x08\n\x04\x42USY\x10\x03\"~\n\x0bRequestAuth\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07unix_ms\x18\x02 \x01(\x04\x12\x19\n\x11\x64\x65vice_thumbprint\x18\x03 \x01(\x0c\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\r\n\x05grant\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\"j\n\rEnrollRequest\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x16\n\x0enot_after_unix\x18\x03 \x01(\x04\x12\r\n\x05label\x18\x04 \x01(\t\x12\x10\n\x08rotation\x18\x05 \x01(\x0c\"C\n\x0e\x45nrollResponse\x12\x19\n\x11\x64\x65vice_thumbprint\x18\x01 \x01(\x0c\x12\x16\n\x0enot_after_unix\x18\x02 \x01(\x04\"/\n\rCancelRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\"\x10\n\x0e\x43\x61ncelResponse\"C\n\rResumeRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\x12\x12\n\nnext_frame\x18\x03 \x01(\x04\x32\xbf\x02\n\x06Sealed\x12J\n\x04\x43hat\x12\x1e.overspill.wire.v1.SealedFrame\x1a\x1e.overspill.wire.v1.SealedFrame(\x01\x30\x01\x12L\n\x06\x45nroll\x12\x1e.overspill.wire.v1.SealedFrame\x1a\x1e.overspill.wire.v1.SealedFrame(\x01\x30\x01\x12M\n\x06\x43\x61ncel\x12 .overspill.wire.v1.CancelRequest\x1a!.overspill.wire.v1.CancelResponse\x12L\n\x06Resume\x12 .overspill.wire.v1.ResumeRequest\x1a\x1e.overspill.wire.v1.SealedFrame0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoverspill/wire/v1/sealed.proto\x12\x11overspill.wire.v1\"F\n\x0bRequestHead\x12\x12\n\nnkc_sha256\x18\x01 \x01(\x0c\x12\x12\n\nsealed_key\x18\x02 \x01(\x0c\x12\x0f\n\x07\x62undles\x18\x03 \x01(\x08\"\xaf\x01\n\x0bSealedFrame\x12.\n\x04head\x18\x01 \x01(\x0b\x32\x1e.overspill.wire.v1.RequestHeadH\x00\x12\x18\n\x0eresponse_nonce\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x66rame\x18\x03 \x01(\x0cH\x00\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1e.overspill.wire.v1.PublicErrorH\x00\x12\x0c\n\x04more\x18\x05 \x03(\x0c\x42\x06\n\x04part\"\x85\x01\n\x0bPublicError\x12\x31\n\x04\x63ode\x18\x01 \x01(\x0e\x32#.overspill.wire.v1.PublicError.Code\"C\n\x04\x43ode\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0f\n\x0bUNKNOWN_KEY\x10\x01\x12\x0f\n\x0b\x42\x41\x44_REQUEST\x10\x02\x12\x08\n\x04\x42USY\x10\x03\"~\n\x0bRequestAuth\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07unix_ms\x18\x02 \x01(\x04\x12\x19\n\x11\x64\x65vice_thumbprint\x18\x03 \x01(\x0c\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\r\n\x05grant\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\"j\n\rEnrollRequest\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x16\n\x0enot_after_unix\x18\x03 \x01(\x04\x12\r\n\x05label\x18\x04 \x01(\t\x12\x10\n\x08rotation\x18\x05 \x01(\x0c\"C\n\x0e\x45nrollResponse\x12\x19\n\x11\x64\x65vice_thumbprint\x18\x01 \x01(\x0c\x12\x16\n\x0enot_after_unix\x18\x02 \x01(\x04\"/\n\rCancelRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\"\x10\n\x0e\x43\x61ncelResponse\"C\n\rResumeRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\x12\x12\n\nnext_frame\x18\x03 \x01(\x04\x32\xbf\x02\n\x06Sealed\x12J\n\x04\x43hat\x12\x1e.overspill.wire.v1.SealedFrame\x1a\x1e.overspill.wire.v1.SealedFrame(\x01\x30\x01\x12L\n\x06\x45nroll\x12\x1e.overspill.wire.v1.SealedFrame\x1a\x1e.overspill.wire.v1.SealedFrame(\x01\x30\x01\x12M\n\x06\x43\x61ncel\x12 .overspill.wire.v1.CancelRequest\x1a!.overspill.wire.v1.CancelResponse\x12L\n\x06Resume\x12 .overspill.wire.v1.ResumeRequest\x1a\x1e.overspill.wire.v1.SealedFrame0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,25 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'overspill.wire.v1.sealed_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUESTHEAD']._serialized_start=53
-  _globals['_REQUESTHEAD']._serialized_end=106
-  _globals['_SEALEDFRAME']._serialized_start=109
-  _globals['_SEALEDFRAME']._serialized_end=270
-  _globals['_PUBLICERROR']._serialized_start=273
-  _globals['_PUBLICERROR']._serialized_end=406
-  _globals['_PUBLICERROR_CODE']._serialized_start=339
-  _globals['_PUBLICERROR_CODE']._serialized_end=406
-  _globals['_REQUESTAUTH']._serialized_start=408
-  _globals['_REQUESTAUTH']._serialized_end=534
-  _globals['_ENROLLREQUEST']._serialized_start=536
-  _globals['_ENROLLREQUEST']._serialized_end=642
-  _globals['_ENROLLRESPONSE']._serialized_start=644
-  _globals['_ENROLLRESPONSE']._serialized_end=711
-  _globals['_CANCELREQUEST']._serialized_start=713
-  _globals['_CANCELREQUEST']._serialized_end=760
-  _globals['_CANCELRESPONSE']._serialized_start=762
-  _globals['_CANCELRESPONSE']._serialized_end=778
-  _globals['_RESUMEREQUEST']._serialized_start=780
-  _globals['_RESUMEREQUEST']._serialized_end=847
-  _globals['_SEALED']._serialized_start=850
-  _globals['_SEALED']._serialized_end=1169
+  _globals['_REQUESTHEAD']._serialized_end=123
+  _globals['_SEALEDFRAME']._serialized_start=126
+  _globals['_SEALEDFRAME']._serialized_end=301
+  _globals['_PUBLICERROR']._serialized_start=304
+  _globals['_PUBLICERROR']._serialized_end=437
+  _globals['_PUBLICERROR_CODE']._serialized_start=370
+  _globals['_PUBLICERROR_CODE']._serialized_end=437
+  _globals['_REQUESTAUTH']._serialized_start=439
+  _globals['_REQUESTAUTH']._serialized_end=565
+  _globals['_ENROLLREQUEST']._serialized_start=567
+  _globals['_ENROLLREQUEST']._serialized_end=673
+  _globals['_ENROLLRESPONSE']._serialized_start=675
+  _globals['_ENROLLRESPONSE']._serialized_end=742
+  _globals['_CANCELREQUEST']._serialized_start=744
+  _globals['_CANCELREQUEST']._serialized_end=791
+  _globals['_CANCELRESPONSE']._serialized_start=793
+  _globals['_CANCELRESPONSE']._serialized_end=809
+  _globals['_RESUMEREQUEST']._serialized_start=811
+  _globals['_RESUMEREQUEST']._serialized_end=878
+  _globals['_SEALED']._serialized_start=881
+  _globals['_SEALED']._serialized_end=1200
 # @@protoc_insertion_point(module_scope)

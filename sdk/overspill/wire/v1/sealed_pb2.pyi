@@ -1,30 +1,35 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RequestHead(_message.Message):
-    __slots__ = ("nkc_sha256", "sealed_key")
+    __slots__ = ("nkc_sha256", "sealed_key", "bundles")
     NKC_SHA256_FIELD_NUMBER: _ClassVar[int]
     SEALED_KEY_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
     nkc_sha256: bytes
     sealed_key: bytes
-    def __init__(self, nkc_sha256: _Optional[bytes] = ..., sealed_key: _Optional[bytes] = ...) -> None: ...
+    bundles: bool
+    def __init__(self, nkc_sha256: _Optional[bytes] = ..., sealed_key: _Optional[bytes] = ..., bundles: bool = ...) -> None: ...
 
 class SealedFrame(_message.Message):
-    __slots__ = ("head", "response_nonce", "frame", "error")
+    __slots__ = ("head", "response_nonce", "frame", "error", "more")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_NONCE_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     head: RequestHead
     response_nonce: bytes
     frame: bytes
     error: PublicError
-    def __init__(self, head: _Optional[_Union[RequestHead, _Mapping]] = ..., response_nonce: _Optional[bytes] = ..., frame: _Optional[bytes] = ..., error: _Optional[_Union[PublicError, _Mapping]] = ...) -> None: ...
+    more: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, head: _Optional[_Union[RequestHead, _Mapping]] = ..., response_nonce: _Optional[bytes] = ..., frame: _Optional[bytes] = ..., error: _Optional[_Union[PublicError, _Mapping]] = ..., more: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PublicError(_message.Message):
     __slots__ = ("code",)

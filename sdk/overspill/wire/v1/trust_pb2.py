@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from overspill.wire.v1 import chat_pb2 as overspill_dot_wire_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doverspill/wire/v1/trust.proto\x12\x11overspill.wire.v1\x1a\x1coverspill/wire/v1/chat.proto\"\x12\n\x10GetBundleRequest\"!\n\x10\x43hallengeRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"\x9a\x01\n\x08\x45vidence\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12?\n\ncollateral\x18\x03 \x03(\x0b\x32+.overspill.wire.v1.Evidence.CollateralEntry\x1a\x31\n\x0f\x43ollateralEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\xcb\x01\n\x0e\x45videnceBundle\x12\x17\n\x0fnode_key_config\x18\x01 \x01(\x0c\x12-\n\x08\x65vidence\x18\x02 \x03(\x0b\x32\x1b.overspill.wire.v1.Evidence\x12\x0f\n\x07release\x18\x03 \x01(\x0c\x12\x15\n\rrelease_proof\x18\x04 \x01(\x0c\x12\x14\n\x0cmeasured_log\x18\x05 \x03(\x0c\x12\x19\n\x11gpu_claims_digest\x18\x06 \x01(\x0c\x12\x18\n\x10\x66reshness_anchor\x18\x07 \x01(\x0c\"\x11\n\x0fGetCardsRequest\"7\n\x08\x43\x61rdList\x12+\n\x05\x63\x61rds\x18\x01 \x03(\x0b\x32\x1c.overspill.wire.v1.ModelCard\"/\n\x0bSignedCards\x12\r\n\x05\x63\x61rds\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x0f\n\rLocateRequest\"\x1a\n\x07Replica\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"a\n\x0bReplicaList\x12,\n\x08replicas\x18\x01 \x03(\x0b\x32\x1a.overspill.wire.v1.Replica\x12\x13\n\x0bissued_unix\x18\x02 \x01(\x04\x12\x0f\n\x07valid_s\x18\x03 \x01(\r\"5\n\x0eSignedReplicas\x12\x10\n\x08replicas\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x32\x81\x02\n\x05Trust\x12S\n\tGetBundle\x12#.overspill.wire.v1.GetBundleRequest\x1a!.overspill.wire.v1.EvidenceBundle\x12S\n\tChallenge\x12#.overspill.wire.v1.ChallengeRequest\x1a!.overspill.wire.v1.EvidenceBundle\x12N\n\x08GetCards\x12\".overspill.wire.v1.GetCardsRequest\x1a\x1e.overspill.wire.v1.SignedCards2V\n\x05\x46leet\x12M\n\x06Locate\x12 .overspill.wire.v1.LocateRequest\x1a!.overspill.wire.v1.SignedReplicasb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doverspill/wire/v1/trust.proto\x12\x11overspill.wire.v1\x1a\x1coverspill/wire/v1/chat.proto\"\x12\n\x10GetBundleRequest\"!\n\x10\x43hallengeRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"\x9a\x01\n\x08\x45vidence\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12?\n\ncollateral\x18\x03 \x03(\x0b\x32+.overspill.wire.v1.Evidence.CollateralEntry\x1a\x31\n\x0f\x43ollateralEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\xdc\x01\n\x0e\x45videnceBundle\x12\x17\n\x0fnode_key_config\x18\x01 \x01(\x0c\x12-\n\x08\x65vidence\x18\x02 \x03(\x0b\x32\x1b.overspill.wire.v1.Evidence\x12\x0f\n\x07release\x18\x03 \x01(\x0c\x12\x15\n\rrelease_proof\x18\x04 \x01(\x0c\x12\x14\n\x0cmeasured_log\x18\x05 \x03(\x0c\x12\x19\n\x11gpu_claims_digest\x18\x06 \x01(\x0c\x12\x18\n\x10\x66reshness_anchor\x18\x07 \x01(\x0c\x12\x0f\n\x07\x62undles\x18\x08 \x01(\x08\"\x11\n\x0fGetCardsRequest\"7\n\x08\x43\x61rdList\x12+\n\x05\x63\x61rds\x18\x01 \x03(\x0b\x32\x1c.overspill.wire.v1.ModelCard\"/\n\x0bSignedCards\x12\r\n\x05\x63\x61rds\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x0f\n\rLocateRequest\"\x1a\n\x07Replica\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"a\n\x0bReplicaList\x12,\n\x08replicas\x18\x01 \x03(\x0b\x32\x1a.overspill.wire.v1.Replica\x12\x13\n\x0bissued_unix\x18\x02 \x01(\x04\x12\x0f\n\x07valid_s\x18\x03 \x01(\r\"5\n\x0eSignedReplicas\x12\x10\n\x08replicas\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x32\x81\x02\n\x05Trust\x12S\n\tGetBundle\x12#.overspill.wire.v1.GetBundleRequest\x1a!.overspill.wire.v1.EvidenceBundle\x12S\n\tChallenge\x12#.overspill.wire.v1.ChallengeRequest\x1a!.overspill.wire.v1.EvidenceBundle\x12N\n\x08GetCards\x12\".overspill.wire.v1.GetCardsRequest\x1a\x1e.overspill.wire.v1.SignedCards2V\n\x05\x46leet\x12M\n\x06Locate\x12 .overspill.wire.v1.LocateRequest\x1a!.overspill.wire.v1.SignedReplicasb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,23 +43,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVIDENCE_COLLATERALENTRY']._serialized_start=243
   _globals['_EVIDENCE_COLLATERALENTRY']._serialized_end=292
   _globals['_EVIDENCEBUNDLE']._serialized_start=295
-  _globals['_EVIDENCEBUNDLE']._serialized_end=498
-  _globals['_GETCARDSREQUEST']._serialized_start=500
-  _globals['_GETCARDSREQUEST']._serialized_end=517
-  _globals['_CARDLIST']._serialized_start=519
-  _globals['_CARDLIST']._serialized_end=574
-  _globals['_SIGNEDCARDS']._serialized_start=576
-  _globals['_SIGNEDCARDS']._serialized_end=623
-  _globals['_LOCATEREQUEST']._serialized_start=625
-  _globals['_LOCATEREQUEST']._serialized_end=640
-  _globals['_REPLICA']._serialized_start=642
-  _globals['_REPLICA']._serialized_end=668
-  _globals['_REPLICALIST']._serialized_start=670
-  _globals['_REPLICALIST']._serialized_end=767
-  _globals['_SIGNEDREPLICAS']._serialized_start=769
-  _globals['_SIGNEDREPLICAS']._serialized_end=822
-  _globals['_TRUST']._serialized_start=825
-  _globals['_TRUST']._serialized_end=1082
-  _globals['_FLEET']._serialized_start=1084
-  _globals['_FLEET']._serialized_end=1170
+  _globals['_EVIDENCEBUNDLE']._serialized_end=515
+  _globals['_GETCARDSREQUEST']._serialized_start=517
+  _globals['_GETCARDSREQUEST']._serialized_end=534
+  _globals['_CARDLIST']._serialized_start=536
+  _globals['_CARDLIST']._serialized_end=591
+  _globals['_SIGNEDCARDS']._serialized_start=593
+  _globals['_SIGNEDCARDS']._serialized_end=640
+  _globals['_LOCATEREQUEST']._serialized_start=642
+  _globals['_LOCATEREQUEST']._serialized_end=657
+  _globals['_REPLICA']._serialized_start=659
+  _globals['_REPLICA']._serialized_end=685
+  _globals['_REPLICALIST']._serialized_start=687
+  _globals['_REPLICALIST']._serialized_end=784
+  _globals['_SIGNEDREPLICAS']._serialized_start=786
+  _globals['_SIGNEDREPLICAS']._serialized_end=839
+  _globals['_TRUST']._serialized_start=842
+  _globals['_TRUST']._serialized_end=1099
+  _globals['_FLEET']._serialized_start=1101
+  _globals['_FLEET']._serialized_end=1187
 # @@protoc_insertion_point(module_scope)

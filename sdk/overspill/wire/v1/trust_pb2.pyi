@@ -35,7 +35,7 @@ class Evidence(_message.Message):
     def __init__(self, type: _Optional[str] = ..., data: _Optional[bytes] = ..., collateral: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class EvidenceBundle(_message.Message):
-    __slots__ = ("node_key_config", "evidence", "release", "release_proof", "measured_log", "gpu_claims_digest", "freshness_anchor")
+    __slots__ = ("node_key_config", "evidence", "release", "release_proof", "measured_log", "gpu_claims_digest", "freshness_anchor", "bundles")
     NODE_KEY_CONFIG_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class EvidenceBundle(_message.Message):
     MEASURED_LOG_FIELD_NUMBER: _ClassVar[int]
     GPU_CLAIMS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     FRESHNESS_ANCHOR_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
     node_key_config: bytes
     evidence: _containers.RepeatedCompositeFieldContainer[Evidence]
     release: bytes
@@ -50,7 +51,8 @@ class EvidenceBundle(_message.Message):
     measured_log: _containers.RepeatedScalarFieldContainer[bytes]
     gpu_claims_digest: bytes
     freshness_anchor: bytes
-    def __init__(self, node_key_config: _Optional[bytes] = ..., evidence: _Optional[_Iterable[_Union[Evidence, _Mapping]]] = ..., release: _Optional[bytes] = ..., release_proof: _Optional[bytes] = ..., measured_log: _Optional[_Iterable[bytes]] = ..., gpu_claims_digest: _Optional[bytes] = ..., freshness_anchor: _Optional[bytes] = ...) -> None: ...
+    bundles: bool
+    def __init__(self, node_key_config: _Optional[bytes] = ..., evidence: _Optional[_Iterable[_Union[Evidence, _Mapping]]] = ..., release: _Optional[bytes] = ..., release_proof: _Optional[bytes] = ..., measured_log: _Optional[_Iterable[bytes]] = ..., gpu_claims_digest: _Optional[bytes] = ..., freshness_anchor: _Optional[bytes] = ..., bundles: bool = ...) -> None: ...
 
 class GetCardsRequest(_message.Message):
     __slots__ = ()
