@@ -52,8 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Async tests run on asyncio: grpc.aio knows no other loop. What grpc still brings for an earlier
-    test's loop is nobody's failure."""
+    """Async tests run on asyncio: grpc.aio knows no other loop. What grpc brings for an earlier
+    test's loop is nobody's failure.
+    """
     return "asyncio", {"loop_factory": new_event_loop}
 
 
