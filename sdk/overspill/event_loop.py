@@ -14,7 +14,7 @@ from typing import Any
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """This platform's loop; what other threads and loops hand to it once it is closed is dropped."""
+    """This platform's loop; what others hand to it once it is closed is dropped."""
     loop = asyncio.new_event_loop()
     call_soon = loop.call_soon_threadsafe
 
