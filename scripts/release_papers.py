@@ -38,8 +38,8 @@ ALLOWED = frozenset(
     MIT-CMU PSF-2.0 Unlicense Zlib""".split()
 )
 """Licences that ask for no more than to be named."""
-ALLOWED_AS_LIBRARY = frozenset({"MPL-2.0"})
-"""Copyleft by file: fine for what is installed beside overspill, unchanged."""
+ALLOWED_AS_LIBRARY = frozenset({"MPL-2.0", "LGPL-3.0-only"})
+"""Copyleft by file or by library: fine for what is installed beside overspill, unchanged."""
 CLASSIFIERS = {
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD-3-Clause",  # the stricter of those that it may mean

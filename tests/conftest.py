@@ -30,6 +30,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("overspill")
 
+# No test writes into the keychain of who runs it: a keychain is one that the test made.
+os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALLOWED_SKIPS = REPOSITORY / "tests" / "allowed_skips.txt"
 

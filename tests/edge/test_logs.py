@@ -33,7 +33,7 @@ def test_a_daemons_log_tells_what_was_done_and_never_what_was_said(command):
         as_json = json.loads(command.run("logs", "--json").stdout)
     assert shown.returncode == 0, shown.stderr
     assert "ChatCompletions status=200" in shown.stdout
-    assert "WithHandshake status=200" in shown.stdout
+    assert "Handshake status=200" in shown.stdout
     assert "NoneType" not in shown.stdout
     assert SECRET not in shown.stdout
     assert log.stat().st_mode & 0o777 == 0o600

@@ -53,10 +53,10 @@ async def test_while_it_loads(monkeypatch):
     born = []
     real = WorkerProcess._load
 
-    async def killed(self, orders, name):
+    async def killed(self, *how):
         born.append(self.pid)
         os.kill(self.pid, signal.SIGKILL)
-        return await real(self, orders, name)
+        return await real(self, *how)
 
     engine = WorkerEngine("echo")
     with monkeypatch.context() as patch:
