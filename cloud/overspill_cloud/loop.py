@@ -7,15 +7,17 @@ quarter less for that.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """As ``asyncio.run``."""
-    try:
+    run_it: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+    with suppress(ImportError):  # Windows has none
         import uvloop
-    except ImportError:  # Windows has none
-        asyncio.run(main)
-    else:
-        uvloop.run(main)
+
+        run_it = uvloop.run
+    # Outside of the block: what main raises has nothing to do with what is installed.
+    run_it(main)
