@@ -15,6 +15,9 @@ class SchedulerOptions:
     prefill_stretch: float = 2.0
     """So many times a step of all that decode or wait for it, once they decode, takes at most one
     that computes prompts beside decoding."""
+    short_prompt_stretch: float = 3.0
+    """So many times a step of those who decode takes at most one in which a prompt of one chunk is
+    done, beside others that wait."""
     max_queued: int = 1024
     batch_ageing_s: float = 10.0
     stall_after_s: float = 10.0

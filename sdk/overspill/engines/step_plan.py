@@ -1,9 +1,11 @@
 """What the next step computes: who writes a token, and whose prompt goes on by how much.
 
 Decoding sequences come first, one token each. What room is left goes to waiting prompts, chunk
-by chunk in turn. Beside decoding sequences a chunk is only as long as lets the step stay near
-what it takes once all of them decode, by measured times: a long prompt slows the others and never
-stops them.
+by chunk in turn; those of one chunk go before longer ones, which yield for a few steps at most.
+Beside decoding sequences a chunk is only as long as lets the step stay near what it takes once all
+of them decode, by measured times: a long prompt slows the others and never stops them. A step in
+which a short prompt is done may take some more: its first token waits for the step under way and
+for its own, and not for as many as a long prompt's small chunks would make of it.
 Adapters belong to a whole step: sets of sequences with one adapter take turns.
 """
 
@@ -26,6 +28,12 @@ MIN_CHUNK_TOKENS = 1
 """A prompt goes on by so many in each step, however much the others have to wait for it. One is
 a row more in their pass over the weights, where longer chunks take a second pass."""
 
+MIN_SHORT_TOKENS = 16
+"""A short prompt goes on by so many at least: two steps for a line of text, however dear."""
+
+MOST_YIELDED_STEPS = 3
+"""So many steps in a row, at most, do long prompts leave to short ones."""
+
 
 class StepPlanner:
     """Plans steps; ``prefilling`` is the round of waiting prompts, first come first served."""
@@ -44,6 +52,8 @@ class StepPlanner:
         self._batch_tokens = batch_tokens
         self._turns = AdapterTurns() if adapters else None
         self._propose = propose
+        self._yielded = 0
+        """Steps in a row in which a long prompt waited for short ones."""
 
     def plan(
         self, running: Sequence[Generation], prefilling: deque[Generation]
@@ -73,39 +83,102 @@ class StepPlanner:
         prefilling: deque[Generation],
     ) -> None:
         waiting = [g for g in prefilling if self._may_go_on(g, running)]
-        rows = sum(len(row.tokens) for _, row in batch)
-        room, chunk = self._room(len(batch), rows, len(waiting))
-        for _ in range(len(prefilling)):
-            if room <= 0:
+        ready = [g for g in waiting if not g.waits_for_picture]
+        room = self._room(batch, len(waiting))
+        short = [g for g in ready if self._is_short(g)]
+        long = [g for g in ready if not self._is_short(g)]
+        if self._yielded < MOST_YIELDED_STEPS:
+            given = self._add_short(batch, short, room, prefilling)
+            went_on = self._add(batch, long, room - given, prefilling)
+        else:
+            went_on = self._add(batch, long, room, prefilling)
+            self._add(batch, short, room - went_on, prefilling)
+        self._yielded = 0 if went_on or not long else self._yielded + 1
+
+    def _add_short(
+        self,
+        batch: list[tuple[Generation, BatchRow]],
+        short: Sequence[Generation],
+        room: int,
+        prefilling: deque[Generation],
+    ) -> int:
+        """Short prompts, first come first served; returns how many tokens they took.
+
+        The step is stretched for those who are done by that, and for nobody else."""
+        most = self._room_to_be_done(batch, room)
+        least = min(most, max(room, MIN_SHORT_TOKENS))
+        given = 0
+        for generation in short:
+            missing = len(generation.prompt) - generation.computed
+            limit = most if given + missing <= most else least
+            given += self._add(batch, [generation], limit - given, prefilling)
+        return given
+
+    def _add(
+        self,
+        batch: list[tuple[Generation, BatchRow]],
+        prompts: Sequence[Generation],
+        room: int,
+        prefilling: deque[Generation],
+    ) -> int:
+        """Chunks of prompts while there is room; returns how many tokens they are. A long one that
+        is not done has its next turn behind the others."""
+        given = 0
+        for generation in prompts:
+            if given >= room:
                 break
-            generation = prefilling.popleft()
-            turn_is_others = bool(self._turns) and generation not in running
-            if generation.leader is not None or turn_is_others or generation.waits_for_picture:
-                prefilling.append(generation)
-                continue
-            row = prefill_row(generation, min(room, chunk))
-            room -= len(row.tokens)
+            chunk = min(room - given, self._options.prefill_chunk_tokens)
+            row = prefill_row(generation, chunk)
+            given += len(row.tokens)
             batch.append((generation, row))
-            if not row.wants_logits:
+            if row.wants_logits:
+                prefilling.remove(generation)
+            elif not self._is_short(generation):
+                prefilling.remove(generation)
                 prefilling.append(generation)
+        return given
+
+    def _is_short(self, generation: Generation) -> bool:
+        """Whether it came with no more than a chunk to compute. Who came with more goes before
+        nobody, though he be nearly done: what surely comes first can be told beforehand."""
+        missing = len(generation.prompt) - generation.cached_tokens
+        return missing <= self._options.prefill_chunk_tokens
 
     def _may_go_on(self, generation: Generation, running: Sequence[Generation]) -> bool:
         return generation.leader is None and (self._turns is None or generation in running)
 
-    def _room(self, decoding: int, rows: int, waiting: int) -> tuple[int, int]:
-        """Prompt tokens that this step has room for, and how many one prompt may take of it.
+    def _room(self, batch: Sequence[tuple[Generation, BatchRow]], waiting: int) -> int:
+        """Prompt tokens that this step has room for.
 
-        ``rows`` are those who decode and the tokens of their drafts, which take of that room.
-        Measured by the step that comes of it: with few decoding and many waiting, small chunks
-        would hold up those who wait, and spare nobody what begins once they decode too.
+        The rows of those who decode, and of their drafts, take of that room. Measured by the step
+        that comes of it: with few decoding and many waiting, small chunks would hold up those who
+        wait, and spare nobody what begins once they decode too.
         """
-        room, chunk = self._batch_tokens - rows, self._options.prefill_chunk_tokens
-        rate, idle_s = self._costs.beside_tokens_per_s, self._costs.decode_s(rows)
-        joined_s = self._costs.decode_s(decoding + waiting)
-        if decoding and rate is not None and idle_s is not None and joined_s is not None:
-            spare_s = self._options.prefill_stretch * joined_s - idle_s
-            room = min(room, max(math.floor(rate * spare_s), MIN_CHUNK_TOKENS))
-        return room, chunk
+        joined_s = self._costs.decode_s(len(batch) + waiting)
+        within_s = None if joined_s is None else self._options.prefill_stretch * joined_s
+        return self._room_within(batch, within_s, MIN_CHUNK_TOKENS)
+
+    def _room_to_be_done(self, batch: Sequence[tuple[Generation, BatchRow]], room: int) -> int:
+        """The same, at least ``room``, for a step in which a short prompt is done."""
+        decode_s = self._costs.decode_s(_rows(batch))
+        within_s = None if decode_s is None else self._options.short_prompt_stretch * decode_s
+        return self._room_within(batch, within_s, max(room, MIN_SHORT_TOKENS))
+
+    def _room_within(
+        self, batch: Sequence[tuple[Generation, BatchRow]], seconds: float | None, least: int
+    ) -> int:
+        """Prompt tokens for a step of so many seconds, as far as such steps were measured; at
+        least ``least``, where the step holds so many."""
+        rows = _rows(batch)
+        free, rate = self._batch_tokens - rows, self._costs.beside_tokens_per_s
+        decode_s = self._costs.decode_s(rows)
+        if not batch or rate is None or decode_s is None or seconds is None:
+            return free
+        return min(free, max(math.floor(rate * (seconds - decode_s)), least))
+
+
+def _rows(batch: Sequence[tuple[Generation, BatchRow]]) -> int:
+    return sum(len(row.tokens) for _, row in batch)
 
 
 def _by_slot(batch: list[tuple[Generation, BatchRow]]) -> list[tuple[Generation, BatchRow]]:
