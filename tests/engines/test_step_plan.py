@@ -120,9 +120,7 @@ def test_a_step_is_stretched_for_short_prompts_that_are_done_by_it_and_within_bo
     waiting = [stepped.generation(decoding + n, [1] * size) for n, size in enumerate(sizes)]
     if long:
         waiting.insert(0, stepped.generation(30, [1] * 8000))
-    batch = StepPlanner(options, costs, batch_tokens=512).plan(
-        [*writers, *waiting], deque(waiting)
-    )
+    batch = StepPlanner(options, costs, batch_tokens=512).plan([*writers, *waiting], deque(waiting))
     taken = _taken(batch, *waiting)
     idle_s, joined_s = (fixed_s + row_s * n for n in (decoding, decoding + len(waiting)))
     took_s = idle_s + row_s * sum(taken)

@@ -1,9 +1,9 @@
 """The reliability matrix, row by row: ``make soak ARGS="[--short] [--only R1,R7] [--json FILE]"``.
 
 Writes build/soak.json (or FILE) with one figure for each claim; what was not run is there with its
-reason. Each row has a process of its own and a limit, and the file is written after each: a row that
-hangs, or takes its process with it, ends no other. Exit 1 when a figure misses what is asked, of the
-short forms one that counts.
+reason. Each row has a process of its own and a limit, and the file is written after each: a row
+that hangs, or takes its process with it, ends no other. Exit 1 when a figure misses what is asked,
+of the short forms one that counts.
 """
 
 from __future__ import annotations

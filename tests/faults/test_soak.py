@@ -1,4 +1,4 @@
-"""The program that runs the matrix: a row that fails is a figure without a value, whatever it does."""
+"""The program that runs the matrix: a row that fails is a figure without a value, however."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 pytest.importorskip("sqlalchemy")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 
 from faults import soak
 
@@ -26,7 +25,9 @@ open(sys.argv[2], "w").write(str(child.pid))
 """
 
 
-@pytest.mark.parametrize(("program", "limit_s", "why"), [(ABORTS, 60, "ended with -6"), (HANGS, 0.5, "not over")])
+@pytest.mark.parametrize(
+    ("program", "limit_s", "why"), [(ABORTS, 60, "ended with -6"), (HANGS, 0.5, "not over")]
+)
 def test_a_row_that_aborts_or_hangs_says_so(program, limit_s, why, tmp_path):
     figures = soak.run_apart("R8", [sys.executable, "-c", program], tmp_path / "none", limit_s)
     assert [figure.value for figure in figures] == [None] * 3
