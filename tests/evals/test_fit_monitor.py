@@ -92,6 +92,23 @@ def test_signals_that_tell_nothing_make_no_monitor(watched_of: Callable[..., Wat
     assert all(low < 0.6 for low, _, _ in found.report["auc"].values())
 
 
+def test_the_scorers_word_counts_where_the_signals_say_little(
+    watched_of: Callable[..., Watched],
+) -> None:
+    rng = np.random.default_rng(5)
+
+    def with_lift(watched: Watched) -> Watched:
+        wrong = 1.0 - watched.outcomes.small
+        return watched.with_prompt_lift(wrong + rng.normal(0.0, 0.5, len(watched)))
+
+    known, judged = (watched_of(300, seed, telling=False) for seed in (1, 2))
+    assert fit_monitor(known, judged, "big", OPTIONS).policy is None
+    found = fit_monitor(with_lift(known), with_lift(judged), "big", OPTIONS).policy
+    assert found is not None
+    to_device, to_cloud = found.heads["0"]["prompt_lift"]
+    assert to_device < -0.2 < to_cloud
+
+
 def test_what_cannot_be_certified_makes_no_monitor(watched_of: Callable[..., Watched]) -> None:
     strict = MonitorOptions(epsilon=0.001, delta=0.01)
     found = fit_monitor(watched_of(200, 1), watched_of(100, 2), "big", strict)

@@ -150,3 +150,17 @@ def test_a_prompt_in_unknown_words_falls_back_towards_the_prior(
     known, unknown = features_of(["What is 14 plus 9?", "Quid vesperi gerendum censes"], 1024)
     assert scorer.familiarity(known) > 0.9
     assert scorer.familiarity(unknown) < 0.3
+
+
+def test_a_ridge_gives_way_only_where_another_is_far_likelier(
+    rows: list[dict[str, object]],
+) -> None:
+    design = Design.of(features_of([str(row["prompt"]) for row in rows], 1024))
+    clear = np.array([[row["small_correct"], row["large_correct"]] for row in rows], dtype=float)
+    noise = np.random.default_rng(1).integers(0, 2, clear.shape).astype(float)
+
+    def heads(labels: np.ndarray, *ridges: float) -> object:
+        return fit(Task(design, labels), FitOptions(buckets=1024, ridges=ridges))[0].ngrams
+
+    assert heads(clear, 20.0, 2.0) == heads(clear, 2.0) != heads(clear, 20.0)
+    assert heads(noise, 20.0, 2.0) == heads(noise, 20.0) != heads(noise, 2.0)

@@ -101,6 +101,21 @@ def test_certified_signals_decide(answer, check, alternatives, shown, verdict, c
     assert sum(found.contributions.values()) == pytest.approx(found.gain)
 
 
+def test_what_stage_3_saw_in_the_prompt_is_one_of_the_signals():
+    heads = {"0": {"bias": (0.9, 0.95), "prompt_lift": (-0.5, 0.1)}}
+    policy = RoutingPolicy(monitor=replace(MONITOR, heads=heads))
+    decision = RouteDecision(
+        Route.DEVICE,
+        RouteReason.EASY_ENOUGH,
+        (),
+        contributions={"prior": 0.3, "ngrams": 0.2, "session_memory": 0.1},
+    )
+    watcher = Monitor.of(REQUEST, decision, policy, CARDS, 0, may_leave=True)
+    found = watcher.look(SURE, "0", shown=False)
+    assert found.contributions["prompt_lift"] == pytest.approx(0.6 * 0.3)
+    assert found.p_device_right == pytest.approx(0.9 - 0.5 * 0.3)
+
+
 def test_an_answer_that_is_clear_is_shown_at_once():
     clear = replace(MONITOR, clear=0.1)
     found = monitor(RoutingPolicy(monitor=clear)).look(SURE, "1", shown=False)

@@ -5,7 +5,8 @@
    that the guarantee would be none. Near-duplicates stay on one side.
 3. Isotonic curves turn predicted into measured P(right), for what decisions report.
 4. Where the device's log of signals is given, the monitor is fitted and certified on the same two
-   parts. What stays under both stages stays under each alone: one certificate holds for both.
+   parts, with the scorer's word on the prompt as one of its signals. What stays under both stages
+   stays under each alone: one certificate holds for both.
 Regret of a prompt that stays is what the large model would have had more, and never less than 0:
 a prompt that only the small model gets right does not pay for another.
 """
@@ -122,8 +123,12 @@ def calibrate(data: Results, train: Results | None, options: CalibrationOptions)
     text = scorer_json(scorer, {"fitted_on": len(known), "seed": options.seed})
     monitor = None
     if options.device_log is not None:
-        watched = [_watched(options.device_log, part) for part in (known, judged)]
-        monitor = fit_monitor(watched[0], watched[1], options.pair[1], options.monitor)
+        lifts = _cross_fitted_lift(known, options), found.lift
+        learned, tested = (
+            _watched(options.device_log, part).with_prompt_lift(lift)
+            for part, lift in zip((known, judged), lifts, strict=True)
+        )
+        monitor = fit_monitor(learned, tested, options.pair[1], options.monitor)
     return Calibration(
         certified=certified,
         scorer=scorer,
@@ -194,10 +199,31 @@ def _parts(
 
 def _fitted(known: Results, options: CalibrationOptions) -> Scorer:
     design = Design.of(features_of(known.asked, options.fit.buckets))
+    return _fitted_by(known, design, options)
+
+
+def _fitted_by(known: Results, design: Design, options: CalibrationOptions) -> Scorer:
     labels = np.column_stack([known.outcomes.small, known.outcomes.large])
     task = Task(design, labels, known.groups)
     (scorer,) = fit(task, options.fit, pair=options.pair, seed=options.seed)
     return scorer
+
+
+def _cross_fitted_lift(known: Results, options: CalibrationOptions) -> Floats:
+    """What scorers that had not seen a prompt say of it, shape (n,): the one that was fitted on it
+    knows the answer, and the monitor would learn to trust it."""
+    features = features_of(known.asked, options.fit.buckets)
+    design = Design.of(features)
+    keys = near_duplicates(known.prompts, options.seed).tolist()
+    folds = assign_folds(keys, _ALL_FOLDS, options.seed)
+    lift = np.zeros(len(known))
+    for fold in range(int(folds.max()) + 1):
+        inside, rows = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if len(rows):
+            scorer = _fitted_by(known.take(rows), design.take(rows), options)
+            found = predict(scorer, design.take(inside), [features[i] for i in inside])
+            lift[inside] = found.lift
+    return lift
 
 
 def _curve(predicted: Floats, label: Floats) -> IsotonicCurve:

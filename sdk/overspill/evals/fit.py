@@ -216,28 +216,32 @@ def _rarity(ngrams: Matrix, options: FitOptions) -> NDArray[np.float32]:
 
 
 _TRIED_PROMPTS = 1000
+_CERTAIN_NATS = 10.0
+"""The logarithm of a Bayes factor; Kass and Raftery (1995) call more than 5 very strong."""
 
 
 def _best_ridge(kernel: Floats, rest: Floats, ridges: Sequence[float], seed: int) -> float:
-    """The first ridge, unless another's errors on the gain are certainly smaller (by three standard
-    errors, pairwise) where each of some prompts is left out, in closed form: the least is noise
-    where the gain is mostly noise. How many prompts there are does not move the best ridge."""
+    """The first ridge, unless the gains of some prompts are far likelier under another.
+
+    Each ridge is a Gaussian process whose noise and signal have that ratio, and the marginal
+    likelihood, with the best scale for each, tells them apart. Where the gain is mostly noise any
+    criterion's optimum is chance, so the first is left only for what is certain.
+    """
     if len(ridges) == 1:
         return ridges[0]
     rows = np.random.default_rng(seed).permutation(len(rest))[:_TRIED_PROMPTS]
     values, vectors = np.linalg.eigh(kernel[np.ix_(rows, rows)].astype(np.float64))
-    turned = vectors.T @ (rest[rows, 1] - rest[rows, 0])
+    power = np.square(vectors.T @ (rest[rows, 1] - rest[rows, 0]))
+    if not power.any():
+        return ridges[0]
 
-    def errors(ridge: float) -> Floats:
-        shrunk = 1 / (np.maximum(values, 0.0) + ridge)
-        alpha = vectors @ (shrunk * turned)
-        return np.asarray(np.square(alpha / (np.square(vectors) @ shrunk)))
+    def evidence(ridge: float) -> float:
+        noise = np.maximum(values, 0.0) + ridge
+        return -float(len(rows) * np.log((power / noise).sum()) + np.log(noise).sum()) / 2
 
-    first, *others = ((ridge, errors(ridge)) for ridge in ridges)
-    ridge, least = min(others, key=lambda one: float(one[1].mean()))
-    better = first[1] - least
-    certain = float(better.mean()) > 3 * float(better.std()) / np.sqrt(len(rows))
-    return ridge if certain else first[0]
+    best = max(ridges, key=evidence)
+    certain = evidence(best) - evidence(ridges[0]) > _CERTAIN_NATS
+    return best if certain else ridges[0]
 
 
 def _inverse(gram: Matrix | Floats, ridge: float) -> Floats:

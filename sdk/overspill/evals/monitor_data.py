@@ -7,7 +7,7 @@ had by then; an answer that ended before a check has none there, and is judged a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from overspill.errors import UsageError
 from overspill.evals.metrics import Floats, Outcomes
 from overspill.evals.players import state_ids
 from overspill.evals.run_log import read_log
-from overspill.routing.monitor_features import features
+from overspill.routing.monitor_features import PROMPT_LIFT, features
 from overspill.routing.monitor_policy import CHECKS, END
 from overspill.types.chat import TokenSignal
 
@@ -42,6 +42,15 @@ class Watched:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def with_prompt_lift(self, lift: Floats) -> Watched:
+        """The same with stage 3's word on each prompt, shape (n,), as one more feature. It has to
+        come from a scorer that had not seen the prompt."""
+        return replace(
+            self,
+            names={check: (*names, PROMPT_LIFT) for check, names in self.names.items()},
+            values={c: np.column_stack([values, lift]) for c, values in self.values.items()},
+        )
 
     def take(self, rows: Ints) -> Watched:
         """Some of the answers."""

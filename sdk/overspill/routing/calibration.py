@@ -5,16 +5,29 @@ candidate is a hypothesis "regret exceeds epsilon", tested in a fixed order from
 the walk ends at the first that cannot be rejected at level delta (fixed-sequence testing), so that
 the chance of certifying any bad threshold is at most delta. p-values are Hoeffding-Bentkus (Bates
 et al. 2021) for losses from 0 to 1, and exactly binomial where losses are 0 or 1.
+
+Whoever checks the promise counts on a sample too, and that varies: so losses of 0 or 1 are also
+tested for what will be counted on :data:`COUNTED_ON` times as many new prompts. Under a threshold
+that breaks the promise there, calibration met few of the failures of both samples together: how few
+is hypergeometric (Fisher's exact test). This is exact for the walk as well: the failures in the
+order of their gain belong to either sample by chance, and a walk into the one that breaks the
+promise has passed that test there.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any, Self
+
+COUNTED_ON = 3
+"""The promise is to hold as counted on so many times the calibration's prompts."""
+_JUST_UNDER = 1e-9
+"""More than the order of summing changes in a gain, less than what tells two prompts apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +105,13 @@ class Certified:
 
 
 def learn_then_test(
-    gain: Sequence[float],
-    regret: Sequence[float],
-    epsilon: float,
-    delta: float,
-    *,
-    steps: int = 1000,
+    gain: Sequence[float], regret: Sequence[float], epsilon: float, delta: float
 ) -> Certified | None:
     """The largest certified threshold on the gain, or None where not even the least is.
 
     ``gain`` is each prompt's predicted gain of leaving; ``regret`` what staying costs that prompt,
-    0 to 1 (a prompt that leaves costs nothing). Thresholds are tried at ``steps`` quantiles of the
-    gain, from the lowest on: each keeps a larger share on the device.
+    0 to 1 (a prompt that leaves costs nothing). The walk goes from the lowest gain on and ends just
+    under the first prompt that may not stay.
 
     Raises ``ValueError`` for an epsilon or delta outside of 0 to 1, or without prompts.
     """
@@ -111,34 +119,43 @@ def learn_then_test(
         raise ValueError("epsilon and delta lie between 0 and 1")
     if not gain or len(gain) != len(regret):
         raise ValueError("there is one regret for each gain, and at least one")
-    ordered = sorted(zip(gain, regret, strict=True))
-    total, kept, count = 0.0, 0, len(ordered)
+    total, kept, count = 0.0, 0, len(gain)
     binary = all(value in (0.0, 1.0) for value in regret)
     found: Certified | None = None
-    for threshold in _candidates([g for g, _ in ordered], steps):
-        while kept < count and ordered[kept][0] <= threshold:
-            total += ordered[kept][1]
-            kept += 1
-        p_value = p_value_of(total, count, epsilon, binary=binary)
+    p_value = p_value_of(0.0, count, epsilon, binary=binary)
+    for threshold, costs in _by_gain(gain, regret):
+        more = sum(costs)
+        p_value = p_value_of(total + more, count, epsilon, binary=binary) if more else p_value
         if p_value > delta:
             break
+        total, kept = total + more, kept + len(costs)
         found = Certified(threshold, total / count, p_value, kept / count, count)
-    return found
+    else:
+        return found
+    return found and replace(found, threshold=max(found.threshold, threshold - _JUST_UNDER))
 
 
-def _candidates(ascending: Sequence[float], steps: int) -> list[float]:
-    last = len(ascending) - 1
-    return sorted({ascending[round(last * step / steps)] for step in range(1, steps + 1)})
+def _by_gain(gain: Sequence[float], regret: Sequence[float]) -> Iterator[tuple[float, list[float]]]:
+    """Each different gain, ascending, with the regrets of the prompts that have it."""
+    ordered = sorted(zip(gain, regret, strict=True))
+    for value, pairs in groupby(ordered, key=itemgetter(0)):
+        yield value, [cost for _, cost in pairs]
 
 
 def p_value_of(total: float, count: int, epsilon: float, *, binary: bool) -> float:
     """For the hypothesis that the mean loss exceeds epsilon, where ``count`` losses sum to
-    ``total``: exact for losses of 0 or 1, Hoeffding-Bentkus for losses from 0 to 1."""
+    ``total``: exact for losses of 0 or 1, for the expected loss and for the one counted on new
+    prompts; Hoeffding-Bentkus for losses from 0 to 1."""
     mean = total / count
     if mean >= epsilon:
         return 1.0
     if binary:
-        return binomial_tail(round(total), count, epsilon)
+        failures, new = round(total), COUNTED_ON * count
+        too_many = math.floor(epsilon * new + 1e-9) + 1
+        return max(
+            binomial_tail(failures, count, epsilon),
+            hypergeometric_tail(failures, count, new, failures + too_many),
+        )
     hoeffding = math.exp(-count * _divergence(mean, epsilon))
     bentkus = math.e * binomial_tail(math.ceil(total - 1e-9), count, epsilon)
     return min(1.0, hoeffding, bentkus)
@@ -147,18 +164,26 @@ def p_value_of(total: float, count: int, epsilon: float, *, binary: bool) -> flo
 def binomial_tail(successes: int, count: int, probability: float) -> float:
     """P(X <= successes) for a binomial X, summed in logarithms."""
     log_p, log_q = math.log(probability), math.log1p(-probability)
-    fixed = math.lgamma(count + 1)
     terms = (
-        math.exp(
-            fixed
-            - math.lgamma(k + 1)
-            - math.lgamma(count - k + 1)
-            + k * log_p
-            + (count - k) * log_q
-        )
+        math.exp(_log_choose(count, k) + k * log_p + (count - k) * log_q)
         for k in range(min(successes, count) + 1)
     )
     return min(1.0, math.fsum(terms))
+
+
+def hypergeometric_tail(successes: int, drawn: int, left: int, marked: int) -> float:
+    """P(X <= successes) where ``drawn`` of ``drawn + left`` balls are drawn, ``marked`` of them
+    being marked, and X of the drawn ones are."""
+    every = _log_choose(drawn + left, marked)
+    terms = (
+        math.exp(_log_choose(drawn, k) + _log_choose(left, marked - k) - every)
+        for k in range(max(0, marked - left), min(successes, drawn, marked) + 1)
+    )
+    return min(1.0, math.fsum(terms))
+
+
+def _log_choose(count: int, chosen: int) -> float:
+    return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
 
 
 def _divergence(a: float, b: float) -> float:

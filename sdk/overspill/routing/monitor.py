@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from overspill.routing.lateness import answer_length, estimates
 from overspill.routing.monitor_features import (
+    PROMPT_LIFT,
     dot,
     features,
     is_looping,
@@ -66,8 +67,9 @@ class Monitor:
     """What is known before the first token, for one request.
 
     ``heads`` are the certified ones, None where there are none. ``p_device_right`` and
-    ``p_cloud_right`` are stage 3's. ``may_leave``: the request may go to the cloud, and did not.
-    ``threshold`` is the least gain that is worth it.
+    ``p_cloud_right`` are stage 3's; ``prompt_lift`` is its gain beyond the prior's, which heads
+    weigh beside the answer's own signals. ``may_leave``: the request may go to the cloud, and did
+    not. ``threshold`` is the least gain that is worth it.
     """
 
     request: Request
@@ -77,6 +79,7 @@ class Monitor:
     knows_cloud: bool
     threshold: float
     may_leave: bool
+    prompt_lift: float = 0.0
 
     @classmethod
     def of(
@@ -108,6 +111,7 @@ class Monitor:
             knows_cloud=heads is not None and cloud is not None and heads.cloud == cloud.name,
             threshold=policy.threshold if heads is None else heads.threshold,
             may_leave=may_leave,
+            prompt_lift=sum(g for name, g in decision.contributions.items() if name != "prior"),
         )
 
     @property
@@ -139,6 +143,7 @@ class Monitor:
         weights = {} if self.heads is None else self.heads.heads.get(check, {})
         if self.heads is None or not weights or not values:
             return self._without_heads(progress, check)
+        values[PROMPT_LIFT] = self.prompt_lift
         return self._judged(progress, check, dot(weights, values), self.heads, shown=shown)
 
     def _fault(self, progress: Progress, check: str) -> str | None:

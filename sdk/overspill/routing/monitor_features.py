@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from overspill.types.chat import TokenSignal
 
 NGRAM_TOKENS = 4
+PROMPT_LIFT = "prompt_lift"
+"""What stage 3 saw in the prompt: the gain of leaving beyond the prior's, at every check."""
 LOOP_TOKENS = 24
 """So long a tail that says one thing three times or more has no end of its own."""
 LOOP_TIMES = 3
