@@ -14,16 +14,52 @@ from hypothesis import strategies as st
 from overspill.routing.complexity import shipped_scorer
 from overspill.routing.cues import TASKS
 from overspill.routing.features import hash_ngrams
-from overspill.routing.lexis import MAX_CHARS, _of_any, _of_ascii, lexis_of
+from overspill.routing.lexis import MAX_CHARS, both_ends, lexis_of
 
 spaced = st.text(string.ascii_letters + string.digits + " ._,;-'_", max_size=200).map(
     lambda text: " ".join(text.split())
 )
 
 
-@given(spaced)
-def test_tables_and_expressions_find_the_same_in_ascii(text: str) -> None:
-    assert _of_ascii(text) == _of_any(text)
+# Letters without case, with a case of two characters, digits and marks of other scripts, numbers
+# that are none, what has no width, an accent by itself.
+_ODD = "éÉßİıſ漢字жЖ²½٤５×—…¿\u200b\u0301\U0001f600ǅ"
+anything = st.text(
+    st.sampled_from(string.ascii_letters[:8] + "XYZ" + string.digits + " .,?;'_-\n\t\u00a0" + _ODD),
+    max_size=60,
+)
+
+
+@given(anything)
+def test_tables_and_replacements_find_what_expressions_find(text: str) -> None:
+    lexis = lexis_of(text)
+    text = " ".join(text.split())
+    lower = text.lower()
+    zeroed = re.sub(r"\d", "0", lower)
+    words = re.findall(r"[^\W\d_]+", text)
+    assert (lexis.text, lexis.lower) == (text, lower)
+    assert lexis.zeroed == (zeroed if "0" in zeroed else "")
+    assert list(lexis.words) == re.findall(r"[^\W\d_]+", lower)
+    assert lexis.capitals == sum(word[0].isupper() for word in words)
+    runs = {re.sub(r"\d", "0", run) for run in lexis.runs}
+    assert {run for run in runs if run.strip("0")} == {
+        run for run in re.findall(r"\w+", zeroed) if run.strip("0")
+    }
+    assert list(lexis.numbers) == re.findall(r"0+(?:[.,]0+)*", zeroed)
+    assert lexis.marks.decode() == "".join(re.findall(r"[!-/:-@\[-^`{-~]", text))
+    pieces = re.findall(r"[^\W\d_]+|0+|[^\w\s]", zeroed)
+    assert [piece.decode() for piece in lexis.pieces] == [
+        re.sub("0{7,}", "000000", p) for p in pieces
+    ]
+
+
+@given(st.text("a \n", max_size=40), st.integers(1, 400), st.text("b \t", max_size=40))
+def test_both_ends_are_those_of_the_text_in_single_spaces(head: str, times: int, tail: str) -> None:
+    text = head * times + "middle" + tail * times
+    spaced = " ".join(text.split())
+    half = MAX_CHARS // 2
+    cut = f"{spaced[:half].strip()} {spaced[-half:].strip()}"
+    assert both_ends(text) == (spaced if len(spaced) <= MAX_CHARS else cut)
 
 
 @given(spaced)

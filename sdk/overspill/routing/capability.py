@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from overspill.routing.language import UNKNOWN
 from overspill.routing.normalise import NormalForm
@@ -15,18 +14,9 @@ from overspill.types.route import Route, StageReason
 STAGE = 1
 # Weights are not all that a model takes: its context and its buffers come on top.
 _MEMORY_MARGIN = 1.25
-_TEXT = frozenset({"text"})
-_TEXT_AND_IMAGE = frozenset({"text", "image"})
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """One route and all that its checks compare."""
-
-    route: Route
-    card: ModelCard
-    request: Request
-    situation: Situation
+_Check = Callable[[Route, ModelCard, Request, Situation], StageReason | None]
 
 
 def capability(
@@ -47,8 +37,8 @@ def capability(
     for route in routes:
         if unavailable.get(route):
             continue
-        candidate = _Candidate(route, cards[route], request, situation)
-        lacks = [reason for check in _CHECKS if (reason := check(candidate))]
+        card = cards[route]
+        lacks = [reason for check in _CHECKS if (reason := check(route, card, request, situation))]
         if lacks:
             reasons += lacks
         else:
@@ -57,66 +47,71 @@ def capability(
 
 
 def _away(
-    candidate: _Candidate, code: str, numbers: Mapping[str, float] | None = None, detail: str = ""
+    route: Route, code: str, numbers: Mapping[str, float] | None = None, detail: str = ""
 ) -> StageReason:
-    return StageReason(STAGE, code, (candidate.route,), dict(numbers or {}), detail)
+    return StageReason(STAGE, code, (route,), dict(numbers or {}), detail)
 
 
-def _online(candidate: _Candidate) -> StageReason | None:
-    reachable = candidate.route is Route.DEVICE or candidate.situation.network.online
-    return None if reachable else _away(candidate, "offline")
+def _online(
+    route: Route, _card: ModelCard, _request: Request, situation: Situation
+) -> StageReason | None:
+    reachable = route is Route.DEVICE or situation.network.online
+    return None if reachable else _away(route, "offline")
 
 
-def _context(candidate: _Candidate) -> StageReason | None:
+def _context(
+    route: Route, card: ModelCard, request: Request, situation: Situation
+) -> StageReason | None:
     """Prompt and answer must both fit: nothing is ever cut off."""
-    prompt = candidate.situation.tokens_for(candidate.route)
+    prompt = situation.tokens_for(route)
     if prompt is None:
         return None
-    answer = candidate.request.max_tokens or 1
-    if prompt + answer <= candidate.card.context:
+    answer = request.max_tokens or 1
+    if prompt + answer <= card.context:
         return None
-    numbers = {
-        "prompt_tokens": prompt,
-        "max_tokens": answer,
-        "context_tokens": candidate.card.context,
-    }
-    return _away(candidate, "context", numbers, candidate.card.name)
+    numbers = {"prompt_tokens": prompt, "max_tokens": answer, "context_tokens": card.context}
+    return _away(route, "context", numbers, card.name)
 
 
-def _memory(candidate: _Candidate) -> StageReason | None:
-    free = candidate.situation.device.memory_free_bytes
-    if candidate.route is not Route.DEVICE or candidate.situation.device_loaded or free is None:
+def _memory(
+    route: Route, card: ModelCard, _request: Request, situation: Situation
+) -> StageReason | None:
+    free = situation.device.memory_free_bytes
+    if free is None or route is not Route.DEVICE or situation.device_loaded:
         return None
-    needed = int(candidate.card.size_bytes * _MEMORY_MARGIN)
+    needed = int(card.size_bytes * _MEMORY_MARGIN)
     if needed <= free:
         return None
-    numbers = {"needed_bytes": needed, "free_bytes": free}
-    return _away(candidate, "memory", numbers, candidate.card.name)
+    return _away(route, "memory", {"needed_bytes": needed, "free_bytes": free}, card.name)
 
 
-def _tools(candidate: _Candidate) -> StageReason | None:
-    request, card = candidate.request, candidate.card
-    if not request.offers_tools or card.tools:
+def _tools(
+    route: Route, card: ModelCard, request: Request, _situation: Situation
+) -> StageReason | None:
+    if card.tools or not request.offers_tools:
         return None
-    return _away(candidate, "tools", {"tools": len(request.tools)}, card.name)
+    return _away(route, "tools", {"tools": len(request.tools)}, card.name)
 
 
-def _schema(candidate: _Candidate) -> StageReason | None:
-    if not candidate.request.needs_constraint or candidate.card.json_schema:
+def _schema(
+    route: Route, card: ModelCard, request: Request, _situation: Situation
+) -> StageReason | None:
+    if card.json_schema or not request.needs_constraint:
         return None
-    return _away(candidate, "json_schema", detail=candidate.card.name)
+    return _away(route, "json_schema", detail=card.name)
 
 
-def _modality(candidate: _Candidate) -> StageReason | None:
-    wanted = _TEXT_AND_IMAGE if candidate.request.has_images else _TEXT
-    lacking = wanted.difference(candidate.card.modalities)
+def _modality(
+    route: Route, card: ModelCard, request: Request, _situation: Situation
+) -> StageReason | None:
+    wanted = ("image", "text") if request.has_images else ("text",)
+    lacking = [one for one in wanted if one not in card.modalities]
     if not lacking:
         return None
-    detail = f"{candidate.card.name}: {', '.join(sorted(lacking))}"
-    return _away(candidate, "modality", detail=detail)
+    return _away(route, "modality", detail=f"{card.name}: {', '.join(lacking)}")
 
 
-_CHECKS: tuple[Callable[[_Candidate], StageReason | None], ...] = (
+_CHECKS: tuple[_Check, ...] = (
     _online,
     _context,
     _memory,

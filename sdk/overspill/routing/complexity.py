@@ -14,7 +14,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any, Self
+from operator import itemgetter
+from typing import Any, NamedTuple, Self
 
 from overspill.routing.domains import DomainPosterior
 from overspill.routing.features import Features
@@ -27,8 +28,7 @@ Pair = tuple[float, float]
 """A value for the device's head and one for the cloud's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(NamedTuple):
     """``contributions`` sum to ``gain`` (which is not clipped); the probabilities are clipped.
 
     ``confidence`` (0 to 1) is how far the features counted, ``fitted`` whether the heads were
@@ -88,24 +88,27 @@ class Scorer:
             sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
 
+    @property
+    def reads_shape(self) -> bool:
+        """Whether the heads weigh how a text is built, or only what it asks for."""
+        return self._tables.reads_shape
+
     def score(self, features: Features, cards: Mapping[Route, ModelCard]) -> Score:
         """Both probabilities and the gain, for the pair of models that ``cards`` names."""
         fitted = self._is_fitted_for(cards)
         confidence = self.familiarity(features)
         if not fitted:
             confidence *= _UNFITTED_CONFIDENCE
-        prior_device, prior_cloud = self.prior if fitted else self._measured_prior(features, cards)
-        device, cloud = prior_device, prior_cloud
+        device, cloud = self.prior if fitted else self._measured_prior(features, cards)
         contributions = {"prior": cloud - device}
-        for name, value, (to_device, to_cloud) in self._summands(features):
-            to_device = to_device * value * confidence
-            to_cloud = to_cloud * value * confidence
-            device += to_device
-            cloud += to_cloud
-            contributions[name] = to_cloud - to_device
+        right = complex(device, cloud)
+        for name, summand in self._summands(features):
+            share = summand * confidence
+            right += share
+            contributions[name] = share.imag - share.real
         return Score(
-            p_device_right=_clip(device),
-            p_cloud_right=_clip(cloud),
+            p_device_right=_clip(right.real),
+            p_cloud_right=_clip(right.imag),
             gain=sum(contributions.values()),
             contributions=contributions,
             confidence=confidence,
@@ -113,29 +116,26 @@ class Scorer:
             domain=features.domain,
         )
 
-    def _summands(self, features: Features) -> list[tuple[str, float, Pair]]:
-        """Value and weights; all n-grams in one sum, since a bucket's number could be undone."""
-        weights_of, found = self.structure, features.buckets
+    def _summands(self, features: Features) -> list[tuple[str, complex]]:
+        """For both heads; all n-grams in one sum, since a bucket's number could be undone."""
+        weights_of, found = self._tables.structure, features.buckets
         summands = [
-            (name, value, weights_of[name])
+            (name, weights_of[name] * value)
             for name, value in features.structure.items()
             if name in weights_of
         ]
-        summands.append(("ngrams", features.weight, self._tables.ngrams(found)))
+        summands.append(("ngrams", self._tables.ngrams(found) * features.weight))
         if self.domains is not None and found:
             deviation = self.domains.deviation(found, features.weight)
-            summands.append(("domain_posterior", 1.0, deviation))
+            summands.append(("domain_posterior", complex(*deviation)))
         return summands
 
     def familiarity(self, features: Features) -> float:
         """How far the prompt's words, or else its n-grams, are among those that the fit has met."""
         hashes = features.words if self.vocabulary else features.buckets
-        met = self._tables.met
         if not hashes:
             return 0.0
-        size = len(met)
-        count = sum([met[one % size] for one in hashes])
-        return min(1.0, count / len(hashes) / self.familiar)
+        return min(1.0, self._tables.count_met(hashes) / len(hashes) / self.familiar)
 
     def _is_fitted_for(self, cards: Mapping[Route, ModelCard]) -> bool:
         device, cloud = cards.get(Route.DEVICE), cards.get(Route.CLOUD)
@@ -154,24 +154,41 @@ class Scorer:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """The weights and the bits of a scorer, one entry each: quicker to add up than to look up."""
+    """The weights and the bits of a scorer, one entry each: quicker to add up than to look up.
 
+    One complex number is for both heads: the device's in the real part, the cloud's in the other.
+    """
+
+    structure: Mapping[str, complex]
     both: list[complex]
     met: bytes
+    met_by_bucket: bool
+    reads_shape: bool
 
     @classmethod
     def of(cls, scorer: Scorer) -> Self:
-        # One addition for both heads: the device's in the real part, the cloud's in the other.
         both = [0j] * scorer.buckets
-        for bucket, (to_device, to_cloud) in scorer.ngrams.items():
-            both[bucket] = complex(to_device, to_cloud)
+        for bucket, pair in scorer.ngrams.items():
+            both[bucket] = complex(*pair)
         bits = scorer.vocabulary or scorer.seen
-        return cls(both, bytes(byte >> i & 1 for byte in bits for i in range(8)))
+        return cls(
+            structure={name: complex(*pair) for name, pair in scorer.structure.items()},
+            both=both,
+            met=bytes(byte >> i & 1 for byte in bits for i in range(8)) + b"\0",
+            met_by_bucket=not scorer.vocabulary and 8 * len(scorer.seen) >= scorer.buckets,
+            reads_shape=any(name.startswith("shape.") for name in scorer.structure),
+        )
 
-    def ngrams(self, found: Collection[int]) -> Pair:
+    def ngrams(self, found: Collection[int]) -> complex:
         """What the n-grams of a prompt weigh together."""
-        total = sum(map(self.both.__getitem__, found), 0j)
-        return total.real, total.imag
+        return sum(map(self.both.__getitem__, found), 0j)
+
+    def count_met(self, hashes: Collection[int]) -> int:
+        """How many of the hashes, modulo the number of bits, the fit has met."""
+        met, last = self.met, len(self.met) - 1
+        places = hashes if self.met_by_bucket else [one % last for one in hashes]
+        # All entries at once; the last, which is zero, so that there are two at least.
+        return sum(itemgetter(*places, last)(met))
 
 
 def _clip(probability: float) -> float:

@@ -15,7 +15,7 @@ from overspill.routing.spans import Span, apart
 
 _SHORTEST = 15
 """No form below is shorter."""
-_NOT_SPACES = bytes(32 if chr(code).isspace() else 97 for code in range(256))
+_NOT_SPACES = bytes(32 if code in b" \n" else 97 for code in range(256))
 _LONG = b"a" * _SHORTEST
 _FORMS = re.compile(
     r"\b(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{16}\b"  # Amazon
@@ -72,30 +72,30 @@ _NAMED = re.compile(
     r"[\"']?(?=[^\s\"',;\d]{0,255}\d)([^\s\"',;]{8,256})",
     re.IGNORECASE,
 )
-_DIGIT = re.compile(r"\d")
+# Eight characters of a value with a digit among them, in classes, at any of its places.
+_VALUE = re.compile(
+    b"0(?:%s)"
+    % b"|".join(b"(?<=[^ \n,]{%d}0)[^ \n,]{%d}" % (before, 7 - before) for before in range(8))
+)
 _NAMED_BITS = 2.75
 _NAME_CHARS, _NAMED_CHARS = 12, 300
 
 
-def find_credentials(text: str) -> list[Span]:
-    """Where the text gives something away that opens a door; spans that overlap are one."""
+def find_credentials(text: str, classes: bytes) -> list[Span]:
+    """Where the text, of which ``classes`` are the characters' classes, gives something away that
+    opens a door; spans that overlap are one."""
     spans = []
     if "PRIVATE KEY" in text:
         spans += [match.span() for match in _PEM.finditer(text)]
-    for start, end in _long_words(text) if has_long_word(text) else ():
+    for start, end in _long_words(text, classes):
         spans += [match.span() for match in _FORMS.finditer(text, start, end)]
         if end - start >= _RANDOM_CHARS:
             spans += [m.span() for m in _RANDOM.finditer(text, start, end) if _is_random(m[0])]
     # A secret that is given by name counts with a digit only; whatever script it is of.
-    for start, end in _hinted(text) if _DIGIT.search(text) else ():
+    for start, end in _hinted(text) if _VALUE.search(classes) else ():
         named = _NAMED.finditer(text, start, end)
         spans += [m.span(1) for m in named if entropy_bits(m[1]) >= _NAMED_BITS]
-    return apart(spans)
-
-
-def has_long_word(text: str) -> bool:
-    """Whether there is a word as long as the shortest form; other scripts' spaces count as text."""
-    return _LONG in text.encode("ascii", "replace").translate(_NOT_SPACES)
+    return apart(spans) if spans else spans
 
 
 def entropy_bits(text: str) -> float:
@@ -104,12 +104,19 @@ def entropy_bits(text: str) -> float:
     return -sum(n / len(text) * math.log2(n / len(text)) for n in counts)
 
 
-def _long_words(text: str) -> Iterator[Span]:
-    at = 0
-    for word in [word for word in text.split() if len(word) >= _SHORTEST]:
-        at = text.index(word, at)
-        yield at, at + len(word)
-        at += len(word)
+def _long_words(text: str, classes: bytes) -> Iterator[Span]:
+    """Words as long as the shortest form."""
+    runs = classes.translate(_NOT_SPACES)
+    at = runs.find(_LONG)
+    while at >= 0:
+        start, end = runs.rfind(b" ", 0, at) + 1, runs.find(b" ", at)
+        end = len(text) if end < 0 else end
+        for word in text[start:end].split():  # other scripts' spaces count as text until here
+            start = text.index(word, start)
+            if len(word) >= _SHORTEST:
+                yield start, start + len(word)
+            start += len(word)
+        at = runs.find(_LONG, end)
 
 
 def _hinted(text: str) -> list[Span]:

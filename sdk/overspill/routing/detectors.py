@@ -18,7 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from overspill.routing.credentials import find_credentials, has_long_word
+from overspill.routing.classes import classes_of
+from overspill.routing.credentials import find_credentials
+from overspill.routing.lexis import not_ascii
 from overspill.routing.listed import find_listed
 from overspill.routing.phones import find_phones, find_regional
 from overspill.routing.spans import Span, apart
@@ -26,8 +28,9 @@ from overspill.routing.spans import Span, apart
 _DOMAIN = re.compile(r"(?:[\w-]{1,63}\.)+[^\W\d_]{2,63}(?![\w-])")
 _LOCAL_PART = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}\Z")
 _LOCAL_CHARS = 64
-# Eight digits, close enough to be one number: cards and telephone numbers are at least that.
-_NUMBERS = re.compile(r"\d(?:[ ()./-]{0,3}\d){7,}", re.ASCII)
+# Eight digits, close enough to be one number: cards and telephone numbers are at least that. In
+# classes, where a search for a digit is one for a character.
+_NUMBERS = re.compile(rb"0(?:[ ()./-]{0,3}0){7,}")
 # In one piece, in fours, or as American Express and Diners print it.
 _CARD = re.compile(
     r"(?<![\w.,-])(?:[2-6]\d{12,18}|[2-6]\d{3}(?:[ -]\d{4}){3}(?:[ -]\d{1,3})?"
@@ -43,18 +46,10 @@ _ISSUERS = re.compile(
     r"|35(?:2[89]|[3-8]\d)\d{12,15}"  # JCB
     r"|(?:5[06-8]|6\d)\d{11,17}"  # Maestro, Discover, UnionPay, RuPay
 )
-# Two letters and the check digits; digits are searched for, since there are fewer of them.
-_IBAN_CHECK = re.compile(r"\d\d(?<=[A-Za-z]{2}..)(?<![A-Za-z0-9][A-Za-z]{2}..)(?=[ -]?[A-Za-z0-9])")
+# Two letters and the check digits, in classes; digits are searched for, there are fewer of them.
+_IBAN_CHECK = re.compile(rb"00(?<=aa00)(?<![a0]aa00)(?=[ -]?[a0])")
 _IBAN = re.compile(r"[A-Za-z]{2}\d\d(?:[ -]?[A-Za-z0-9]){11,30}")
 _FEWEST_DIGITS = 8
-# What is written in ASCII, by what it is: digits, letters, spaces, and all else.
-_CLASSES = (
-    bytes(
-        ord("0" if ch.isdigit() else "a" if ch.isalpha() else " " if ch.isspace() else ".")
-        for ch in map(chr, range(128))
-    )
-    + b"." * 128
-)
 _IBAN_BEGINS = b"aa00"
 
 # Lengths by country from the registry of ISO 13616.
@@ -145,16 +140,18 @@ def _is_card(text: str) -> bool:
     return _ISSUERS.fullmatch(number) is not None and luhn_valid(number)
 
 
-def long_numbers(text: str) -> list[Span]:
+def long_numbers(classes: bytes) -> list[Span]:
     """Where many digits stand together, with what a number may begin and end with."""
-    found = [match.span() for match in _NUMBERS.finditer(text)]
-    return [(max(0, start - 2), min(len(text), end + 2)) for start, end in found]
+    if classes.count(b"0") < _FEWEST_DIGITS:
+        return []
+    found = [match.span() for match in _NUMBERS.finditer(classes)]
+    return [(max(0, start - 2), min(len(classes), end + 2)) for start, end in found]
 
 
 def find_ibans(text: str) -> list[Span]:
     """International bank account numbers whose check digits hold."""
     spans = []
-    for check in _IBAN_CHECK.finditer(text):
+    for check in _IBAN_CHECK.finditer(classes_of(text)):
         start = check.start() - 2
         match = _IBAN.match(text, start)
         length = _IBAN_LENGTH.get(text[start : start + 2].upper())
@@ -196,50 +193,34 @@ def find(text: str, wanted: Wanted) -> list[Finding]:
     """All that was found, kind by kind. Findings of two kinds may overlap, but what looks like a
     telephone number within a card's or an account's number is none."""
     plain = text if text.isascii() else _plain(text)
-    classes = plain.encode("ascii", "replace").translate(_CLASSES)
-    numbers = long_numbers(plain) if classes.count(b"0") >= _FEWEST_DIGITS else []
-    kinds = [kind for kind in wanted.kinds if _may_hold(kind, plain, classes, numbers, wanted)]
-    found = []
-    for kind in kinds:
-        for start, end in _spans(kind, text, plain, numbers, wanted):
-            found.append(Finding(kind, start, end))
+    classes = classes_of(plain)
+    numbers = long_numbers(classes)
+    found = [
+        Finding(kind, start, end)
+        for kind in wanted.kinds
+        for start, end in _spans(kind, text, plain, classes, numbers, wanted)
+    ]
     return [one for one in found if not _is_part(one, found)] if len(found) > 1 else found
 
 
-def _may_hold(
-    kind: str, plain: str, classes: bytes, numbers: Sequence[Span], wanted: Wanted
-) -> bool:
-    """Whether a text, of which ``classes`` are the characters' classes, has what a finding of this
-    kind cannot do without."""
-    match kind:
-        case "email":
-            return "@" in plain
-        case "phone" | "card":
-            return bool(numbers)
-        case "iban":
-            return _IBAN_BEGINS in classes
-        case "api_key":
-            return b"0" in classes or has_long_word(plain) or "PRIVATE KEY" in plain
-        case _:
-            return bool(wanted.terms)
-
-
 def _spans(
-    kind: str, text: str, plain: str, numbers: Sequence[Span], wanted: Wanted
+    kind: str, text: str, plain: str, classes: bytes, numbers: Sequence[Span], wanted: Wanted
 ) -> Sequence[Span]:
+    """Where a kind is, if the text, of which ``classes`` are the characters' classes, has what a
+    finding of it cannot do without."""
     match kind:
         case "email":
-            return find_emails(plain)
+            return find_emails(plain) if "@" in plain else ()
         case "phone":
-            return find_phone_numbers(plain, numbers, wanted.phone_regions)
+            return find_phone_numbers(plain, numbers, wanted.phone_regions) if numbers else ()
         case "card":
-            return find_cards(plain, numbers)
+            return find_cards(plain, numbers) if numbers else ()
         case "iban":
-            return find_ibans(plain)
+            return find_ibans(plain) if _IBAN_BEGINS in classes else ()
         case "api_key":
-            return find_credentials(plain)
+            return find_credentials(plain, classes)
         case _:
-            return find_listed(text, wanted.terms)
+            return find_listed(text, wanted.terms) if wanted.terms else ()
 
 
 def _is_part(one: Finding, found: Sequence[Finding]) -> bool:
@@ -260,8 +241,8 @@ def _plain(text: str) -> str:
 
     Character by character, so that what is found stands at the same place in the text.
     """
-    for character in set(text):
-        if not character.isascii() and (look := _look_of(character)) != character:
+    for character in not_ascii(text):
+        if (look := _look_of(character)) != character:
             text = text.replace(character, look)
     return text
 

@@ -84,6 +84,8 @@ def _by_words(words: Sequence[str]) -> str:
     """The language with most hits, if it leads by more than a share of them."""
     votes = _VOTES
     total = sum([votes[word] for word in words[:_SAMPLE_WORDS] if word in votes])
+    if not total:
+        return UNKNOWN
     hits = total.to_bytes(len(_LANGUAGES), "little")
     *_, runner_up, most = sorted(hits)
     leads = most >= _MIN_HITS and most >= 2 * runner_up

@@ -1,113 +1,182 @@
 """A text's words, numbers and marks, found once for every stage that looks at them.
 
-ASCII, which most prompts are, goes through byte tables at the speed of C; any other text through
-regular expressions that say the same.
+Text goes through byte tables and replacements, at the speed of C, as ASCII or as UTF-8, all of
+whose bytes beyond ASCII count as letters: other marks and digits are made plain before.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Set
+from typing import NamedTuple
 
 MAX_CHARS = 4_000
+_HALF = MAX_CHARS // 2
+_ENOUGH = _HALF + 100
 _DIGITS_KEPT = 6
-_WORD = re.compile(r"[^\W\d_]+")
-_RUN = re.compile(r"\w+")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_PIECE = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
-_ASCII_PIECE = re.compile(rb"[a-z]+|0+|[^ ]")
-_LONG_NUMBER = re.compile("0" * _DIGITS_KEPT + "0+")
-_LONG_ASCII_NUMBER = re.compile(b"0" * _DIGITS_KEPT + b"0+")
+_NUMBER = re.compile(r"00*(?:[.,]00*)*")  # as 0+, and found faster: it begins with a character
+_DIGITS = re.compile(rb"00*")
+_LONG_NUMBER = re.compile(b"0" * _DIGITS_KEPT + b"0+")
 
 
-@dataclass(frozen=True, slots=True)
-class Lexis:
+class Lexis(NamedTuple):
     """What one turn is made of; at most 4,000 characters of it, both ends of a longer one.
 
-    ``words`` are runs of letters in lower case, in order, ``capitals`` how many began with a
-    capital. ``runs`` are the different longest runs of letters, digits and underscores in lower
-    case. ``numbers`` may hold points and commas. ``pieces`` are words, numbers (zeros, for their
-    digits, at most six) and single marks, as UTF-8 in lower case.
+    ``zeroed`` is ``lower`` with each digit as ``0``, empty where there is none. ``words`` are runs
+    of letters in lower case, in order, ``capitals`` how many began with a capital. ``runs`` are the
+    different longest runs of letters, digits and underscores in lower case, but for those of digits
+    alone, which may be left out. ``numbers`` are zeros, and may hold points and commas. ``marks`` are its ASCII marks, in order. ``pieces`` are words,
+    numbers (zeros, for their digits, at most six) and single marks, as UTF-8 in lower case.
     """
 
     text: str
     lower: str
-    words: tuple[str, ...]
+    zeroed: str
+    words: Sequence[str]
     capitals: int
     runs: Set[str]
-    numbers: tuple[str, ...]
-    pieces: tuple[bytes, ...]
+    numbers: Sequence[str]
+    marks: bytes
+    pieces: Sequence[bytes]
+
+    def count_before_space(self, mark: str) -> int:
+        """How often an ASCII mark stands before a space: what ends a sentence does."""
+        return self.text.count(mark + " ") if mark.encode() in self.marks else 0
 
 
 def lexis_of(text: str) -> Lexis:
-    """The lexis of a text in its normal form: single spaces, none at its ends."""
-    text = _clip(text)
+    """The lexis of a text in whatever spacing."""
+    return lexis_of_ends(both_ends(text))
+
+
+def lexis_of_ends(text: str) -> Lexis:
+    """The lexis of what :func:`both_ends` returned."""
     return _of_ascii(text) if text.isascii() else _of_any(text)
 
 
-def _clip(text: str) -> str:
-    """Both ends of a long text: the request stands at one of them."""
+def both_ends(text: str) -> str:
+    """A text in single spaces, and of a long one both ends: the request stands at one of them."""
+    if len(text) > 2 * _ENOUGH:
+        # The middle is not looked at, unless an end is spaces in large part.
+        head, tail = _spaced(text[:_ENOUGH]), _spaced(text[-_ENOUGH:])
+        if len(head) > _HALF and len(tail) > _HALF:
+            return f"{head[:_HALF].strip()} {tail[-_HALF:].strip()}"
+    text = _spaced(text)
     if len(text) <= MAX_CHARS:
         return text
-    half = MAX_CHARS // 2
-    return f"{text[:half].strip()} {text[-half:].strip()}"
+    return f"{text[:_HALF].strip()} {text[-_HALF:].strip()}"
+
+
+def _spaced(text: str) -> str:
+    if not text.isascii():
+        return " ".join(text.split())
+    text = text.encode("ascii").translate(_SPACES).decode()
+    while "  " in text:
+        text = text.replace("  ", " ")
+    return text.strip()
+
+
+def not_ascii(text: str) -> set[str]:
+    """The different characters beyond ASCII."""
+    raw = text.encode("utf-8", "surrogatepass").translate(None, _ASCII)
+    return set(raw.decode("utf-8", "surrogatepass"))
 
 
 def _of_ascii(text: str) -> Lexis:
     raw = text.encode("ascii")
-    lower = text.lower()
-    zeroed = raw.translate(_PIECES)
-    if b"0" in zeroed:
-        numbers = tuple(_NUMBER.findall(text))
-        zeroed = _LONG_ASCII_NUMBER.sub(b"0" * _DIGITS_KEPT, zeroed)
-    else:
-        numbers = ()
-    return Lexis(
-        text=text,
-        lower=lower,
-        words=tuple(raw.translate(_WORDS).decode().split()),
-        capitals=(b" " + raw.translate(_CAPITALS)).count(b" A"),
-        runs=frozenset(raw.translate(_RUNS).decode().split()),
-        numbers=numbers,
-        pieces=tuple(_ASCII_PIECE.findall(zeroed)),
-    )
+    capitals = (b" " + raw.translate(_CAPITALS)).count(b" A")
+    return _lexis(text, raw.translate(_LOWER).decode(), capitals, raw, raw, raw)
 
 
 def _of_any(text: str) -> Lexis:
     lower = text.lower()
-    digits = {ord(ch): "0" for ch in set(lower) if ch.isdecimal()}
-    zeroed = _LONG_NUMBER.sub("0" * _DIGITS_KEPT, lower.translate(digits)) if digits else lower
-    pieces = _PIECE.findall(zeroed)
-    return Lexis(
-        text=text,
-        lower=lower,
-        words=tuple(_WORD.findall(lower)),
-        capitals=sum([word[0].isupper() for word in _WORD.findall(text)]),
-        runs=frozenset(_RUN.findall(lower)),
-        numbers=tuple(_NUMBER.findall(text)) if digits else (),
-        pieces=tuple("\n".join(pieces).encode().split(b"\n")) if pieces else (),
+    odd = not_ascii(lower)
+    plain = _replaced(lower, filter(str.isdecimal, odd), "0")
+    marks = [character for character in odd if not character.isalnum()]
+    return _lexis(
+        text,
+        lower,
+        _capitals(text),
+        plain.encode(),
+        _replaced(plain, marks, " ").encode(),
+        _replaced(plain, marks, " {} ").encode(),
     )
 
 
-def _table(*, digits: str, capital: str, mark: str, underscore: str) -> bytes:
-    """A byte table for ASCII: lower-case letters; the rest as said, ``""`` for itself."""
-
-    def of(character: str) -> str:
-        if character.isupper():
-            return capital or character.lower()
-        if character.islower():
-            return "a" if capital else character
-        if character.isdigit():
-            return digits or character
-        if character == "_":
-            return underscore
-        return " " if character.isspace() else (mark or character)
-
-    return bytes(ord(of(chr(code))) if code < 0x80 else 0x20 for code in range(256))
+def _replaced(text: str, characters: Iterable[str], form: str) -> str:
+    for character in characters:
+        text = text.replace(character, form.format(character))
+    return text
 
 
-_PIECES = _table(digits="0", capital="", mark="", underscore=" ")
-_WORDS = _table(digits=" ", capital="", mark=" ", underscore=" ")
-_CAPITALS = _table(digits=" ", capital="A", mark=" ", underscore=" ")
-_RUNS = _table(digits="", capital="", mark=" ", underscore="_")
+def _capitals(text: str) -> int:
+    odd = not_ascii(text)
+    plain = _replaced(text, filter(str.isupper, odd), "A")
+    # Whatever else is left of them is a letter, and an ASCII question mark is none.
+    gaps = [ch for ch in odd if ch.isdecimal() or not ch.isalnum()]
+    plain = _replaced(plain, ["?", *gaps], " ")
+    return (b" " + plain.encode("ascii", "replace").translate(_CAPITALS_OR_ODD)).count(b" A")
+
+
+def _lexis(
+    text: str, lower: str, capitals: int, raw: bytes, unmarked: bytes, spaced: bytes
+) -> Lexis:
+    """``raw`` has digits in ASCII; of marks beyond ASCII ``unmarked`` has none, and in ``spaced``
+    they stand by themselves."""
+    kinds = unmarked.translate(_KINDS)
+    has_digits = b"0" in kinds
+    mixed = has_digits and (b"a0" in kinds or b"0a" in kinds)
+    words = unmarked.translate(_WORDS).decode().split()
+    zeroed = raw.translate(_ZEROED).decode() if has_digits else ""
+    marks = raw.translate(None, _NO_MARKS)
+    return Lexis(
+        text=text,
+        lower=lower,
+        zeroed=zeroed,
+        words=words,
+        capitals=capitals,
+        runs=set(unmarked.translate(_RUNS).decode().split() if mixed or b"_" in kinds else words),
+        numbers=_NUMBER.findall(zeroed) if has_digits else (),
+        marks=marks,
+        pieces=_pieces(spaced.translate(_PIECES), marks, mixed),
+    )
+
+
+def _pieces(zeroed: bytes, marks: bytes, mixed: bool) -> list[bytes]:
+    for code in set(marks):
+        zeroed = zeroed.replace(*_APART[code])
+    if mixed:
+        zeroed = _DIGITS.sub(rb" \g<0> ", zeroed)
+    if _TOO_LONG in zeroed:
+        zeroed = _LONG_NUMBER.sub(b"0" * _DIGITS_KEPT, zeroed)
+    return zeroed.split()
+
+
+def _table(of: Callable[[str], str], beyond: str = "") -> bytes:
+    """A byte table: for each ASCII character what ``of`` says, ``""`` for its lower case; bytes
+    beyond ASCII stay as they are, or are one character."""
+    ascii_part = [ord(of(ch) or ch.lower()) for ch in map(chr, range(0x80))]
+    return bytes([*ascii_part, *(ord(beyond) if beyond else code for code in range(0x80, 0x100))])
+
+
+def _is_mark(character: str) -> bool:
+    return not (character.isalnum() or character.isspace() or character == "_")
+
+
+_ASCII = bytes(range(0x80))
+_TOO_LONG = b"0" * (_DIGITS_KEPT + 1)
+_SPACES = _table(lambda ch: " " if ch.isspace() else ch)
+_LOWER = _table(lambda ch: "")
+_ZEROED = _table(lambda ch: "0" if ch.isdigit() else "")
+_PIECES = _table(lambda ch: "0" if ch.isdigit() else " " if ch.isspace() or ch == "_" else "")
+_WORDS = _table(lambda ch: "" if ch.isalpha() else " ")
+_RUNS = _table(lambda ch: "" if ch.isalnum() or ch == "_" else " ")
+_KINDS = _table(
+    lambda ch: "a" if ch.isalpha() else "0" if ch.isdigit() else "_" if ch == "_" else " ", "a"
+)
+_CAPITALS = _table(lambda ch: "A" if ch.isupper() else "a" if ch.islower() else " ")
+_CAPITALS_OR_ODD = _CAPITALS[: ord("?")] + b"a" + _CAPITALS[ord("?") + 1 :]
+_NO_MARKS = bytes(code for code in range(0x100) if code >= 0x80 or not _is_mark(chr(code)))
+_APART = {
+    ord(ch): (ch.encode(), f" {ch} ".encode()) for ch in map(chr, range(0x80)) if _is_mark(ch)
+}

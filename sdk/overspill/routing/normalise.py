@@ -6,13 +6,15 @@ What reaches the model is never changed here: the form is what the later stages 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from operator import attrgetter, le
+from typing import NamedTuple
 
 from overspill.errors import InvalidRequest
 from overspill.routing.language import language_of
-from overspill.routing.lexis import Lexis, lexis_of
+from overspill.routing.lexis import Lexis, both_ends, lexis_of_ends
 from overspill.types.chat import Message, Request
 from overspill.types.shown import check_shown
 
@@ -20,10 +22,10 @@ _ROLES = ("system", "user", "assistant", "tool")
 _MAX_TOP_LOGPROBS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class NormalForm:
+class NormalForm(NamedTuple):
     """What the stages look at: the user's turns in one spacing, and the conversation's shape.
 
+    Of a long turn ``user_turns`` has both ends, see ``lexis.both_ends``.
     ``in_tool_chain`` is true while the model is owed an answer to a tool's result.
     ``history_chars`` counts all turns but the last. ``lexis`` and ``language`` (an ISO 639-1 code
     or ``unknown``) are the last user turn's.
@@ -34,7 +36,7 @@ class NormalForm:
     has_system: bool
     history_chars: int
     language: str
-    lexis: Lexis = field(repr=False)
+    lexis: Lexis
 
     @property
     def last_user(self) -> str:
@@ -44,7 +46,7 @@ class NormalForm:
     def until(self, turns: int) -> NormalForm:
         """The form with only the first so many of the user's turns."""
         kept = self.user_turns[:turns]
-        return replace(self, user_turns=kept, lexis=lexis_of(kept[-1]))
+        return self._replace(user_turns=kept, lexis=lexis_of_ends(kept[-1]))
 
 
 def normalise(request: Request) -> NormalForm:
@@ -56,20 +58,17 @@ def normalise(request: Request) -> NormalForm:
     _check_tool_turns(request.messages)
     _check_tools(request)
     _check_options(request)
-    turns = tuple([_spaced(m.content) for m in request.messages if m.role == "user"])
-    lexis = lexis_of(turns[-1])
+    messages = request.messages
+    turns = tuple([both_ends(m.content) for m in messages if m.role == "user"])
+    lexis = lexis_of_ends(turns[-1])
     return NormalForm(
         user_turns=turns,
-        in_tool_chain=request.messages[-1].role == "tool",
-        has_system=request.messages[0].role == "system",
-        history_chars=sum([len(m.content) for m in request.messages[:-1]]),
+        in_tool_chain=messages[-1].role == "tool",
+        has_system=messages[0].role == "system",
+        history_chars=sum([len(m.content) for m in messages[:-1]]),
         language=language_of(lexis),
         lexis=lexis,
     )
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
 
 
 def outgoing_text(request: Request) -> Iterator[str]:
@@ -117,9 +116,9 @@ def _check_messages(messages: tuple[Message, ...]) -> None:
     if not messages:
         raise InvalidRequest("There are no messages.", param="messages", mend="Send at least one.")
     for index, message in enumerate(messages):
-        _check_message(message, f"messages[{index}]")
+        _check_message(message, index)
     check_shown(messages)
-    if not any(m.role == "user" and (m.content.strip() or m.images) for m in messages):
+    if not any([m.role == "user" and (m.images or m.content.strip()) for m in messages]):
         raise InvalidRequest(
             "No message of the user has any text.", param="messages", mend="Add one to answer."
         )
@@ -131,7 +130,8 @@ def _check_messages(messages: tuple[Message, ...]) -> None:
         )
 
 
-def _check_message(message: Message, where: str) -> None:
+def _check_message(message: Message, index: int) -> None:
+    where = f"messages[{index}]"
     if message.role not in _ROLES:
         raise InvalidRequest(
             f"{where} has the unknown role {message.role!r}.",
@@ -144,22 +144,22 @@ def _check_message(message: Message, where: str) -> None:
             param=f"{where}.content",
             mend="Only text is supported.",
         )
-    for text in _texts(message):
-        _check_text(text, where)
-    if message.tool_calls and message.role != "assistant":
+    _check_text(message.content, where)
+    if message.name is not None:
+        _check_text(message.name, where)
+    if message.tool_calls:
+        _check_calls(message, where)
+
+
+def _check_calls(message: Message, where: str) -> None:
+    for call in message.tool_calls:
+        _check_text(call.name, where)
+        _check_text(call.arguments, where)
+    if message.role != "assistant":
         raise InvalidRequest(
             f"{where} has tool calls, but only an assistant makes them.",
             param=f"{where}.tool_calls",
         )
-
-
-def _texts(message: Message) -> Iterator[str]:
-    yield message.content
-    if message.name is not None:
-        yield message.name
-    for call in message.tool_calls:
-        yield call.name
-        yield call.arguments
 
 
 def _check_text(text: str, where: str) -> None:
@@ -175,6 +175,8 @@ def _check_text(text: str, where: str) -> None:
 
 def _check_tool_turns(messages: tuple[Message, ...]) -> None:
     """Each result answers one open call, and no call is left open when another turn begins."""
+    if not any([message.tool_calls or message.role == "tool" for message in messages]):
+        return
     open_calls: set[str] = set()
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
@@ -199,7 +201,7 @@ def _check_tool_turns(messages: tuple[Message, ...]) -> None:
 
 
 def _check_tools(request: Request) -> None:
-    names = Counter(tool.name for tool in request.tools)
+    names = Counter([tool.name for tool in request.tools]) if request.tools else {}
     for name, count in names.items():
         if not name or count > 1:
             problem = f"is named {count} times" if name else "has no name"
@@ -215,26 +217,38 @@ def _check_tools(request: Request) -> None:
         )
 
 
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0, 10),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("top_k", 0, math.inf),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("repeat_penalty", 0, math.inf),
+)
+_LEAST = tuple(low for _, low, _ in _RANGES)
+_MOST = tuple(high for *_, high in _RANGES)
+_sampling_values = attrgetter(*(name for name, *_ in _RANGES))
+
+
 def _check_options(request: Request) -> None:
-    sampling = request.sampling
-    ranges: tuple[tuple[str, float | None, float, float], ...] = (
-        ("max_tokens", request.max_tokens, 1, float("inf")),
+    for name, value, low, high in (
+        ("max_tokens", request.max_tokens, 1, math.inf),
         ("top_logprobs", request.top_logprobs, 0, _MAX_TOP_LOGPROBS),
-        ("deadline_s", request.deadline_s, 0, float("inf")),
-        ("first_token_s", request.first_token_s, 0, float("inf")),
-        ("temperature", sampling.temperature, 0, 10),
-        ("top_p", sampling.top_p, 0, 1),
-        ("min_p", sampling.min_p, 0, 1),
-        ("top_k", sampling.top_k, 0, float("inf")),
-        ("presence_penalty", sampling.presence_penalty, -2, 2),
-        ("frequency_penalty", sampling.frequency_penalty, -2, 2),
-        ("repeat_penalty", sampling.repeat_penalty, 0, float("inf")),
-    )
-    for name, value, low, high in ranges:
-        # Written so that NaN, which compares false to everything, is refused as well.
-        if value is not None and not low <= value <= high:
-            raise InvalidRequest(
-                f"{name} is {value}; it must be from {low:g} to {high:g}.", param=name
-            )
-    if any(not stop for stop in request.stop):
+        ("deadline_s", request.deadline_s, 0, math.inf),
+        ("first_token_s", request.first_token_s, 0, math.inf),
+    ):
+        if value is not None:
+            _check_range(name, value, low, high)
+    values = _sampling_values(request.sampling)
+    if not (all(map(le, _LEAST, values)) and all(map(le, values, _MOST))):
+        for (name, low, high), value in zip(_RANGES, values, strict=True):
+            _check_range(name, value, low, high)
+    if "" in request.stop:
         raise InvalidRequest("A stop string is empty.", param="stop", mend="Leave it out.")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    # Written so that NaN, which compares false to everything, is refused as well.
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name} is {value}; it must be from {low:g} to {high:g}.", param=name)

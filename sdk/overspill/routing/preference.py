@@ -7,7 +7,7 @@ stage 4 has on its scales. Nothing here gives a route back: one of those that ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from overspill.routing.complexity import STAGE as COMPLEXITY
 from overspill.routing.complexity import Score, Scorer
@@ -31,8 +31,7 @@ Routes = tuple[Route, ...]
 _Verdict = tuple[Route, RouteReason, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(NamedTuple):
     """What stage 3 weighs."""
 
     request: Request
@@ -44,11 +43,12 @@ class Case:
 
     def score(self, form: NormalForm) -> Score:
         """Of the form's last turn."""
-        return self.scorer.score(extract(form, self.request, self.scorer.buckets), self.cards)
+        scorer = self.scorer
+        features = extract(form, self.request, scorer.buckets, shaped=scorer.reads_shape)
+        return scorer.score(features, self.cards)
 
 
-@dataclass(frozen=True, slots=True)
-class Preference:
+class Preference(NamedTuple):
     """Stage 3's outcome, and what stage 4 laid on the scales beside it."""
 
     route: Route
@@ -164,7 +164,7 @@ def _with_session(case: Case, score: Score) -> Score:
     if extra <= 0:
         return score
     contributions = {**score.contributions, "session_memory": extra}
-    return replace(score, gain=sum(contributions.values()), contributions=contributions)
+    return score._replace(gain=sum(contributions.values()), contributions=contributions)
 
 
 def _replayed(case: Case) -> float:

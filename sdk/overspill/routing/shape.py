@@ -12,13 +12,12 @@ from collections.abc import Sequence
 
 from overspill.routing.lexis import MAX_CHARS, Lexis
 
-# "A. ", "(b) ": the mark is searched for, since there are fewer of those than of letters.
-_OPTION_MARK = re.compile(r"[.)](?<=[A-Ha-h].)(?=\s)")
-_OPTIONS = frozenset(
-    f"{opening}{letter}{mark}"
-    for opening in ("", "(")
-    for letter in "ABCDEFGHabcdefgh"
-    for mark in ".)"
+# "A. ", "(b) ", in text of which only letters to choose by, brackets and spaces are left: the mark
+# is searched for, since there are fewer of those than of letters.
+_OPTION_MARK = re.compile(rb"\)(?= )(?:(?<= A\))|(?<= \(A\)))")
+_OPTION_KINDS = bytes(
+    ord("A" if ch in "ABCDEFGHabcdefgh" else ")" if ch in ".)" else ch if ch in "( " else "x")
+    for ch in map(chr, range(256))
 )
 _LONG_WORD = 9
 _LOG_1P = tuple(math.log1p(count) for count in range(MAX_CHARS + 2))
@@ -26,11 +25,12 @@ _LOG_1P = tuple(math.log1p(count) for count in range(MAX_CHARS + 2))
 
 def shape(lexis: Lexis) -> dict[str, float]:
     """Values by stable name, for one line of text."""
-    text, words, numbers = lexis.text, lexis.words, lexis.numbers
+    text, marks, words, numbers = lexis.text, lexis.marks, lexis.words, lexis.numbers
     chars = len(text) or 1
     lengths = list(map(len, words))
     letters, digits = sum(lengths), sum(map(len, numbers))
-    marks = len(text) - text.count(" ") - letters - digits
+    rest = len(text) - text.count(" ") - letters - digits
+    lines = lexis.count_before_space(".") + lexis.count_before_space("?")
     return {
         "shape.chars": _log_share(len(text), MAX_CHARS),
         "shape.words": _log_share(len(words), MAX_CHARS // 4),
@@ -38,11 +38,11 @@ def shape(lexis: Lexis) -> dict[str, float]:
         "shape.numbers": _log_share(len(numbers), 64) if numbers else 0.0,
         "shape.decimals": _decimals(numbers) / len(numbers) if numbers else 0.0,
         "shape.digits": digits / chars,
-        "shape.marks": max(0, marks) / chars,
+        "shape.marks": max(0, rest) / chars,
         "shape.foreign": 0.0 if text.isascii() else 1 - len(text.encode("ascii", "ignore")) / chars,
-        "shape.commas": _log_share(text.count(","), 64),
-        "shape.questions": _log_share(text.count("?"), 8),
-        "shape.lines": _log_share(text.count(". ") + text.count("? "), 64),
+        "shape.commas": _log_share(marks.count(b","), 64),
+        "shape.questions": _log_share(marks.count(b"?"), 8),
+        "shape.lines": _log_share(lines, 64),
         **_options(text),
     }
 
@@ -60,24 +60,19 @@ def _vocabulary(lexis: Lexis, lengths: Sequence[int], letters: int) -> dict[str,
 
 def _options(text: str) -> dict[str, float]:
     """Questions with answers to choose from: how many there are, and how much of the text."""
-    if _OPTIONS.isdisjoint(text.split()):
+    kinds = f" {text}".encode("ascii", "replace").translate(_OPTION_KINDS)
+    if b"A) " not in kinds:
         return {"shape.options": 0.0, "shape.options_part": 0.0}
-    found = [_option_start(text, match.start()) for match in _OPTION_MARK.finditer(text)]
-    starts = [start for start in found if start is not None]
+    marks = [match.start() for match in _OPTION_MARK.finditer(kinds)]
     return {
-        "shape.options": min(len(starts), 8) / 8,
-        "shape.options_part": 1 - starts[0] / len(text) if starts else 0.0,
+        "shape.options": min(len(marks), 8) / 8,
+        "shape.options_part": 1 - _option_start(kinds, marks[0]) / len(text) if marks else 0.0,
     }
 
 
-def _option_start(text: str, mark: int) -> int | None:
-    """Where the option with its mark there begins: after a space, with or without a bracket."""
-    start = mark - 1
-    if start and text[start - 1] == "(":
-        start -= 1
-    if start == 0:
-        return 0
-    return start - 1 if text[start - 1].isspace() else None
+def _option_start(kinds: bytes, mark: int) -> int:
+    """Where in the text the space before an option stands; ``kinds`` has one more before all."""
+    return max(0, kinds.rindex(b" ", 0, mark) - 1)
 
 
 def _decimals(numbers: Sequence[str]) -> int:

@@ -233,7 +233,7 @@ class Request:
     @property
     def has_images(self) -> bool:
         """Whether a message shows a picture."""
-        return any(message.images for message in self.messages)
+        return any([message.images for message in self.messages])
 
     @property
     def offers_tools(self) -> bool:

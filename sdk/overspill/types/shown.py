@@ -14,7 +14,7 @@ MAX_SHOWN_BYTES: Final = 48 << 20
 
 def check_shown(messages: Iterable[Message]) -> None:
     """Raise ``InvalidRequest`` where all images together are too large."""
-    size = sum(len(image.data) for message in messages for image in message.images)
+    size = sum([len(image.data) for message in messages for image in message.images])
     if size > MAX_SHOWN_BYTES:
         raise InvalidRequest(
             f"The images have {size} bytes together; the limit is {MAX_SHOWN_BYTES}.",
