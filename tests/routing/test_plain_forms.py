@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overspill.routing import credentials, shape
-from overspill.routing.classes import classes_of
 from overspill.routing.complexity import Scorer, shipped_scorer
 from overspill.routing.credentials import entropy_bits, find_credentials
 from overspill.routing.cues import OPERATIONS, TASKS, operations_in, task_of
@@ -121,7 +120,7 @@ def plain_find(text: str) -> list[Finding]:
 @given(_texts)
 def test_no_detector_is_left_out_that_would_find_something(text: str) -> None:
     assert find(text, _WANTED) == plain_find(text)
-    assert find_credentials(text, classes_of(text)) == plain_credentials(text)
+    assert find_credentials(text) == plain_credentials(text)
 
 
 @given(_texts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple, Self
 
 from overspill.routing.language import UNKNOWN
 from overspill.routing.normalise import NormalForm
@@ -16,7 +17,18 @@ STAGE = 1
 _MEMORY_MARGIN = 1.25
 
 
-_Check = Callable[[Route, ModelCard, Request, Situation], StageReason | None]
+class _Needs(NamedTuple):
+    """What a request asks of any model."""
+
+    answer_tokens: int
+    tools: int
+    constraint: bool
+    images: bool
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        tools = len(request.tools) if request.offers_tools else 0
+        return cls(request.max_tokens or 1, tools, request.needs_constraint, request.has_images)
 
 
 def capability(
@@ -33,12 +45,13 @@ def capability(
     unavailable = situation.unavailable
     away = [(route, unavailable[route]) for route in routes if unavailable.get(route)]
     reasons = [StageReason(STAGE, "unavailable", (route,), {}, why) for route, why in away]
+    needs = _Needs.of(request)
     left = []
     for route in routes:
         if unavailable.get(route):
             continue
         card = cards[route]
-        lacks = [reason for check in _CHECKS if (reason := check(route, card, request, situation))]
+        lacks = [*_room(route, card, needs, situation), *_skills(route, card, needs)]
         if lacks:
             reasons += lacks
         else:
@@ -47,78 +60,45 @@ def capability(
 
 
 def _away(
-    route: Route, code: str, numbers: Mapping[str, float] | None = None, detail: str = ""
+    route: Route, code: str, numbers: dict[str, float] | None = None, detail: str = ""
 ) -> StageReason:
-    return StageReason(STAGE, code, (route,), dict(numbers or {}), detail)
+    return StageReason(STAGE, code, (route,), numbers or {}, detail)
 
 
-def _online(
-    route: Route, _card: ModelCard, _request: Request, situation: Situation
-) -> StageReason | None:
-    reachable = route is Route.DEVICE or situation.network.online
-    return None if reachable else _away(route, "offline")
-
-
-def _context(
-    route: Route, card: ModelCard, request: Request, situation: Situation
-) -> StageReason | None:
-    """Prompt and answer must both fit: nothing is ever cut off."""
+def _room(route: Route, card: ModelCard, needs: _Needs, situation: Situation) -> list[StageReason]:
+    """Whether there is a way to the model, and room in its context and in memory."""
+    lacks = []
+    if route is not Route.DEVICE and not situation.network.online:
+        lacks.append(_away(route, "offline"))
     prompt = situation.tokens_for(route)
-    if prompt is None:
-        return None
-    answer = request.max_tokens or 1
-    if prompt + answer <= card.context:
-        return None
-    numbers = {"prompt_tokens": prompt, "max_tokens": answer, "context_tokens": card.context}
-    return _away(route, "context", numbers, card.name)
-
-
-def _memory(
-    route: Route, card: ModelCard, _request: Request, situation: Situation
-) -> StageReason | None:
+    # Prompt and answer must both fit: nothing is ever cut off.
+    if prompt is not None and prompt + needs.answer_tokens > card.context:
+        numbers: dict[str, float] = {
+            "prompt_tokens": prompt,
+            "max_tokens": needs.answer_tokens,
+            "context_tokens": card.context,
+        }
+        lacks.append(_away(route, "context", numbers, card.name))
     free = situation.device.memory_free_bytes
-    if free is None or route is not Route.DEVICE or situation.device_loaded:
-        return None
-    needed = int(card.size_bytes * _MEMORY_MARGIN)
-    if needed <= free:
-        return None
-    return _away(route, "memory", {"needed_bytes": needed, "free_bytes": free}, card.name)
+    if free is not None and route is Route.DEVICE and not situation.device_loaded:
+        needed = int(card.size_bytes * _MEMORY_MARGIN)
+        if needed > free:
+            numbers = {"needed_bytes": needed, "free_bytes": free}
+            lacks.append(_away(route, "memory", numbers, card.name))
+    return lacks
 
 
-def _tools(
-    route: Route, card: ModelCard, request: Request, _situation: Situation
-) -> StageReason | None:
-    if card.tools or not request.offers_tools:
-        return None
-    return _away(route, "tools", {"tools": len(request.tools)}, card.name)
-
-
-def _schema(
-    route: Route, card: ModelCard, request: Request, _situation: Situation
-) -> StageReason | None:
-    if card.json_schema or not request.needs_constraint:
-        return None
-    return _away(route, "json_schema", detail=card.name)
-
-
-def _modality(
-    route: Route, card: ModelCard, request: Request, _situation: Situation
-) -> StageReason | None:
-    wanted = ("image", "text") if request.has_images else ("text",)
-    lacking = [one for one in wanted if one not in card.modalities]
-    if not lacking:
-        return None
-    return _away(route, "modality", detail=f"{card.name}: {', '.join(lacking)}")
-
-
-_CHECKS: tuple[_Check, ...] = (
-    _online,
-    _context,
-    _memory,
-    _tools,
-    _schema,
-    _modality,
-)
+def _skills(route: Route, card: ModelCard, needs: _Needs) -> list[StageReason]:
+    """Whether the model can do at all what is asked for."""
+    lacks = []
+    if needs.tools and not card.tools:
+        lacks.append(_away(route, "tools", {"tools": needs.tools}, card.name))
+    if needs.constraint and not card.json_schema:
+        lacks.append(_away(route, "json_schema", detail=card.name))
+    wanted = ("image", "text") if needs.images else ("text",)
+    if missing := [one for one in wanted if one not in card.modalities]:
+        lacks.append(_away(route, "modality", detail=f"{card.name}: {', '.join(missing)}"))
+    return lacks
 
 
 def _language(

@@ -192,7 +192,7 @@ class _Tables:
 
 
 def _clip(probability: float) -> float:
-    return min(1.0, max(0.0, probability))
+    return 0.0 if probability < 0.0 else 1.0 if probability > 1.0 else probability
 
 
 @cache

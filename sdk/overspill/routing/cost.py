@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from overspill.errors import ConfigurationError
 from overspill.routing.energy import is_hot, joules, scarcity
@@ -116,8 +116,7 @@ def answer_limit(request: Request, card: ModelCard, prompt_tokens: int) -> int |
     return scarce if own is not None or prompt_tokens + scarce < card.context else None
 
 
-@dataclass(frozen=True, slots=True)
-class Scales:
+class Scales(NamedTuple):
     """What the two routes of a decision are weighed with; ``gain`` is stage 3's, in quality."""
 
     request: Request

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from overspill.routing.classes import classes_of
 from overspill.routing.spans import Span, apart
 
 _SHORTEST = 15
@@ -81,21 +82,30 @@ _NAMED_BITS = 2.75
 _NAME_CHARS, _NAMED_CHARS = 12, 300
 
 
-def find_credentials(text: str, classes: bytes) -> list[Span]:
-    """Where the text, of which ``classes`` are the characters' classes, gives something away that
-    opens a door; spans that overlap are one."""
-    spans = []
+def has_clue(text: str, classes: bytes) -> bool:
+    """Whether a text, of which ``classes`` are the characters' classes, has a word as long as the
+    shortest form, a value as one that is given by name has, or the words of a private key."""
+    return _LONG in classes.translate(_NOT_SPACES) or _has_value(classes) or "PRIVATE KEY" in text
+
+
+def find_credentials(text: str) -> list[Span]:
+    """Where the text gives something away that opens a door; spans that overlap are one."""
+    classes, spans = classes_of(text), []
     if "PRIVATE KEY" in text:
         spans += [match.span() for match in _PEM.finditer(text)]
     for start, end in _long_words(text, classes):
         spans += [match.span() for match in _FORMS.finditer(text, start, end)]
         if end - start >= _RANDOM_CHARS:
             spans += [m.span() for m in _RANDOM.finditer(text, start, end) if _is_random(m[0])]
-    # A secret that is given by name counts with a digit only; whatever script it is of.
-    for start, end in _hinted(text) if _VALUE.search(classes) else ():
+    for start, end in _hinted(text) if _has_value(classes) else ():
         named = _NAMED.finditer(text, start, end)
         spans += [m.span(1) for m in named if entropy_bits(m[1]) >= _NAMED_BITS]
-    return apart(spans) if spans else spans
+    return apart(spans)
+
+
+def _has_value(classes: bytes) -> bool:
+    # A secret that is given by name counts with a digit only; whatever script its name is of.
+    return b"0" in classes and _VALUE.search(classes) is not None
 
 
 def entropy_bits(text: str) -> float:

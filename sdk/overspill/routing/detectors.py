@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from overspill.routing.classes import classes_of
-from overspill.routing.credentials import find_credentials
+from overspill.routing.credentials import find_credentials, has_clue
 from overspill.routing.lexis import not_ascii
 from overspill.routing.listed import find_listed
 from overspill.routing.phones import find_phones, find_regional
@@ -195,32 +195,45 @@ def find(text: str, wanted: Wanted) -> list[Finding]:
     plain = text if text.isascii() else _plain(text)
     classes = classes_of(plain)
     numbers = long_numbers(classes)
-    found = [
-        Finding(kind, start, end)
-        for kind in wanted.kinds
-        for start, end in _spans(kind, text, plain, classes, numbers, wanted)
-    ]
+    possible = _possible(plain, classes, numbers, wanted)
+    found = []
+    for kind in [kind for kind in wanted.kinds if kind in possible] if possible else ():
+        for start, end in _spans(kind, text, plain, numbers, wanted):
+            found.append(Finding(kind, start, end))
     return [one for one in found if not _is_part(one, found)] if len(found) > 1 else found
 
 
+def _possible(plain: str, classes: bytes, numbers: Sequence[Span], wanted: Wanted) -> list[str]:
+    """The kinds of which a text, of which ``classes`` are the characters' classes, has what a
+    finding cannot do without."""
+    possible = ["phone", "card"] if numbers else []
+    if "@" in plain:
+        possible.append("email")
+    if _IBAN_BEGINS in classes:
+        possible.append("iban")
+    if has_clue(plain, classes):
+        possible.append("api_key")
+    if wanted.terms:
+        possible.append("listed")
+    return possible
+
+
 def _spans(
-    kind: str, text: str, plain: str, classes: bytes, numbers: Sequence[Span], wanted: Wanted
+    kind: str, text: str, plain: str, numbers: Sequence[Span], wanted: Wanted
 ) -> Sequence[Span]:
-    """Where a kind is, if the text, of which ``classes`` are the characters' classes, has what a
-    finding of it cannot do without."""
     match kind:
         case "email":
-            return find_emails(plain) if "@" in plain else ()
+            return find_emails(plain)
         case "phone":
-            return find_phone_numbers(plain, numbers, wanted.phone_regions) if numbers else ()
+            return find_phone_numbers(plain, numbers, wanted.phone_regions)
         case "card":
-            return find_cards(plain, numbers) if numbers else ()
+            return find_cards(plain, numbers)
         case "iban":
-            return find_ibans(plain) if _IBAN_BEGINS in classes else ()
+            return find_ibans(plain)
         case "api_key":
-            return find_credentials(plain, classes)
+            return find_credentials(plain)
         case _:
-            return find_listed(text, wanted.terms) if wanted.terms else ()
+            return find_listed(text, wanted.terms)
 
 
 def _is_part(one: Finding, found: Sequence[Finding]) -> bool:

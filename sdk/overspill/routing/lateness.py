@@ -21,6 +21,7 @@ EXPECTED_ANSWER_TOKENS = 128
 """Of an answer whose length nobody limits to less, and of whose kind there is no history."""
 P95_SIGMAS = 1.645
 """A normal distribution's 95th percentile lies so many standard deviations over its mean."""
+_UNKNOWN_ANSWER = AnswerLength(EXPECTED_ANSWER_TOKENS)
 _SQRT_2 = math.sqrt(2.0)
 
 
@@ -50,8 +51,10 @@ Estimates = dict[Route, Estimate]
 
 def estimates(request: Request, situation: Situation, routes: tuple[Route, ...]) -> Estimates:
     """An estimate for each route that was measured."""
+    found: Estimates = {}
+    if not situation.prompt_tokens:
+        return found
     answer = answer_length(request, situation)
-    found = {}
     for route in routes:
         estimate = _estimate(route, answer, situation)
         if estimate is not None:
@@ -86,7 +89,7 @@ def expected_s(route: Route, request: Request, situation: Situation) -> float | 
 
 def answer_length(request: Request, situation: Situation) -> AnswerLength:
     """The answer's expected tokens, from answers of its kind, within what the request allows."""
-    known = situation.answer or AnswerLength(EXPECTED_ANSWER_TOKENS)
+    known = situation.answer or _UNKNOWN_ANSWER
     limit = request.max_tokens
     if limit is None or limit >= known.tokens + P95_SIGMAS * known.sd_tokens:
         return known

@@ -24,9 +24,10 @@ class Lexis(NamedTuple):
 
     ``zeroed`` is ``lower`` with each digit as ``0``, empty where there is none. ``words`` are runs
     of letters in lower case, in order, ``capitals`` how many began with a capital. ``runs`` are the
-    different longest runs of letters, digits and underscores in lower case, but for those of digits
-    alone, which may be left out. ``numbers`` are zeros, and may hold points and commas. ``marks`` are its ASCII marks, in order. ``pieces`` are words,
-    numbers (zeros, for their digits, at most six) and single marks, as UTF-8 in lower case.
+    different longest runs of letters, digits and underscores in lower case; those of digits alone
+    may be missing. ``numbers`` are zeros, and may hold points and commas. ``marks`` are its ASCII
+    marks, in order. ``pieces`` are words, numbers (zeros, for their digits, at most six) and single
+    marks, as UTF-8 in lower case.
     """
 
     text: str

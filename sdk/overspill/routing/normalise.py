@@ -75,7 +75,8 @@ def outgoing_text(request: Request) -> Iterator[str]:
     """Every piece of the request that would be sent if it left the device."""
     for message in request.messages:
         yield message.content
-        yield message.name or ""
+        if message.name is not None:
+            yield message.name
         for call in message.tool_calls:
             yield call.name
             yield call.arguments
@@ -85,8 +86,10 @@ def outgoing_text(request: Request) -> Iterator[str]:
         yield tool.name
         yield tool.description
         yield from _strings(tool.parameters)
-    yield from _strings(request.json_schema)
-    yield request.grammar.text if request.grammar else ""
+    if request.json_schema is not None:
+        yield from _strings(request.json_schema)
+    if request.grammar is not None:
+        yield request.grammar.text
     yield from request.stop
     yield request.prefix
     yield request.draft
@@ -118,7 +121,7 @@ def _check_messages(messages: tuple[Message, ...]) -> None:
     for index, message in enumerate(messages):
         _check_message(message, index)
     check_shown(messages)
-    if not any([m.role == "user" and (m.images or m.content.strip()) for m in messages]):
+    if not [m for m in messages if m.role == "user" and (m.images or m.content.strip())]:
         raise InvalidRequest(
             "No message of the user has any text.", param="messages", mend="Add one to answer."
         )
@@ -175,12 +178,10 @@ def _check_text(text: str, where: str) -> None:
 
 def _check_tool_turns(messages: tuple[Message, ...]) -> None:
     """Each result answers one open call, and no call is left open when another turn begins."""
-    if not any([message.tool_calls or message.role == "tool" for message in messages]):
-        return
     open_calls: set[str] = set()
     for index, message in enumerate(messages):
-        where = f"messages[{index}]"
         if message.role == "tool":
+            where = f"messages[{index}]"
             if message.tool_call_id not in open_calls:
                 raise InvalidRequest(
                     f"{where} answers the tool call {message.tool_call_id!r}, which nobody made.",
@@ -190,7 +191,7 @@ def _check_tool_turns(messages: tuple[Message, ...]) -> None:
             open_calls.discard(message.tool_call_id)
         elif open_calls:
             break
-        else:
+        elif message.tool_calls:
             open_calls = {call.id for call in message.tool_calls}
     if open_calls:
         raise InvalidRequest(
@@ -232,12 +233,13 @@ _sampling_values = attrgetter(*(name for name, *_ in _RANGES))
 
 
 def _check_options(request: Request) -> None:
-    for name, value, low, high in (
+    limits: tuple[tuple[str, float | None, float, float], ...] = (
         ("max_tokens", request.max_tokens, 1, math.inf),
         ("top_logprobs", request.top_logprobs, 0, _MAX_TOP_LOGPROBS),
         ("deadline_s", request.deadline_s, 0, math.inf),
         ("first_token_s", request.first_token_s, 0, math.inf),
-    ):
+    )
+    for name, value, low, high in limits:
         if value is not None:
             _check_range(name, value, low, high)
     values = _sampling_values(request.sampling)

@@ -68,7 +68,7 @@ def prefer(
     threshold = _threshold(case)
     remote = next((route for route in left if route is not Route.DEVICE), None)
     memory = case.situation.memory
-    verdict: _Verdict = (left[0], _why_only(left[0], reasons, case), "only_route")
+    verdict: _Verdict
     tradeoffs: Mapping[str, float] = {}
     if Route.DEVICE in left and remote is not None:
         tradeoffs = scales.tradeoffs(remote, score.gain)
@@ -78,6 +78,8 @@ def prefer(
             verdict = (remote, RouteReason.ESCALATE, doubt)
         else:
             verdict = _weigh(case, remote, score.gain, sum(tradeoffs.values()), threshold)
+    else:
+        verdict = (left[0], _why_only(left[0], reasons, case), "only_route")
     route, reason, code = verdict
     numbers = {
         "p_device_right": _measured(case.policy, "device", score.p_device_right),

@@ -8,6 +8,7 @@ policy has replaced by placeholders is not sent, and so raises nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from overspill.routing.detectors import detect
 from overspill.routing.normalise import outgoing_text
@@ -15,7 +16,7 @@ from overspill.routing.policy import RoutingPolicy
 from overspill.routing.redaction import hide
 from overspill.routing.session_memory import SessionMemory
 from overspill.routing.situation import Situation
-from overspill.types.chat import Privacy, Request
+from overspill.types.chat import STRICTNESS, Privacy, Request
 from overspill.types.route import Route, StageReason
 
 STAGE = 2
@@ -29,8 +30,8 @@ def privacy(
     """What was found, the floor that follows, and which routes it and the evidence take away."""
     found, hidden = _findings(request, policy)
     floors = _floors(request, situation.session_floor, situation.memory, policy, found)
-    floor = _strictest(floors.values())
-    reasons = [StageReason(STAGE, FOUND, (), found, f"floor {floors['found']}")] if found else []
+    floor = _strictest(floors)
+    reasons = [StageReason(STAGE, FOUND, (), found, f"floor {floors.found}")] if found else []
     if hidden:
         reasons.append(StageReason(STAGE, HIDDEN, (), hidden))
     reasons.append(
@@ -38,7 +39,7 @@ def privacy(
             STAGE,
             "floor",
             _elsewhere(routes) if floor is Privacy.DEVICE else (),
-            {name: value.strictness for name, value in floors.items()},
+            floors.strictness(),
             floor,
         )
     )
@@ -46,6 +47,20 @@ def privacy(
         reasons += _evidence(floor, situation, routes)
         reasons += _consent(floor, request, situation, routes)
     return tuple(reasons)
+
+
+class _Floors(NamedTuple):
+    """What a request must keep to, by who demands it."""
+
+    policy: Privacy
+    session: Privacy
+    request: Privacy
+    found: Privacy
+    taint: Privacy
+
+    def strictness(self) -> dict[str, float]:
+        """What a decision tells of them."""
+        return dict(zip(self._fields, map(STRICTNESS.__getitem__, self), strict=True))
 
 
 def taint(found: Mapping[str, float], policy: RoutingPolicy) -> Privacy:
@@ -60,16 +75,11 @@ def floor_of(
 ) -> Privacy:
     """The floor of a request before anything else is known: whether a cloud may be contacted."""
     found, _ = _findings(request, policy)
-    floors = _floors(request, session_floor, memory, policy, found)
-    return _strictest(floors.values())
+    return _strictest(_floors(request, session_floor, memory, policy, found))
 
 
 def _strictest(floors: Iterable[Privacy]) -> Privacy:
-    strictest = Privacy.ANY
-    for floor in floors:
-        if floor is not Privacy.ANY:
-            strictest = strictest.tightened_by(floor)
-    return strictest
+    return max(floors, key=STRICTNESS.__getitem__, default=Privacy.ANY)
 
 
 def _elsewhere(routes: tuple[Route, ...]) -> tuple[Route, ...]:
@@ -99,14 +109,8 @@ def _floors(
     memory: SessionMemory,
     policy: RoutingPolicy,
     found: Mapping[str, float],
-) -> dict[str, Privacy]:
-    return {
-        "policy": policy.floor,
-        "session": session_floor,
-        "request": request.privacy,
-        "found": taint(found, policy),
-        "taint": memory.taint,
-    }
+) -> _Floors:
+    return _Floors(policy.floor, session_floor, request.privacy, taint(found, policy), memory.taint)
 
 
 def _evidence(
