@@ -90,7 +90,6 @@ def _cue(
     )
 
 
-_LANGUAGES = "french german spanish italian chinese"
 _UNITS = r"km|kg|cm|mm|m|g|l|ml|hours?|minutes?|metres?|litres?|dollars?|weeks?|dozen|years?|days?"
 _PARTS = (
     "metres|grams|millilitres|centimetres|millimetres|cents|minutes|seconds|days|hours|months"
@@ -107,7 +106,10 @@ TASKS: tuple[tuple[str, Cue], ...] = (
         "translation",
         _cue(
             stems="translat",
-            phrases=((_LANGUAGES, rf"\b(?:in|into|to) (?:{_LANGUAGES.replace(' ', '|')})\b"),),
+            phrases=tuple(
+                (name, rf"{name}\b(?:(?<=\bin {name})|(?<=\binto {name})|(?<=\bto {name}))")
+                for name in ("french", "german", "spanish", "italian", "chinese")
+            ),
         ),
     ),
     (

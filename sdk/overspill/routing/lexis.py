@@ -15,7 +15,8 @@ _HALF = MAX_CHARS // 2
 _ENOUGH = _HALF + 100
 _DIGITS_KEPT = 6
 _NUMBER = re.compile(r"00*(?:[.,]00*)*")  # as 0+, and found faster: it begins with a character
-_DIGITS = re.compile(rb"00*")
+_BEFORE_LETTER = re.compile(rb"0(?=[a-z\x80-\xff])")
+_AFTER_LETTER = re.compile(rb"0(?<=[a-z\x80-\xff]0)")
 _LONG_NUMBER = re.compile(b"0" * _DIGITS_KEPT + b"0+")
 
 
@@ -147,7 +148,7 @@ def _pieces(zeroed: bytes, marks: bytes, mixed: bool) -> list[bytes]:
     for code in set(marks):
         zeroed = zeroed.replace(*_APART[code])
     if mixed:
-        zeroed = _DIGITS.sub(rb" \g<0> ", zeroed)
+        zeroed = _BEFORE_LETTER.sub(b"0 ", _AFTER_LETTER.sub(b" 0", zeroed))
     if _TOO_LONG in zeroed:
         zeroed = _LONG_NUMBER.sub(b"0" * _DIGITS_KEPT, zeroed)
     return zeroed.split()
