@@ -17,9 +17,9 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from overspill.engines.base import Engine, EngineHealth
+from overspill.engines.around import EngineAround
+from overspill.engines.base import Engine
 from overspill.errors import BusyError
-from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Lane, Request
 
 
@@ -161,38 +161,12 @@ class Turns:
         return self._lanes["interactive"].take() or batch.take()
 
 
-class FairEngine(Engine):
+class FairEngine(EngineAround):
     """An engine that apps take turns at; prompts are counted without waiting."""
 
     def __init__(self, engine: Engine, turns: Turns) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self.turns = turns
-
-    @property
-    def card(self) -> ModelCard:
-        """The engine's own."""
-        return self._engine.card
-
-    async def start(self) -> None:
-        """Start the engine."""
-        await self._engine.start()
-
-    async def aclose(self) -> None:
-        """Close the engine."""
-        await self._engine.aclose()
-
-    async def health(self) -> EngineHealth:
-        """The engine's own."""
-        return await self._engine.health()
-
-    async def count_prompt_tokens(self, request: Request) -> int | None:
-        """As the engine counts."""
-        return await self._engine.count_prompt_tokens(request)
-
-    @property
-    def loading(self) -> float | None:
-        """The engine's own."""
-        return self._engine.loading
 
     def queue_position(self, request_id: str) -> int | None:
         """How many go first: those that wait here, after those that wait in the engine."""

@@ -8,9 +8,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from overspill.engines.base import Engine, EngineHealth
+from overspill.engines.around import EngineAround
+from overspill.engines.base import Engine
 from overspill.errors import OverspillError
-from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
 from overspill.types.usage import Usage
 
@@ -50,7 +50,7 @@ class Watcher(Protocol):
         """One generation ended."""
 
 
-class MeteredEngine(Engine):
+class MeteredEngine(EngineAround):
     """``engine`` itself, whose every generation is told to the watchers under ``model``'s name."""
 
     def __init__(
@@ -62,36 +62,11 @@ class MeteredEngine(Engine):
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._model = model
         self._watchers = watchers
         self._clock = clock
         self._timer = timer
-
-    @property
-    def card(self) -> ModelCard:
-        """The engine's own card."""
-        return self._engine.card
-
-    async def start(self) -> None:
-        """Start the engine."""
-        await self._engine.start()
-
-    async def aclose(self) -> None:
-        """Close the engine."""
-        await self._engine.aclose()
-
-    async def health(self) -> EngineHealth:
-        """The engine's own health."""
-        return await self._engine.health()
-
-    async def count_prompt_tokens(self, request: Request) -> int | None:
-        """The engine's own count."""
-        return await self._engine.count_prompt_tokens(request)
-
-    def queue_position(self, request_id: str) -> int | None:
-        """The engine's own queue."""
-        return self._engine.queue_position(request_id)
 
     async def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
         began_unix_s, began_s = self._clock(), self._timer()

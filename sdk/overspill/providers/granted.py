@@ -7,16 +7,17 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-from overspill.engines.base import Engine, EngineHealth
+from overspill.engines.around import EngineAround
+from overspill.engines.base import Engine
 from overspill.providers.grants import GrantBook
-from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
 
 
-class GrantedEngine(Engine):
+class GrantedEngine(EngineAround):
     """``engine``, which is ``provider``'s, for requests whose grant the ``book`` lets be spent.
 
-    Nothing is sent, and no connection made, for anything else: raises ``ConsentRequired``.
+    Nothing is sent, and no connection made, for anything else: raises ``ConsentRequired``. What it
+    says of itself is as the engine behind was configured or knows it; that contacts nobody.
     """
 
     def __init__(
@@ -28,8 +29,8 @@ class GrantedEngine(Engine):
         clock: Callable[[], float] = time.time,
         bytes_sent: Callable[[str], int] = lambda request_id: 0,
     ) -> None:
+        super().__init__(engine)
         self.provider = provider
-        self._engine = engine
         self._book = book
         self._clock = clock
         self.bytes_sent = bytes_sent
@@ -44,27 +45,6 @@ class GrantedEngine(Engine):
         if grant is None:
             return request
         return replace(request, grant=self._book.sign(grant, request, int(self._clock())))
-
-    @property
-    def card(self) -> ModelCard:
-        """The provider's card, as it was configured."""
-        return self._engine.card
-
-    async def start(self) -> None:
-        """Start the engine behind; contacts nobody."""
-        await self._engine.start()
-
-    async def aclose(self) -> None:
-        """Close the engine behind."""
-        await self._engine.aclose()
-
-    async def health(self) -> EngineHealth:
-        """As the engine behind knows it; contacts nobody."""
-        return await self._engine.health()
-
-    async def count_prompt_tokens(self, request: Request) -> int | None:
-        """As the engine behind knows it; contacts nobody."""
-        return await self._engine.count_prompt_tokens(request)
 
     async def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
         self._book.spend(request, self.provider, int(self._clock()))
