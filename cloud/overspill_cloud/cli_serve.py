@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from overspill_cloud.cli_options import (
 )
 
 if TYPE_CHECKING:
-    from overspill_cloud.app import NodeOptions
+    from overspill_cloud.app import ModelSpec, NodeOptions
 
 Models = Annotated[
     list[str],
@@ -120,20 +120,12 @@ def serve(
 ) -> None:
     """Serve models to enrolled devices, and prove what runs here. SIGTERM drains and exits."""
     from overspill.engines.options import EngineOptions
-    from overspill_cloud.app import (
-        NodeOptions,
-        parse_model,
-        with_adapters,
-        with_prices,
-        with_projectors,
-        with_weights,
-    )
+    from overspill_cloud.app import NodeOptions
     from overspill_cloud.limits import AdmissionLimits, QuotaTerms
+    from overspill_cloud.loop import run
 
-    models = with_weights([parse_model(text) for text in model], weights or ())
-    models = with_adapters(models, adapter or ())
     options = NodeOptions(
-        models=with_prices(with_projectors(models, mmproj or ()), price or ()),
+        models=_served(model, weights or (), adapter or (), mmproj or (), price or ()),
         listen=listen,
         state=state_folder(state),
         attester=attester,
@@ -159,9 +151,27 @@ def serve(
         ),
         database=database,
     )
-    from overspill_cloud.loop import run
-
     run(serve_until_told(options, as_json=as_json, stop_with_stdin=stop_with_stdin))
+
+
+def _served(
+    models: Sequence[str],
+    weights: Sequence[str],
+    adapters: Sequence[str],
+    projectors: Sequence[str],
+    prices: Sequence[str],
+) -> tuple[ModelSpec, ...]:
+    """The models, each with what the other options say of it. Raises ``UsageError``."""
+    from overspill_cloud.app import (
+        parse_model,
+        with_adapters,
+        with_prices,
+        with_projectors,
+        with_weights,
+    )
+
+    found = with_weights([parse_model(text) for text in models], weights)
+    return with_prices(with_projectors(with_adapters(found, adapters), projectors), prices)
 
 
 async def serve_until_told(options: NodeOptions, *, as_json: bool, stop_with_stdin: bool) -> None:

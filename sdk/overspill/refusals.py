@@ -57,17 +57,22 @@ def refusal(
             "Only a third party could answer this, and nobody granted it.",
             mend="Grant this one request, or allow another route.",
         )
-    if all("modality" in _codes(causes, route) for route in causes):
+    return _by_numbers(causes, cards) or _listed(causes)
+
+
+def _by_numbers(causes: Causes, cards: Mapping[Route, ModelCard]) -> OverspillError | None:
+    """The error of a type of its own, where one thing is what it comes down to."""
+    codes = {route: _codes(causes, route) for route in causes}
+    if all("modality" in found for found in codes.values()):
         return no_vision(" and ".join(card.name for card in cards.values()))
-    if all("context" in _codes(causes, route) for route in causes):
+    if all("context" in found for found in codes.values()):
         return _overflow(causes, cards)
-    if _codes(causes, Route.DEVICE) == {"context"}:
+    if codes.get(Route.DEVICE) == {"context"}:
         return _overflow(causes, {Route.DEVICE: cards[Route.DEVICE]})
-    spent = {"cost": PURSE, "tokens": TOKENS}
-    for name, code in spent.items():
-        if any(code in _codes(causes, route) for route in causes):
+    for name, code in {"cost": PURSE, "tokens": TOKENS}.items():
+        if any(code in found for found in codes.values()):
             return _unaffordable(causes, name, code)
-    return _listed(causes)
+    return None
 
 
 def _unaffordable(causes: Causes, name: str, code: str) -> BudgetExhausted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from overspill.errors import ConfigurationError, UsageError
 from overspill.terminal import Verbs
 
 if TYPE_CHECKING:
+    from overspill.evals.calibrate import Calibration, CalibrationOptions
     from overspill.evals.fit_monitor import FittedMonitor
 
 policy_app = typer.Typer(
@@ -77,13 +78,9 @@ def calibrate(
     Beside policy.toml: .cert.json, signed; .scorer.json, which it is for; .png and .html.
     """
     require_eval()
-    from overspill.config import default_places
     from overspill.evals.calibrate import CalibrationOptions
     from overspill.evals.calibrate import calibrate as run
     from overspill.evals.data import Columns, load
-    from overspill.evals.policy_file import certificate, policy_toml, scorer_path
-    from overspill.evals.report import page, plot_png
-    from overspill.identity.file import load_or_create
 
     if out.suffix != ".toml":
         raise UsageError(f"--out is {out}.", mend="Name a .toml file.")
@@ -100,6 +97,28 @@ def calibrate(
     )
     known = load(train, columns) if train else None
     found = run(load(data, columns), known, options)
+    facts, written = _write_policy(found, options, out, key_file)
+    if as_json:
+        print_json(facts)
+    else:
+        print(
+            f"{100 * facts['device_share']:.1f}% of requests may stay on the device: regret <= "
+            f"{epsilon:g} with {100 * (1 - delta):g}% confidence, by {facts['n']} prompts. "
+            f"Wrote {', '.join(path.name for path in written)} to {out.parent}."
+        )
+        _tell_monitor(found.monitor)
+    return 0
+
+
+def _write_policy(
+    found: Calibration, options: CalibrationOptions, out: Path, key_file: Path | None
+) -> tuple[dict[str, Any], list[Path]]:
+    """The certificate's facts, and the files, which lie beside each other."""
+    from overspill.config import default_places
+    from overspill.evals.policy_file import certificate, policy_toml, scorer_path
+    from overspill.evals.report import page, plot_png
+    from overspill.identity.file import load_or_create
+
     policy = policy_toml(found, options, int(time.time()))
     key = load_or_create(key_file or default_places().state / "policy-key")
     facts = certificate(found, options, policy, key)
@@ -112,16 +131,7 @@ def calibrate(
     }
     for path, content in files.items():
         write_bytes(path, content)
-    if as_json:
-        print_json(facts)
-    else:
-        print(
-            f"{100 * facts['device_share']:.1f}% of requests may stay on the device: regret <= "
-            f"{epsilon:g} with {100 * (1 - delta):g}% confidence, by {facts['n']} prompts. "
-            f"Wrote {', '.join(path.name for path in files)} to {out.parent}."
-        )
-        _tell_monitor(found.monitor)
-    return 0
+    return facts, list(files)
 
 
 def _tell_monitor(found: FittedMonitor | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,7 @@ from overspill.evals.traces import (
     requests_of,
     trace_cards,
 )
-from overspill.evals.traces_replay import Replay, Replayed
+from overspill.evals.traces_replay import ChainResult, Replay, Replayed, Result
 from overspill.evals.traces_rules import ByPolicy, Cards, Rule, Static, gains_of, truth_of
 from overspill.evals.traces_world import with_feasible_deadlines
 from overspill.routing.cost import Prices
@@ -151,19 +151,30 @@ def _rules(trace: Trace, cards: Cards) -> list[Rule]:
 def _sums(replayed: Sequence[Replayed]) -> dict[str, float]:
     results = [one for each in replayed for one in each.results]
     chains = [one for each in replayed for one in each.chains]
-    n, m = max(1, len(results)), max(1, len(chains))
-    return {
-        "quality": sum(one.right for one in results) / n,
-        "missed": sum(one.late for one in results) / n,
-        "right_in_time": sum(one.right and not one.late for one in results) / n,
-        "cloud_share": sum(one.route is Route.CLOUD for one in results) / n,
-        "cost_per_1000": 1000 * sum(one.cost for one in results) / n,
-        "joules": sum(one.joules for one in results) / n,
-        "hedged": sum(one.hedged for one in results) / n,
-        "chains_in_time": sum(one.seconds <= 1.05 * 8.0 for one in chains) / m,
-        "chains_completed": sum(one.completed for one in chains) / m,
-        "chain_calls_right": sum(one.right for one in chains) / m,
+    of_results: dict[str, Callable[[Result], float]] = {
+        "quality": lambda one: one.right,
+        "missed": lambda one: one.late,
+        "right_in_time": lambda one: one.right and not one.late,
+        "cloud_share": lambda one: one.route is Route.CLOUD,
+        "cost_per_1000": lambda one: 1000 * one.cost,
+        "joules": lambda one: one.joules,
+        "hedged": lambda one: one.hedged,
     }
+    of_chains: dict[str, Callable[[ChainResult], float]] = {
+        "chains_in_time": lambda one: one.seconds <= 1.05 * 8.0,
+        "chains_completed": lambda one: one.completed,
+        "chain_calls_right": lambda one: one.right,
+    }
+    return {
+        **{name: _mean(map(value, results)) for name, value in of_results.items()},
+        **{name: _mean(map(value, chains)) for name, value in of_chains.items()},
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    """0 of none."""
+    listed = list(values)
+    return sum(listed) / max(1, len(listed))
 
 
 def _upgrade(options: TraceOptions, cards: Cards) -> list[dict[str, float]]:

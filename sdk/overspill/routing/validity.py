@@ -79,21 +79,38 @@ def _conforms(value: Any, schema: Any, root: Any, depth: int) -> bool:
         return True
     if isinstance(reference := schema.get("$ref"), str):
         return _conforms(value, _resolve(reference, root), root, depth - 1)
+    return (
+        _is_allowed(value, schema)
+        and _parts_conform(value, schema, root, depth - 1)
+        and _members_conform(value, schema, root, depth - 1)
+    )
+
+
+def _is_allowed(value: Any, schema: Mapping[str, Any]) -> bool:
+    """By ``const``, ``enum`` and ``type``."""
     if "const" in schema and value != schema["const"]:
         return False
-    if isinstance(choices := schema.get("enum"), list) and value not in choices:
+    choices = schema.get("enum")
+    if isinstance(choices, list) and value not in choices:
         return False
-    if not _has_type(value, schema.get("type")):
-        return False
+    return _has_type(value, schema.get("type"))
+
+
+def _parts_conform(value: Any, schema: Mapping[str, Any], root: Any, depth: int) -> bool:
+    """By ``anyOf``, ``oneOf`` (as if it were ``anyOf``) and ``allOf``."""
     for name, combine in (("anyOf", any), ("oneOf", any), ("allOf", all)):
         parts = schema.get(name)
-        met = (_conforms(value, one, root, depth - 1) for one in parts or ())
+        met = (_conforms(value, one, root, depth) for one in parts or ())
         if isinstance(parts, list) and parts and not combine(met):
             return False
+    return True
+
+
+def _members_conform(value: Any, schema: Mapping[str, Any], root: Any, depth: int) -> bool:
     if isinstance(value, dict):
-        return _object_conforms(value, schema, root, depth - 1)
+        return _object_conforms(value, schema, root, depth)
     if isinstance(value, list) and "items" in schema:
-        return all(_conforms(item, schema["items"], root, depth - 1) for item in value)
+        return all(_conforms(item, schema["items"], root, depth) for item in value)
     return True
 
 

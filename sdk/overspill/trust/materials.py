@@ -178,6 +178,14 @@ class _Sorter:
 
     def _open(self, value: dict[str, Any], depth: int) -> bool:
         """Known JSON bundles, by their keys."""
+        took = self._take_signed_bodies(value)
+        for name, item in value.items():
+            if name not in _TAKEN:
+                took = self._take(name, item, depth) or took
+        return took
+
+    def _take_signed_bodies(self, value: dict[str, Any]) -> bool:
+        """A collateral service's documents, each beside its signature."""
         took = False
         for role, names in _COLLATERAL_BODIES.items():
             body, signature = (value.get(name) for name in names[:2])
@@ -185,21 +193,22 @@ class _Sorter:
                 text = f'{{"{names[2]}":{body},"signature":"{signature}"}}'
                 self.put(role, text.encode("utf-8"))
                 took = True
-        for name, item in value.items():
-            if name in _TAKEN:
-                continue
-            if name in _NESTED and isinstance(item, dict):
-                took = self._open(item, depth + 1) or took
-            elif name in _TPM_PARTS and (piece := _bytes_of(item)) is not None:
-                self.put(_TPM_PARTS[name], piece)
-                took = True
-            elif name == "pcrs" and isinstance(item, list):
-                self._put_pcrs(item)
-                took = True
-            elif name in _OPENED and (piece := _bytes_of(item)) is not None:
-                self.add(piece, depth + 1)
-                took = True
         return took
+
+    def _take(self, name: str, item: Any, depth: int) -> bool:
+        """One member; False for one that is not known here."""
+        if name in _NESTED and isinstance(item, dict):
+            return self._open(item, depth + 1)
+        if name == "pcrs" and isinstance(item, list):
+            self._put_pcrs(item)
+            return True
+        if (name not in _TPM_PARTS and name not in _OPENED) or (piece := _bytes_of(item)) is None:
+            return False
+        if name in _TPM_PARTS:
+            self.put(_TPM_PARTS[name], piece)
+        else:
+            self.add(piece, depth + 1)
+        return True
 
     def _put_pcrs(self, values: list[Any]) -> None:
         """The SHA-256 bank's values, PCR 0 first, one after the other."""
