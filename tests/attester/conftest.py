@@ -103,7 +103,7 @@ def at() -> Callable[..., Context]:
 @pytest.fixture(scope="session")
 def vendors() -> ModuleType:
     """The look-alike vendors of the verifiers' tests: the same evidence, fixed keys and clock."""
-    place = Path(__file__).resolve().parents[1] / "trust" / "hardware" / "makers.py"
+    place = Path(__file__).resolve().parents[1] / "trust" / "hardware" / "makers" / "__init__.py"
     spec = importlib.util.spec_from_file_location("attester_hardware_makers", place)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -30,7 +30,7 @@ ASKED = {"trust.first_contact_ms": 15, "trust.request_ms": 1, "trust.frame_us": 
 
 @pytest.fixture(scope="module")
 def makers_file(repository_root):
-    return repository_root / "tests/trust/hardware/makers.py"
+    return repository_root / "tests/trust/hardware/makers/__init__.py"
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ SHUT = {
 
 @pytest.fixture(scope="session")
 def vendors():
-    place = Path(__file__).resolve().parents[1] / "trust" / "hardware" / "makers.py"
+    place = Path(__file__).resolve().parents[1] / "trust" / "hardware" / "makers" / "__init__.py"
     spec = importlib.util.spec_from_file_location("cloud_hardware_makers", place)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

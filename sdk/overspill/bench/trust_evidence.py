@@ -1,6 +1,6 @@
 """Evidence to measure: made on the spot by look-alike vendors, with an own root for each.
 
-The look-alikes are the ones of the tests (``makers.py``): real structures and real signatures, on
+The look-alikes are the ones of the tests (``makers``): real structures and real signatures, on
 P-384 and P-256, and roots that nobody else trusts. Beside each check stands the bare one: the same
 signatures by the library alone, without a word about what they are over.
 """
@@ -8,6 +8,7 @@ signatures by the library alone, without a word about what they are over.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import sys
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from cryptography import x509
@@ -63,12 +63,15 @@ def load_makers(file: Path) -> Any:
     if not file.is_file():
         raise ConfigurationError(
             f"The look-alike vendors are not at {file}.",
-            mend="Run this in a checkout, or name the file: --makers tests/.../makers.py.",
+            mend="Run this in a checkout, or name its file: --makers tests/.../makers/__init__.py.",
         )
-    module = ModuleType("overspill_bench_makers", f"Loaded from {file}.")
-    module.__file__ = str(file)
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    SourceFileLoader(module.__name__, str(file)).exec_module(module)
+    loader = SourceFileLoader("overspill_bench_makers", str(file))
+    spec = importlib.util.spec_from_file_location(loader.name, file, loader=loader)
+    if spec is None:
+        raise ConfigurationError(f"{file} is no Python file.", mend="Name one: --makers FILE.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up, parts their package
+    loader.exec_module(module)
     return module
 
 

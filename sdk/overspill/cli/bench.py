@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from overspill.bench.suite import Bench, Entry
 
 FAMILY = Path("examples/family")
-MAKERS = Path("tests/trust/hardware/makers.py")
+MAKERS = Path("tests/trust/hardware/makers/__init__.py")
 STDOUT = Path("-")
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Write the report to this file; - is stdout.")

@@ -25,7 +25,7 @@ from overspill.trust.tpm import EK_USAGE, TpmEvidence, activation_message
 from overspill.trust.tpm_hardware import HEAD as TPM_HEAD
 from overspill.types.evidence import Assurance, Evidence
 
-MAKERS = Path(__file__).resolve().parent / "makers.py"
+MAKERS = Path(__file__).resolve().parent / "makers" / "__init__.py"
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def rim_roots(roots):
 
 def test_a_manifest_of_something_else(makers, rim_roots, monkeypatch):
     """Signed as it should be, and about another thing."""
-    monkeypatch.setattr(makers, "_SWID", "urn:another")
+    monkeypatch.setattr(makers.nvidia, "_SWID", "urn:another")
     error = reason(read_rim, makers.rim(), rim_roots, makers.NOW)
     assert (error.reason, error.actual) == ("rim_malformed", "no software identity")
 

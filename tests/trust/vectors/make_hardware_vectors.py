@@ -26,7 +26,7 @@ Case = tuple[str, str, str, list[bytes], dict[str, Any]]
 
 
 def _makers() -> ModuleType:
-    place = FOLDER.parent.parent / "hardware" / "makers.py"
+    place = FOLDER.parent.parent / "hardware" / "makers" / "__init__.py"
     spec = importlib.util.spec_from_file_location("trust_hardware_makers", place)
     if spec is None or spec.loader is None:
         raise ImportError(str(place))
