@@ -89,6 +89,7 @@ def test_a_lone_surrogate_does_not_end_an_evaluation(tmp_path: Path) -> None:
         ("a.csv", b"", "no rows"),
         ("a.txt", b"x", "neither CSV nor JSONL"),
         ("a.jsonl", b"{\n", "line 1 is no JSON"),
+        pytest.param("a.jsonl", b"[" * 100_000 + b"\n", "nested too deeply", id="deep"),
         ("a.jsonl", b"[1]\n", "no JSON object"),
         ("a.csv", b"prompt\n\xff\n", "not UTF-8"),
         ("a.csv.gz", b"prompt", "no gzip"),

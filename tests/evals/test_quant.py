@@ -70,6 +70,31 @@ def test_two_models_are_not_compared(
     assert "two models" in capsys.readouterr().err
 
 
+def test_what_a_model_cannot_be_asked_is_left_out_and_told(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others' story model has no chat template: it goes on from one turn, and knows no tools."""
+    full, small = (
+        shared_data / "models" / f"stories260K-tok512-{kind}.gguf" for kind in ("f32", "q8_0")
+    )
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "quant.json"
+    turns = [{"role": role, "content": "Once"} for role in ("user", "assistant", "user")]
+    lines = [{"prompt": "Once upon a time", "id": "one"}, {"messages": turns, "id": "three"}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["eval", "quant", "--model", str(full), str(small), "--prompts", str(prompts)]
+    assert main([*command, "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["prompts"] == 1
+    assert [(one["id"], one["code"]) for one in report["left_out"]] == [
+        ("three", "unsupported_option")
+    ]
+    assert report["models"][1]["kl"]["mean"] >= 0
+    assert "1 prompts were left out" in capsys.readouterr().out
+    prompts.write_text(json.dumps(lines[1]) + "\n")
+    assert main(command) == 2
+    assert "chat template" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("files", [("brook", "brook"), ("brook", "none.gguf")])
 def test_a_file_is_there_and_named_once(files: tuple[str, ...]) -> None:
     assert main(["eval", "quant", "--model", *files, "--limit", "1"]) in (2, 3)

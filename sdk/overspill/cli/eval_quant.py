@@ -54,6 +54,8 @@ def quant(
         write_bytes(json_file, text.encode())
     for row in report["models"]:
         print(_line(row))
+    if left_out := report["left_out"]:
+        print(f"{len(left_out)} prompts were left out: {left_out[0]['message']}")
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -157,10 +157,18 @@ def request_of(record: Record) -> Request:
     return build_request(messages, app="evals", floor=Privacy.ANY, tools=tools)
 
 
+def json_of(text: str) -> Any:
+    """A JSON text's value. Raises ``ValueError``, also for what is nested beyond reading."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply.") from None
+
+
 def objects_of(value: Any, name: str) -> list[dict[str, Any]]:
     """A list of objects; in a CSV file it is JSON in its cell."""
     if isinstance(value, str) and value.strip():
-        value = json.loads(value)
+        value = json_of(value)
     found = value or []
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise ValueError(f"'{name}' is no list of objects.")
@@ -176,8 +184,8 @@ def _cell(record: Record, column: str) -> Any:
     value = record[outer]
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
+            value = json_of(value)
+        except ValueError:
             raise ValueError(f"'{outer}' is no JSON object") from None
     if not isinstance(value, Mapping):
         raise ValueError(f"'{outer}' is no object")
@@ -231,8 +239,8 @@ def _json_lines(path: Path, text: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = json_of(line)
+        except ValueError as error:
             raise UsageError(f"{path}: line {number} is no JSON: {error}.") from error
         if not isinstance(record, dict):
             raise UsageError(f"{path}: line {number} is no JSON object.")

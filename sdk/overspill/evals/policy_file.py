@@ -144,7 +144,7 @@ def read_certificate(policy: Path) -> dict[str, Any]:
     path = certificate_path(policy)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} cannot be read as a certificate.") from error
     if not isinstance(facts, dict):
         raise ConfigurationError(f"{path} is no certificate.")

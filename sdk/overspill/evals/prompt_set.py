@@ -16,7 +16,7 @@ from typing import Any
 
 from overspill.arguments import build_request
 from overspill.errors import InvalidRequest, UsageError
-from overspill.evals.data import objects_of, read_records
+from overspill.evals.data import json_of, objects_of, read_records
 from overspill.evals.grade import KINDS, grade
 from overspill.types.chat import Privacy, Request
 
@@ -134,5 +134,5 @@ def _expected(kind: str | None, value: Any) -> str:
         return ""
     text = value if isinstance(value, str) else json.dumps(value)
     if kind in ("json", "tool_call", "contains_all"):
-        json.loads(text)
+        json_of(text)
     return text

@@ -3,7 +3,9 @@
 1. Each file answers the same prompts greedily: accuracy by skill, and tokens per second.
 2. Each is then led along the reference's answers, token by token: the Kullback-Leibler divergence
    of its distributions from the reference's says how far it is from it, whatever it would answer.
-The reference is the file with the most bits. It is loaded beside each other one.
+The reference is the file with the most bits. It is loaded beside each other one. A prompt that one
+of them cannot be asked (a turn too many for a model without a chat template, say) is left out for
+all, and the report says so.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from overspill.engines.backend import Backend, BatchRow
 from overspill.engines.chat_format import ChatTemplate
 from overspill.engines.options import EngineOptions
 from overspill.engines.registry import RUNTIMES, name_of, open_engine, runtime_of
-from overspill.errors import UsageError
+from overspill.errors import ContextOverflow, OverspillError, UnsupportedOption, UsageError
 from overspill.evals.grade import gradable
 from overspill.evals.players import EnginePlayer, Played, SignalOptions
 from overspill.evals.prompt_set import Prompt
@@ -50,25 +52,31 @@ class QuantOptions:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one file answered, prompt by prompt, and how long all of it took."""
+    """What one file answered by the prompts' ids, how long all of it took, and what it refused."""
 
     spec: str
     card: ModelCard
-    played: tuple[Played, ...]
+    played: Mapping[str, Played]
     seconds: float
+    refused: Mapping[str, OverspillError]
 
 
 def compare(
     specs: Sequence[str], prompts: Sequence[Prompt], options: QuantOptions
 ) -> dict[str, Any]:
-    """The report. Raises ``UsageError`` where two files are not one model's, and what keeps a file
-    from being loaded."""
+    """The report. Raises ``UsageError`` where two files are not one model's, what keeps a file
+    from being loaded, and why it can be asked nothing where it refuses every prompt."""
     answers = [anyio.run(_answers, spec, prompts, options) for spec in specs]
+    refused = {name: error for one in answers for name, error in one.refused.items()}
+    asked = [prompt for prompt in prompts if prompt.id not in refused]
+    if not asked:
+        raise next(iter(refused.values()), UsageError("There are no prompts.", mend="Give some."))
     reference = max(answers, key=lambda one: (_bits(one.card), one.card.size_bytes))
-    models = [_row(one, reference, prompts, options) for one in answers]
+    models = [_row(one, reference, asked, options) for one in answers]
     return {
         "reference": reference.spec,
-        "prompts": len(prompts),
+        "prompts": len(asked),
+        "left_out": [{"id": name, **error.as_dict()} for name, error in refused.items()],
         "models": models,
         "figures": [figure for model in models for figure in _figures(model)],
     }
@@ -77,21 +85,34 @@ def compare(
 async def _answers(spec: str, prompts: Sequence[Prompt], options: QuantOptions) -> Answers:
     engine_options = EngineOptions(max_sequences=options.streams)
     played: dict[str, Played] = {}
+    refused: dict[str, OverspillError] = {}
+    failures: list[OverspillError] = []
     async with open_engine(spec, options=engine_options) as engine:
         player = EnginePlayer(engine, SignalOptions(options.kl_tokens))
         left, started = iter(prompts), time.perf_counter()
 
-        async def stream() -> None:
-            for prompt in left:
-                request = prompt.request(privacy=Privacy.DEVICE, max_tokens=options.max_tokens)
+        async def ask(prompt: Prompt) -> None:
+            request = prompt.request(privacy=Privacy.DEVICE, max_tokens=options.max_tokens)
+            try:
                 played[prompt.id] = await player.answer(request)
+            except (UnsupportedOption, ContextOverflow) as error:
+                refused[prompt.id] = error
+
+        async def stream() -> None:
+            try:
+                for prompt in left:
+                    await ask(prompt)
+            except OverspillError as error:
+                # Kept for after the group, which would wrap it.
+                failures.append(error)
+                group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             for _ in range(options.streams):
                 group.start_soon(stream)
-        seconds = time.perf_counter() - started
-        in_order = tuple(played[prompt.id] for prompt in prompts)
-        return Answers(spec, engine.card, in_order, seconds)
+        if failures:
+            raise failures[0]
+        return Answers(spec, engine.card, played, time.perf_counter() - started, refused)
 
 
 def _bits(card: ModelCard) -> int:
@@ -106,7 +127,7 @@ def _label(quantization: str) -> str:
 def _row(
     one: Answers, reference: Answers, prompts: Sequence[Prompt], options: QuantOptions
 ) -> dict[str, Any]:
-    tokens = sum(played.usage.completion_tokens for played in one.played)
+    tokens = sum(played.usage.completion_tokens for played in one.played.values())
     row: dict[str, Any] = {
         "file": one.spec,
         "name": one.card.name,
@@ -128,7 +149,8 @@ def _row(
 def _accuracy(one: Answers, prompts: Sequence[Prompt]) -> dict[str, float]:
     """The share of right answers, of all and by skill."""
     found: dict[str, list[bool]] = defaultdict(list)
-    for prompt, played in zip(prompts, one.played, strict=True):
+    for prompt in prompts:
+        played = one.played[prompt.id]
         right = prompt.is_right(gradable(played.text, played.tool_calls))
         if right is not None:
             found["all"].append(right)
@@ -144,7 +166,6 @@ def _divergence(
     """KL(reference || this) in nats over the reference's answers, and how often both prefer the
     same token."""
     divergences, same = [], []
-    pairs = list(zip(prompts, reference.played, strict=True))[: options.kl_prompts]
     with _backend(reference.spec) as base, _backend(one.spec) as other:
         if base.vocabulary.size != other.vocabulary.size:
             raise UsageError(
@@ -152,8 +173,9 @@ def _divergence(
                 mend="Give files of one model.",
             )
         template = _template(base, reference.card.name)
-        for prompt, played in pairs:
-            answer = [int(token) for token in played.signals["token_ids"]]
+        for prompt in prompts[: options.kl_prompts]:
+            signals = reference.played[prompt.id].signals
+            answer = [int(token) for token in signals["token_ids"]]
             asked = _asked(base, template, prompt)
             wanted, given = (_log_probs(backend, asked, answer) for backend in (base, other))
             divergences.append((np.exp(wanted) * (wanted - given)).sum(axis=1))

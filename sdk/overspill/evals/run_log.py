@@ -99,7 +99,7 @@ def _parse(path: Path, data: bytes) -> list[Line]:
         try:
             line = json.loads(text)
             key = str(line["id"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UsageError(
                 f"{path}: line {number} is none of an evaluation's.", mend="Name another file."
             ) from None
