@@ -211,7 +211,7 @@ def _call_head(call_id: str, name: str) -> dict[str, Any]:
 def _arguments(text: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise EngineError("The model's tool call has arguments that are no JSON object.")

@@ -208,7 +208,7 @@ def _answer(raw: bytes) -> dict[str, Any] | None:
     try:
         answer = json.loads(raw)
         return answer if isinstance(answer["response"]["status_code"], int) else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

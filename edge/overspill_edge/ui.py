@@ -180,7 +180,7 @@ async def _code(request: Request) -> str:
             return ""
     try:
         code = json.loads(body)["code"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return code if isinstance(code, str) and code.isascii() else ""
 

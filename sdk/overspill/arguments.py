@@ -5,29 +5,15 @@ Anything that has no meaning raises ``InvalidRequest`` and names the parameter.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, Unpack, cast, get_args
 
-from overspill.content import read_content
-from overspill.errors import InvalidRequest, UnsupportedOption
+from overspill.errors import InvalidRequest
+from overspill.turns import Messages, check_json, check_text, tool_of, turns_of
 from overspill.typed import is_type, schema_of
-from overspill.types.chat import (
-    Grammar,
-    Message,
-    Privacy,
-    Request,
-    Role,
-    Sampling,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
+from overspill.types.chat import Grammar, Privacy, Request, Sampling, Tool, ToolChoice
 from overspill.types.embedding import EmbedRequest, Pooling
-
-Messages = str | Sequence[Message | Mapping[str, Any]]
-"""A prompt, or turns as :class:`Message` or as OpenAI's dictionaries."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -74,10 +60,11 @@ class Options(CallOptions, total=False):
 _KNOWN = (*RunOptions.__annotations__, "tools", "output")
 _SAMPLING = frozenset(f.name for f in fields(Sampling))
 _INT32, _INT64 = 2**31 - 1, 2**63
+_MOST_BIAS = 1e6  # more than any logit, and a float32 on every engine
 _IN_WORDS = {str: "text", int: "a whole number", (int, float): "a number"}
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("model", "adapter", "draft"), str),
-    **dict.fromkeys(("max_tokens", "top_k", "seed", "top_logprobs"), int),
+    **dict.fromkeys(("max_tokens", "top_k", "seed", "top_logprobs", "dimensions"), int),
     **dict.fromkeys(
         (
             "temperature",
@@ -94,6 +81,7 @@ _TYPES: dict[str, Any] = {
 }
 _OPTIONAL = frozenset(
     {"model", "max_tokens", "seed", "top_logprobs", "deadline_s", "first_token_s", "adapter"}
+    | {"dimensions"}
 )
 _PASSED_ON = frozenset(
     {"model", "max_tokens", "top_logprobs", "deadline_s", "first_token_s", "adapter", "draft"}
@@ -110,9 +98,16 @@ def build_embedding(
     dimensions: int | None,
 ) -> EmbedRequest:
     """The request for embeddings; raises ``InvalidRequest`` for what is no text."""
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise InvalidRequest(
+            f"'texts' is of the type {type(texts).__name__}.",
+            param="texts",
+            mend="Give a text, or a list of texts.",
+        )
     found = (texts,) if isinstance(texts, str) else tuple(texts)
-    if not all(isinstance(text, str) for text in found):
-        raise InvalidRequest("'texts' holds what is no text.", param="texts")
+    for text in found:
+        check_text(text, "texts")
+    _check_types({"dimensions": dimensions, "normalize": normalize})
     return EmbedRequest(found, app=app, pooling=pooling, normalize=normalize, dimensions=dimensions)
 
 
@@ -121,24 +116,19 @@ def build_request(
 ) -> Request:
     """One request. ``floor`` is the session's; an option may only raise it."""
     given: dict[str, Any] = {k: v for k, v in options.items() if k in _PASSED_ON}
-    unknown = options.keys() - set(_KNOWN)
-    if unknown:
-        raise InvalidRequest(
-            f"Unknown option '{min(unknown)}'.",
-            param=min(unknown),
-            mend=f"Known: {', '.join(_KNOWN)}.",
-        )
+    check_names(options)
     _check_types(options)
+    _check_bias(options.get("logit_bias", {}))
     tool_choice, tool_name = _tool_choice(options.get("tool_choice", "auto"))
     json_schema, grammar = _output(options.get("output"), options.get("response_format"))
     stop = options.get("stop", ())
     request = Request(
-        messages=_messages(messages),
+        messages=turns_of(messages),
         app=app,
         cache_scope="app",
         sampling=Sampling(**{k: v for k, v in options.items() if k in _SAMPLING}),  # type: ignore[arg-type]  # narrowed by _SAMPLING
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        tools=tuple(tool_of(t) for t in options.get("tools", ())),
+        tools=tuple(map(tool_of, _listed(options.get("tools", ()), "tools"))),
         tool_choice=tool_choice,
         tool_name=tool_name,
         json_schema=json_schema,
@@ -149,6 +139,17 @@ def build_request(
     )
     check_ranges(request)
     return request
+
+
+def check_names(options: Iterable[str]) -> None:
+    """Raise ``InvalidRequest`` for an option that there is not."""
+    unknown = set(options) - set(_KNOWN)
+    if unknown:
+        raise InvalidRequest(
+            f"Unknown option '{min(unknown)}'.",
+            param=min(unknown),
+            mend=f"Known: {', '.join(_KNOWN)}.",
+        )
 
 
 def _check_types(options: Mapping[str, Any]) -> None:
@@ -162,13 +163,46 @@ def _check_types(options: Mapping[str, Any]) -> None:
             raise InvalidRequest(
                 f"'{name}' is {value!r:.80}.", param=name, mend=f"Give {_IN_WORDS[wanted]}."
             )
-    for name in ("parallel_tool_calls", "redact"):
+    for name in ("parallel_tool_calls", "redact", "normalize"):
         if not isinstance(options.get(name, True), bool):
             raise InvalidRequest(f"'{name}' is no truth value.", param=name)
     for name in ("model", "adapter", "draft"):
-        _check_text(str(options.get(name) or ""), name)
+        check_text(options.get(name) or "", name)
     for text in _texts(options.get("stop", ())):
-        _check_text(text, "stop")
+        check_text(text, "stop")
+
+
+def _check_bias(bias: object) -> None:
+    """Raise ``InvalidRequest`` for what does not map token ids to numbers; which tokens there are
+    is the model's to say."""
+    if not isinstance(bias, Mapping):
+        raise InvalidRequest(
+            f"'logit_bias' is {bias!r:.80}.",
+            param="logit_bias",
+            mend="Give a number for each token id.",
+        )
+    for token, value in bias.items():
+        right = all(not isinstance(one, bool) for one in (token, value))
+        if not (right and isinstance(token, int) and isinstance(value, int | float)):
+            raise InvalidRequest(
+                f"'logit_bias' gives {token!r:.40} the bias {value!r:.40}.",
+                param="logit_bias",
+                mend="Token ids are whole numbers, and a bias is a number.",
+            )
+        if abs(token) > _INT32 or not abs(value) <= _MOST_BIAS:
+            raise InvalidRequest(
+                f"'logit_bias' gives {token!r:.40} the bias {value!r:.40}.",
+                param="logit_bias",
+                mend=f"Tokens go up to 2^31 and a bias from -{_MOST_BIAS:g} to {_MOST_BIAS:g}.",
+            )
+
+
+def _listed(value: Any, param: str) -> Iterable[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise InvalidRequest(
+            f"'{param}' is of the type {type(value).__name__}.", param=param, mend="Give a list."
+        )
+    return value
 
 
 def _texts(stop: object) -> tuple[str, ...]:
@@ -178,17 +212,6 @@ def _texts(stop: object) -> tuple[str, ...]:
     if not all(isinstance(text, str) for text in texts):
         raise InvalidRequest("'stop' holds something that is no text.", param="stop")
     return texts
-
-
-def _check_text(text: str, param: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(
-            f"'{param}' holds what is no text: a lone surrogate.",
-            param=param,
-            mend="Decode the bytes that it came from as UTF-8.",
-        ) from None
 
 
 def check_ranges(request: Request) -> None:
@@ -218,83 +241,6 @@ def check_ranges(request: Request) -> None:
             raise InvalidRequest(f"'{name}' is out of range.", param=name, mend=f"Use {allowed}.")
 
 
-def _messages(messages: Messages) -> tuple[Message, ...]:
-    if isinstance(messages, str):
-        turns: tuple[Message, ...] = (Message("user", messages),)
-    elif isinstance(messages, bytes) or not isinstance(messages, Iterable):
-        raise InvalidRequest(
-            f"'messages' is of the type {type(messages).__name__}.",
-            param="messages",
-            mend="Give a prompt, or a list of turns.",
-        )
-    else:
-        turns = tuple(m if isinstance(m, Message) else message_from_dict(m) for m in messages)
-    for turn in turns:
-        _check_text(turn.content, "messages")
-    return turns
-
-
-def message_from_dict(raw: Mapping[str, Any]) -> Message:
-    """One turn from OpenAI's dictionary; text parts are joined, images are kept."""
-    if not isinstance(raw, Mapping):
-        raise InvalidRequest(
-            f"A message is of the type {type(raw).__name__}.",
-            param="messages",
-            mend="Give a Message, or a dictionary with role and content.",
-        )
-    role = raw.get("role")
-    if role == "developer":
-        role = "system"
-    if role not in get_args(Role):
-        raise InvalidRequest(
-            f"A message has the role {role!r}.",
-            param="messages",
-            mend=f"Use one of: {', '.join(get_args(Role))}.",
-        )
-    content, images = read_content(raw.get("content"))
-    return Message(
-        role=cast(Role, role),
-        content=content,
-        images=images,
-        tool_calls=tuple(_tool_call(c) for c in raw.get("tool_calls") or ()),
-        tool_call_id=raw.get("tool_call_id"),
-        name=raw.get("name"),
-    )
-
-
-def _tool_call(raw: Mapping[str, Any]) -> ToolCall:
-    try:
-        function = raw["function"]
-        return ToolCall(str(raw.get("id", "")), str(function["name"]), str(function["arguments"]))
-    except (KeyError, TypeError) as error:
-        raise InvalidRequest(
-            f"A tool call lacks {error}.", param="messages", mend="Give id, name and arguments."
-        ) from None
-
-
-def tool_of(raw: Tool | Mapping[str, Any]) -> Tool:
-    """A tool from OpenAI's dictionary, or the function part of one."""
-    if isinstance(raw, Tool):
-        return raw
-    if not isinstance(raw, Mapping):
-        raise InvalidRequest("A tool is neither a Tool nor a dictionary.", param="tools")
-    function = raw.get("function", raw)
-    if raw.get("type", "function") != "function" or not isinstance(function, Mapping):
-        raise UnsupportedOption("Only function tools are supported.", param="tools")
-    if not isinstance(function.get("name"), str) or not function["name"]:
-        raise InvalidRequest("A tool has no name.", param="tools", mend="Name it.")
-    parameters = function.get("parameters") or {}
-    try:
-        json.dumps(parameters)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(
-            f"The tool '{function['name']}' has parameters that are not JSON: {error}.",
-            param="tools",
-        ) from None
-    about, strict = str(function.get("description") or ""), function.get("strict")
-    return Tool(function["name"], about, parameters, strict is True)
-
-
 def _output(output: Any, response_format: Any) -> tuple[Mapping[str, Any] | None, Grammar | None]:
     """What the answer's text is held to: a schema or a grammar, or neither."""
     if output is not None and response_format is not None:
@@ -306,9 +252,11 @@ def _output(output: Any, response_format: Any) -> tuple[Mapping[str, Any] | None
     if response_format is not None:
         return _response_schema(response_format), None
     if isinstance(output, Grammar):
-        _check_text(output.text, "output")
-        return None, output
-    if output is None or isinstance(output, Mapping):
+        return None, _checked_grammar(output)
+    if output is None:
+        return None, None
+    if isinstance(output, Mapping):
+        check_json(output, "'output'", "output")
         return output, None
     if is_type(output):
         return schema_of(output), None
@@ -317,6 +265,17 @@ def _output(output: Any, response_format: Any) -> tuple[Mapping[str, Any] | None
         param="output",
         mend="Give a pydantic model, a dataclass, a TypedDict, a JSON schema or a Grammar.",
     )
+
+
+def _checked_grammar(grammar: Grammar) -> Grammar:
+    check_text(grammar.text, "output")
+    if grammar.syntax not in ("regex", "lark"):
+        raise InvalidRequest(
+            f"A grammar has the syntax {grammar.syntax!r}.",
+            param="output",
+            mend="Use regex or lark.",
+        )
+    return grammar
 
 
 def _response_schema(form: Any) -> Mapping[str, Any] | None:
@@ -335,12 +294,14 @@ def _response_schema(form: Any) -> Mapping[str, Any] | None:
             mend='Use {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}, '
             '{"type": "json_object"} or {"type": "text"}.',
         )
+    check_json(schema, "The schema of 'response_format'", "response_format")
     return schema
 
 
 def _tool_choice(choice: str | Mapping[str, Any]) -> tuple[ToolChoice, str | None]:
     if isinstance(choice, Mapping):
-        name = choice.get("function", choice).get("name")
+        function = choice.get("function", choice)
+        name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str):
             raise InvalidRequest("'tool_choice' names no function.", param="tool_choice")
         return "required", name

@@ -65,12 +65,17 @@ class Budget:
     ) -> None:
         given = {"seconds": seconds, "cost": cost, "tokens": tokens, "calls": calls}
         for name, value in given.items():
-            if value is not None and not 0 < value < math.inf:
-                raise InvalidRequest(f"'{name}' must be above 0.", param=name)
+            if value is None:
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:
+                raise InvalidRequest(
+                    f"'{name}' is {value!r:.40}.", param=name, mend="Give a number above 0."
+                )
         self._clock = clock
         self._ends = None if seconds is None else clock() + seconds
         self._purse, self._tokens = cost, tokens
-        self._expected_calls = calls or EXPECTED_CALLS
+        self._expected_calls = EXPECTED_CALLS if calls is None else calls
         self._around = around
         self._prices = {} if prices is None else prices
         self._holds: list[Hold] = []

@@ -16,6 +16,7 @@ from overspill.arguments import (
     RunOptions,
     build_embedding,
     build_request,
+    check_names,
 )
 from overspill.budget import Budget, ChainLengths, current_budget, use_budget
 from overspill.checkup import SelfTest, try_all
@@ -256,7 +257,7 @@ class AsyncOverspill:
         """
         described, functions = bound(tools)
         request = self.build(messages, tools=described, output=output, **options)
-        if max_steps < 1:
+        if not isinstance(max_steps, int) or max_steps < 1:
             raise InvalidRequest(
                 "'max_steps' is out of range.", param="max_steps", mend="Use 1 or more."
             )
@@ -311,6 +312,7 @@ class AsyncOverspill:
 
     def build(self, messages: Messages, **options: Unpack[Options]) -> Request:
         """The frozen request that the options mean; raises ``InvalidRequest`` by parameter."""
+        check_names(options)  # here too: what follows has names of its own beside them
         return build_request(messages, app=self.app, floor=self.settings.privacy, **options)
 
     async def models(self) -> tuple[ModelCard, ...]:
@@ -423,7 +425,7 @@ class AsyncOverspill:
             seconds=seconds,
             cost=cost,
             tokens=tokens,
-            calls=calls or self._chains.expected,
+            calls=self._chains.expected if calls is None else calls,
             around=current_budget(),
             prices=self._prices,
         )

@@ -9,7 +9,8 @@
     │   ├── ConfigurationError     a settings or policy file that cannot be used
     │   │   ├── VersionMismatch    SDK and daemon do not understand each other
     │   │   └── DaemonRefused      a daemon runs, and does not accept this app
-    │   └── MissingExtra           an optional dependency is not installed
+    │   ├── MissingExtra           an optional dependency is not installed
+    │   └── NotOpen                a client outside its block, its event loop or its process
     ├── ModelError                 a model cannot be used                                 exit 3
     │   ├── ModelNotFound          no such model or file
     │   ├── ModelInvalid           truncated, foreign or malformed model file
@@ -155,6 +156,13 @@ class MissingExtra(UsageError):
             mend=f'Run: pip install "overspill[{extra}]"',
         )
         self.extra = extra
+
+
+class NotOpen(UsageError):
+    """A client is used before or after its ``with`` block, or where it was not opened: from another
+    event loop, or in a process that was forked from its own."""
+
+    code = "not_open"
 
 
 class ModelError(OverspillError):

@@ -14,7 +14,7 @@ from overspill.config import Settings
 from overspill.conversations import Conversations
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
-from overspill.errors import ConfigurationError, ModelNotFound, OverspillError
+from overspill.errors import ConfigurationError, ModelNotFound, NotOpen, OverspillError
 from overspill.gathering import Routes
 from overspill.in_time import in_time
 from overspill.modelroom import is_pullable
@@ -227,7 +227,7 @@ class InProcess:
     @property
     def _open(self) -> Routes:
         if self._routes is None:
-            raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
+            raise NotOpen("AsyncOverspill is not open.", mend="Use it in an async with block.")
         return self._routes
 
     @property

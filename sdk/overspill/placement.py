@@ -7,6 +7,7 @@ would cost each time. One that fails in the middle of an answer is an error, nev
 from __future__ import annotations
 
 import asyncio
+import os
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from overspill.daemon import DaemonUse, ThroughDaemon, work_digest
 from overspill.errors import (
     ConnectFailed,
     DaemonRefused,
+    NotOpen,
     OverspillError,
     UsageError,
     VersionMismatch,
@@ -45,12 +47,16 @@ class Placement:
         self._for_work = for_work and use == "auto"
         self._answerer: Answerer | None = None
         self._moving = asyncio.Lock()
+        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
         self.daemon_problem: OverspillError | None = None
         """Why a daemon that was looked for is not used."""
 
     async def open(self) -> None:
         """Find the daemon, else open the app's own engines. Raises what keeps a required daemon
-        away, and what the engines raise."""
+        away, and what the engines raise; ``UsageError`` where it is open."""
+        if self._answerer is not None:
+            raise UsageError("AsyncOverspill is open already.", mend="Use one block for each.")
+        self._home = (asyncio.get_running_loop(), os.getpid())
         self._answerer = await self._find_daemon() if self._use != "never" else None
         if self._answerer is None:
             await self._own.open()
@@ -67,7 +73,7 @@ class Placement:
     def answerer(self) -> Answerer:
         """Whoever answers now."""
         if self._answerer is None:
-            raise RuntimeError("AsyncOverspill is not open. Use it in an async with block.")
+            raise NotOpen("AsyncOverspill is not open.", mend="Use it in an async with block.")
         return self._answerer
 
     @property
@@ -87,7 +93,7 @@ class Placement:
 
     async def run(self, request: Request) -> AsyncGenerator[ReplyChunk]:
         """By the daemon, or where it is gone before the first piece by the app's own engines."""
-        answerer, started = self.answerer, False
+        answerer, started = self._at_home, False
         try:
             async with aclosing(answerer.run(request)) as chunks:
                 async for chunk in chunks:
@@ -104,7 +110,7 @@ class Placement:
 
     async def ask(self, ask: Callable[[Answerer], Awaitable[_T]]) -> _T:
         """What whoever answers says, as :meth:`run` does."""
-        answerer = self.answerer
+        answerer = self._at_home
         try:
             return await ask(answerer)
         except ConnectFailed as error:
@@ -113,6 +119,18 @@ class Placement:
             return await ask(await self._move(answerer, error))
 
     # ----------------------------------------------------------------------------------------
+
+    @property
+    def _at_home(self) -> Answerer:
+        """Whoever answers, for who asks where the client was opened: sockets, locks and engines
+        are of one event loop, and elsewhere would be waited for without end."""
+        answerer = self.answerer
+        if self._home != (asyncio.get_running_loop(), os.getpid()):
+            raise NotOpen(
+                "This AsyncOverspill was opened in another event loop or process.",
+                mend="Open one here; threads and loops may share an Overspill, which has its own.",
+            )
+        return answerer
 
     async def _find_daemon(self) -> ThroughDaemon | None:
         """A daemon that was greeted; None where there is none to use, unless one is required."""

@@ -5,10 +5,11 @@ The async core runs on an event loop in a thread of its own; every method here o
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 from overspill.arguments import CallOptions, Messages, Options, RunOptions
 from overspill.budget import Budget
@@ -19,7 +20,7 @@ from overspill.config import Settings
 from overspill.daemon import DaemonUse
 from overspill.engines.base import Engine
 from overspill.engines.embedder import Embedder
-from overspill.errors import OverspillError
+from overspill.errors import NotOpen, OverspillError, UsageError
 from overspill.event_loop import new_event_loop
 from overspill.openai_access import OpenAIAccess
 from overspill.opening import open_device
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from overspill.models.store import StoredModel
 
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 
 class _Steps:
@@ -114,15 +116,20 @@ class Overspill:
         )
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
+        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         from anyio.from_thread import start_blocking_portal
 
+        if self._portal is not None:
+            raise UsageError("Overspill is open already.", mend="Use one block for each.")
+        self._pid = os.getpid()
         with ExitStack() as stack:
-            portal = start_blocking_portal("asyncio", {"loop_factory": new_event_loop})
-            self._portal = stack.enter_context(portal)
-            stack.enter_context(self._portal.wrap_async_context_manager(self._core))
+            options = {"loop_factory": new_event_loop}
+            portal = stack.enter_context(start_blocking_portal("asyncio", options))
+            stack.enter_context(portal.wrap_async_context_manager(self._core))
             self._stack = stack.pop_all()
+        self._portal = portal
         return self
 
     def __exit__(
@@ -131,14 +138,30 @@ class Overspill:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stack.__exit__(kind, error, traceback)
         self._portal = None
+        if self._pid == os.getpid():  # a fork has the block, and not the thread that would end it
+            self._stack.__exit__(kind, error, traceback)
 
     @property
     def _open(self) -> BlockingPortal:
         if self._portal is None:
-            raise RuntimeError("Overspill is not open. Use it in a with block.")
+            raise NotOpen("Overspill is not open.", mend="Use it in a with block.")
+        if self._pid != os.getpid():
+            raise NotOpen(
+                "This Overspill was opened in another process, of which this one is a fork.",
+                mend="Open one in the process that uses it.",
+            )
         return self._portal
+
+    def _ask(self, work: Callable[[*_Ts], Awaitable[_T] | _T], *arguments: *_Ts) -> _T:
+        """What ``work`` gives in the core's event loop; who is interrupted while it waits (Ctrl-C)
+        has it cancelled, for nobody would take it."""
+        asked = self._open.start_task_soon(work, *arguments)
+        try:
+            return asked.result()
+        except BaseException:
+            asked.cancel()  # one that is done stays done
+            raise
 
     @overload
     def chat(
@@ -160,16 +183,16 @@ class Overspill:
         self, messages: Messages, *, output: Any = None, **options: Unpack[CallOptions]
     ) -> Reply:
         """A whole answer; see :meth:`AsyncOverspill.chat`."""
-        reply: Reply = self._open.call(lambda: self._core.chat(messages, output=output, **options))
+        reply: Reply = self._ask(lambda: self._core.chat(messages, output=output, **options))
         return reply
 
     def collect(self, request: Request) -> Reply:
         """As :meth:`chat`, for a request that is already built."""
-        return self._open.call(self._core.collect, request)
+        return self._ask(self._core.collect, request)
 
     def cloud_state(self) -> CloudState:
         """The cloud's verified evidence and cards, or the problem that keeps it out."""
-        return self._open.call(self._core.cloud_state)
+        return self._ask(self._core.cloud_state)
 
     def stream(
         self, messages: Messages, **options: Unpack[Options]
@@ -208,7 +231,7 @@ class Overspill:
     ) -> RunReply[Any]:
         """Ask, make the calls that the model wants, until it answers; see
         :meth:`AsyncOverspill.run`. Plain functions are called in threads of their own."""
-        reply: RunReply[Any] = self._open.call(
+        reply: RunReply[Any] = self._ask(
             lambda: self._core.run(
                 messages, tools=tools, max_steps=max_steps, output=output, **options
             )
@@ -226,12 +249,15 @@ class Overspill:
         steps = _Steps(begin())
         try:
             while True:
+                if self._open is not portal:
+                    raise NotOpen("The client of this stream was closed.", mend="Ask again.")
                 try:
                     yield portal.start_task_soon(steps.next).result()
                 except StopAsyncIteration:
                     return
         finally:
-            portal.call(steps.aclose)
+            if self._portal is portal and self._pid == os.getpid():  # else it ended with them
+                portal.call(steps.aclose)
 
     def embed(
         self,
@@ -242,7 +268,7 @@ class Overspill:
         dimensions: int | None = None,
     ) -> EmbedReply:
         """A vector for each text; see :meth:`AsyncOverspill.embed`."""
-        return self._open.call(
+        return self._ask(
             lambda: self._core.embed(
                 texts, pooling=pooling, normalize=normalize, dimensions=dimensions
             )
@@ -250,15 +276,15 @@ class Overspill:
 
     def run_embedding(self, request: EmbedRequest) -> EmbedReply:
         """As :meth:`embed`, for a request that is already built."""
-        return self._open.call(self._core.run_embedding, request)
+        return self._ask(self._core.run_embedding, request)
 
     def plan(self, messages: Messages, **options: Unpack[Options]) -> Plan:
         """Where it would run, and why; see :meth:`AsyncOverspill.plan`."""
-        return self._open.call(lambda: self._core.plan(messages, **options))
+        return self._ask(lambda: self._core.plan(messages, **options))
 
     def plan_request(self, request: Request) -> Plan:
         """As :meth:`plan`, for a request that is already built."""
-        return self._open.call(self._core.plan_request, request)
+        return self._ask(self._core.plan_request, request)
 
     def build(self, messages: Messages, **options: Unpack[Options]) -> Request:
         """The frozen request that the options mean; see :meth:`AsyncOverspill.build`."""
@@ -266,11 +292,11 @@ class Overspill:
 
     def models(self) -> tuple[ModelCard, ...]:
         """The models that can answer now."""
-        return self._open.call(self._core.models)
+        return self._ask(self._core.models)
 
     def availability(self) -> Availability:
         """Whether device and cloud can answer, each with a reason."""
-        return self._open.call(self._core.availability)
+        return self._ask(self._core.availability)
 
     def pull(
         self, model: str | None = None, *, on_progress: OnProgress | None = None
@@ -279,23 +305,23 @@ class Overspill:
 
         ``on_progress`` is called in another thread.
         """
-        return self._open.call(lambda: self._core.pull(model, on_progress=on_progress))
+        return self._ask(lambda: self._core.pull(model, on_progress=on_progress))
 
     def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
         """The newest receipts; see :meth:`AsyncOverspill.receipts`."""
-        return self._open.call(self._core.receipts, limit)
+        return self._ask(self._core.receipts, limit)
 
     def selftest(self) -> SelfTest:
         """What works on this machine; see :meth:`AsyncOverspill.selftest`."""
-        return self._open.call(self._core.selftest)
+        return self._ask(self._core.selftest)
 
     def openai(self, *, tcp: bool = False) -> OpenAIAccess:
         """How other clients reach the same models; see :meth:`AsyncOverspill.openai`."""
-        return self._open.call(lambda: self._core.openai(tcp=tcp))
+        return self._ask(lambda: self._core.openai(tcp=tcp))
 
     def queue_position(self, request_id: str) -> int | None:
         """How many requests wait ahead; see :meth:`AsyncOverspill.queue_position`."""
-        return self._open.call(self._core.queue_position, request_id)
+        return self._ask(self._core.queue_position, request_id)
 
     @property
     def app(self) -> str:
@@ -323,7 +349,7 @@ class Overspill:
 
     def spending(self, since_unix_s: int = 0) -> list[Spending]:
         """Tokens, money and energy by route and model."""
-        return self._open.call(self._core.spending, since_unix_s)
+        return self._ask(self._core.spending, since_unix_s)
 
     @property
     def routing_policy(self) -> RoutingPolicy:
@@ -342,11 +368,11 @@ class Overspill:
 
     def prewarm(self, messages: Messages) -> None:
         """Let the device compute what later prompts begin with; nothing leaves it."""
-        self._open.call(self._core.prewarm, messages)
+        self._ask(self._core.prewarm, messages)
 
     def enroll(self, code: str) -> int:
         """Enrol this device with the node; see :meth:`AsyncOverspill.enroll`."""
-        return self._open.call(self._core.enroll, code)
+        return self._ask(self._core.enroll, code)
 
     def budget(
         self,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from overspill.arguments import tool_of
 from overspill.errors import InvalidRequest, MissingExtra
+from overspill.turns import tool_of
 from overspill.types.chat import Tool
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -83,6 +83,12 @@ def bound(given: Sequence[ToolArgument]) -> tuple[list[Tool], dict[str, BoundToo
     """
     tools: list[Tool] = []
     functions: dict[str, BoundTool] = {}
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise InvalidRequest(
+            f"'tools' is of the type {type(given).__name__}.",
+            param="tools",
+            mend="Give a list of functions.",
+        )
     for one in given:
         if isinstance(one, Tool | Mapping):
             tools.append(tool_of(one))

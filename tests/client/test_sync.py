@@ -1,14 +1,18 @@
 """The blocking client is the async one, and nothing but."""
 
+import asyncio
 import inspect
+import os
 import signal
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
 from overspill import AsyncOverspill, Overspill
 from overspill.config import load_settings
-from overspill.errors import InvalidRequest
+from overspill.errors import InvalidRequest, NotOpen, UsageError
 from overspill.testing import FakeEngine
 from overspill.types.route import Route
 
@@ -106,8 +110,90 @@ def test_errors_cross_over_as_they_are(settings):
 
 
 def test_outside_its_block_it_says_so(settings):
-    with pytest.raises(RuntimeError, match="with block"):
-        Overspill("t", settings=settings, device=FakeEngine()).chat("x")
+    ai = Overspill("t", settings=settings, device=FakeEngine("one two"))
+    for _ in range(2):
+        with pytest.raises(NotOpen, match="with block"):
+            ai.chat("x")
+        with pytest.raises(NotOpen, match="with block"):
+            next(ai.stream("x"))
+        with ai, pytest.raises(UsageError, match="open already"):
+            ai.__enter__()
+    with ai:
+        assert ai.chat("x").text == "one two"
+
+
+def test_ctrl_c_while_an_answer_is_awaited_frees_the_engine(settings):
+    device = FakeEngine("one two three", delay_s=30)
+    with Overspill("t", settings=settings, device=device) as ai:
+
+        def interrupt():
+            while not device.requests:
+                time.sleep(0.001)
+            signal.raise_signal(signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            ai.chat("x")
+        thread.join()
+        while not device.cancelled:  # it would go on for 90 seconds
+            time.sleep(0.001)
+        device._delay_s = 0.0
+        assert ai.chat("x").text == "one two three"
+
+
+def test_a_stream_ends_with_its_client(settings):
+    device = FakeEngine("one two three")
+    with Overspill("t", settings=settings, device=device) as ai:
+        stream, left = ai.stream("x"), ai.stream("x")
+        next(stream)
+        next(left)
+    left.close()
+    with pytest.raises(NotOpen, match="closed"):
+        next(stream)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_is_told_to_open_a_client_of_its_own(settings):
+    """Its thread is not there: a call would be waited for without end."""
+    with Overspill("t", settings=settings, device=FakeEngine("one two")) as ai:
+        stream = ai.stream("x")
+        next(stream)
+        child = os.fork()
+        if child == 0:
+            os._exit(told_in_a_fork(ai, stream))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert ai.chat("x").text == "one two"
+
+
+def told_in_a_fork(ai, stream) -> int:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(20)
+    with suppress(NotOpen):
+        ai.chat("x")
+        return 1
+    with suppress(NotOpen):
+        next(stream)
+        return 2
+    ai.close()
+    return 0
+
+
+@pytest.mark.anyio
+async def test_another_event_loop_is_told_to_open_a_client_of_its_own(settings):
+    async with AsyncOverspill("t", settings=settings, device=FakeEngine("one two")) as ai:
+
+        def elsewhere():
+            with pytest.raises(NotOpen, match="another event loop"):
+                asyncio.run(ai.chat("x"))
+            with pytest.raises(NotOpen, match="another event loop"):
+                asyncio.run(ai.plan("x"))
+
+        await asyncio.to_thread(elsewhere)
+        with pytest.raises(UsageError, match="open already"):
+            await ai.__aenter__()
+        assert (await ai.chat("x")).text == "one two"
 
 
 @pytest.mark.anyio

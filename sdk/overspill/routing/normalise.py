@@ -101,6 +101,10 @@ def _decoded(arguments: str) -> Iterator[str]:
         yield from _strings(json.loads(arguments))
     except ValueError:  # malformed, as models write it: it was yielded as it stands
         return
+    except RecursionError:  # what cannot be read cannot be looked through for personal data
+        raise InvalidRequest(
+            "A tool call's arguments are nested too deeply.", param="messages"
+        ) from None
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -129,7 +133,7 @@ def _check_messages(messages: tuple[Message, ...]) -> None:
         raise InvalidRequest(
             "The last message is the assistant's own: there is nothing to answer.",
             param=f"messages[{len(messages) - 1}]",
-            mend="To have an answer continued, pass its beginning as `prefix`.",
+            mend="End with a turn of the user, or with a tool's result.",
         )
 
 
