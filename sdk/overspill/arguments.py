@@ -141,6 +141,16 @@ def build_request(
     return request
 
 
+def check_count(value: object, param: str, *, least: int = 1) -> None:
+    """Raise ``InvalidRequest`` for what is no whole number from ``least`` on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidRequest(
+            f"'{param}' is {value!r:.40}.",
+            param=param,
+            mend=f"Give a whole number, {least} or more.",
+        )
+
+
 def check_names(options: Iterable[str]) -> None:
     """Raise ``InvalidRequest`` for an option that there is not."""
     unknown = set(options) - set(_KNOWN)

@@ -16,6 +16,7 @@ from overspill.arguments import (
     RunOptions,
     build_embedding,
     build_request,
+    check_count,
     check_names,
 )
 from overspill.budget import Budget, ChainLengths, current_budget, use_budget
@@ -28,7 +29,6 @@ from overspill.engines.embedder import Embedder
 from overspill.errors import (
     ConsentRequired,
     EngineError,
-    InvalidRequest,
     OverspillError,
     UsageError,
 )
@@ -44,6 +44,7 @@ from overspill.state.spending import Spending
 from overspill.toolrun import called, run_tools
 from overspill.tools import ToolArgument, bound
 from overspill.transport.loopback import HAS_UNIX_SOCKETS
+from overspill.turns import check_text
 from overspill.typed import fields_of, read_chunk, read_reply, reader_of
 from overspill.types.card import ModelCard
 from overspill.types.chat import Grammar, Privacy, Request
@@ -257,10 +258,7 @@ class AsyncOverspill:
         """
         described, functions = bound(tools)
         request = self.build(messages, tools=described, output=output, **options)
-        if not isinstance(max_steps, int) or max_steps < 1:
-            raise InvalidRequest(
-                "'max_steps' is out of range.", param="max_steps", mend="Use 1 or more."
-            )
+        check_count(max_steps, "max_steps")
         steps, said = await run_tools(self.collect, request, functions, max_steps=max_steps)
         last = read_reply(steps[-1].reply, reader_of(output))
         return RunReply(**fields_of(last), steps=tuple(steps), messages=said)
@@ -325,6 +323,7 @@ class AsyncOverspill:
 
     async def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
         """The newest receipts of this user's requests to a cloud; see :func:`verify_receipt`."""
+        check_count(limit, "limit", least=0)
         return await self._place.ask(lambda answerer: answerer.receipts(limit))
 
     async def pull(
@@ -337,6 +336,8 @@ class AsyncOverspill:
         missing is loaded then. ``on_progress`` is called in the event loop. Raises
         ``ModelNotFound``, ``ModelInvalid``, ``PullFailed``, ``DoesNotFit``, ``MissingExtra``.
         """
+        if model is not None:
+            check_text(model, "model")
         return await self._place.ask(lambda answerer: answerer.pull(model, on_progress))
 
     async def prewarm(self, messages: Messages) -> None:

@@ -147,6 +147,18 @@ def test_a_run_of_no_number_of_steps(ai, steps):
         ai.run("x", tools=[], max_steps=steps)
 
 
+@pytest.mark.parametrize("limit", ["x", None, -1, 1.5, True])
+def test_receipts_of_no_number(ai, limit):
+    with pytest.raises(InvalidRequest, match="limit"):
+        ai.receipts(limit)
+
+
+@pytest.mark.parametrize("model", [5, b"brook", SURROGATE])
+def test_a_pull_of_no_name(ai, model):
+    with pytest.raises(InvalidRequest, match="model"):
+        ai.pull(model)
+
+
 @pytest.mark.parametrize("name", ["seconds", "cost", "tokens", "calls"])
 @pytest.mark.parametrize("value", ["x", True, 0, -1, float("nan"), float("inf")])
 def test_a_budget_of_no_number(ai, name, value):
