@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from overspill.arguments import (
     CallOptions,
-    Messages,
     Options,
     RunOptions,
     build_embedding,
@@ -44,7 +43,7 @@ from overspill.state.spending import Spending
 from overspill.toolrun import called, run_tools
 from overspill.tools import ToolArgument, bound
 from overspill.transport.loopback import HAS_UNIX_SOCKETS
-from overspill.turns import check_text
+from overspill.turns import Messages, check_text
 from overspill.typed import fields_of, read_chunk, read_reply, reader_of
 from overspill.types.card import ModelCard
 from overspill.types.chat import Grammar, Privacy, Request

@@ -13,6 +13,7 @@ from overspill.engines.embedder import Embedder
 from overspill.errors import ConfigurationError
 from overspill.identity.base import DeviceKey
 from overspill.modelroom import resolve
+from overspill.policy_certificate import scorer_path, verify
 from overspill.remote import RemoteEngine
 from overspill.routing.complexity import Scorer
 from overspill.routing.policy import RoutingPolicy, parse_policy
@@ -175,14 +176,25 @@ def open_transport(settings: Settings) -> Transport:
 def open_transports(settings: Settings) -> list[Transport]:
     """The roads to the cloud's replicas: the address may name several, with commas between them.
 
-    Raises ``ConfigurationError`` when none is set.
+    Raises ``ConfigurationError`` when none is set, and for what is no address.
     """
     cloud = settings.cloud
     addresses = [] if cloud is None else [one.strip() for one in cloud.address.split(",")]
     if cloud is None or not all(addresses):
         raise ConfigurationError("No cloud is set.", mend="Set [cloud] address, or --cloud.")
     opened = _road_opener(settings)
-    return [opened(address) for address in addresses]
+    return [opened(_checked_address(address)) for address in addresses]
+
+
+def _checked_address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if address.startswith("unix:"):
+        return address
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigurationError(
+            f"'{address:.80}' is no address of a cloud.", mend="Give HOST:PORT or unix:/path."
+        )
+    return address
 
 
 def _road_opener(settings: Settings) -> Callable[[str], Transport]:
@@ -204,11 +216,17 @@ def open_trust_policy(settings: Settings) -> TrustPolicy:
 
 
 def open_routing_policy(settings: Settings) -> RoutingPolicy:
-    """The user's routing policy, or the built-in one, with the user's private terms."""
-    policy = RoutingPolicy()
-    if settings.routing_policy is not None:
-        policy = parse_policy(_text(settings.routing_policy), str(settings.routing_policy))
-        policy = with_scorer(policy, settings.routing_policy)
+    """The user's routing policy, or the built-in one, with the user's private terms.
+
+    Raises ``ConfigurationError`` for a file that is none, and for one that says that it is
+    certified and was changed since.
+    """
+    policy, file = RoutingPolicy(), settings.routing_policy
+    if file is not None:
+        policy = parse_policy(_text(file), str(file))
+        if policy.certificate:
+            verify(file)
+        policy = with_scorer(policy, file)
     if settings.private_terms:
         policy = replace(policy, listed_terms=(*policy.listed_terms, *settings.private_terms))
     return policy
@@ -221,7 +239,7 @@ def with_scorer(policy: RoutingPolicy, path: Path) -> RoutingPolicy:
     """
     if not policy.scorer_sha256:
         return policy
-    beside = path.with_suffix(".scorer.json")
+    beside = scorer_path(path)
     try:
         scorer = Scorer.from_json(_text(beside))
     except (KeyError, ValueError) as error:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
-from overspill.arguments import CallOptions, Messages, Options, RunOptions
+from overspill.arguments import CallOptions, Options, RunOptions
 from overspill.budget import Budget
 from overspill.checkup import SelfTest, not_opened
 from overspill.client import MAX_STEPS, AsyncOverspill, OnConsent
@@ -30,6 +30,7 @@ from overspill.remote import RemoteEngine
 from overspill.routing.policy import RoutingPolicy
 from overspill.state.spending import Spending
 from overspill.tools import ToolArgument
+from overspill.turns import Messages
 from overspill.types.card import ModelCard
 from overspill.types.chat import Grammar, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest, Pooling
@@ -44,6 +45,8 @@ from overspill.types.reply import (
 from overspill.types.route import Plan
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from anyio import CancelScope, Event
     from anyio.from_thread import BlockingPortal
 
@@ -153,10 +156,14 @@ class Overspill:
             )
         return self._portal
 
+    @overload
+    def _ask(self, work: Callable[[*_Ts], Awaitable[_T]], *arguments: *_Ts) -> _T: ...
+    @overload
+    def _ask(self, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T: ...
     def _ask(self, work: Callable[[*_Ts], Awaitable[_T] | _T], *arguments: *_Ts) -> _T:
         """What ``work`` gives in the core's event loop; who is interrupted while it waits (Ctrl-C)
         has it cancelled, for nobody would take it."""
-        asked = self._open.start_task_soon(work, *arguments)
+        asked: Future[_T] = self._open.start_task_soon(work, *arguments)  # type: ignore[arg-type]  # anyio's two overloads, in one
         try:
             return asked.result()
         except BaseException:

@@ -9,7 +9,7 @@ import pytest
 from overspill import Overspill
 from overspill.arguments import build_embedding
 from overspill.config import load_settings
-from overspill.errors import InvalidRequest
+from overspill.errors import ConfigurationError, InvalidRequest
 from overspill.testing import FakeEngine
 from overspill.types.chat import Grammar, Message, Tool, ToolCall
 
@@ -180,3 +180,12 @@ def test_arguments_nested_beyond_reading_are_refused_where_they_are_looked_throu
 def test_a_schema_that_json_can_say_goes_through_whole(ai):
     schema = {"type": "object", "properties": {"größe": {"type": "integer"}}}
     assert json.loads(json.dumps(ai.build("x", output=schema).json_schema)) == schema
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://x", "host:", "host:0", "a:1, b", ":1"])
+def test_what_is_no_address_of_a_cloud(ai, address):
+    with (
+        pytest.raises(ConfigurationError, match="address"),
+        Overspill("t", settings=ai.settings.with_cloud(address), device=FakeEngine("one")),
+    ):
+        pytest.fail("There is no such cloud.")

@@ -201,3 +201,10 @@ def test_the_command_shows_what_is_in_force(monkeypatch, capsys, tmp_path, file)
     assert shown["floor"] == "attested"
     assert main(["policy"]) == 0
     assert "floor in force: attested" in capsys.readouterr().out
+    routing = tmp_path / "routing.toml"
+    routing.write_text('version = "mine"\n')
+    (tmp_path / "config").mkdir(exist_ok=True)
+    (tmp_path / "config" / "config.toml").write_text(f'routing_policy = "{routing}"\n')
+    assert main(["policy", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["routing_policy"], shown["version"]) == (str(routing), "mine")

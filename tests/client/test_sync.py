@@ -129,7 +129,8 @@ def test_ctrl_c_while_an_answer_is_awaited_frees_the_engine(settings):
         def interrupt():
             while not device.requests:
                 time.sleep(0.001)
-            signal.raise_signal(signal.SIGINT)
+            # To the thread that waits, as the terminal does: else it would wait on.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
         thread.start()
@@ -143,14 +144,15 @@ def test_ctrl_c_while_an_answer_is_awaited_frees_the_engine(settings):
 
 
 def test_a_stream_ends_with_its_client(settings):
-    device = FakeEngine("one two three")
-    with Overspill("t", settings=settings, device=device) as ai:
-        stream, left = ai.stream("x"), ai.stream("x")
-        next(stream)
-        next(left)
-    left.close()
-    with pytest.raises(NotOpen, match="closed"):
-        next(stream)
+    with Overspill("t", settings=settings, device=FakeEngine("one two three")) as ai:
+        streams = [ai.stream("x") for _ in range(3)]
+        for stream in streams:
+            next(stream)
+    streams[0].close()
+    with pytest.raises(NotOpen, match="with block"):
+        next(streams[1])
+    with ai, pytest.raises(NotOpen, match="closed"):
+        next(streams[2])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")

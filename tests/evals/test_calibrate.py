@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -14,8 +15,8 @@ import pytest
 from overspill.cli.main import main
 from overspill.config import load_settings
 from overspill.errors import ConfigurationError
-from overspill.evals.policy_file import verify
 from overspill.opening import open_routing_policy
+from overspill.policy_certificate import certificate_path, verify
 from overspill.routing.complexity import Scorer
 from overspill.routing.policy import RoutingPolicy, parse_policy
 
@@ -135,6 +136,31 @@ def test_a_policy_expires() -> None:
     assert not policy.is_expired(99)
     assert policy.is_expired(100)
     assert not RoutingPolicy().is_expired(1 << 40)
+
+
+def test_an_app_does_not_open_what_was_changed_since(policy_file: Path) -> None:
+    settings = replace(load_settings(), routing_policy=policy_file)
+    assert open_routing_policy(settings).certificate
+    beside = certificate_path(policy_file)
+    text, facts = policy_file.read_text(encoding="utf-8"), beside.read_text(encoding="utf-8")
+    another = re.sub(r"(?m)^threshold = .*", "threshold = 1.0", text)
+    digests = [sha256(one.encode()).hexdigest() for one in (text, another)]
+    assert another != text
+    for changed, told in (
+        (another, facts),
+        (text + "# mine\n", facts),
+        (text, facts.replace('"n": ', '"n": 1')),
+        (another, facts.replace(*digests)),
+        (text, None),
+    ):
+        policy_file.write_text(changed, encoding="utf-8")
+        if told is None:
+            beside.unlink()
+        else:
+            beside.write_text(told, encoding="utf-8")
+        with pytest.raises(ConfigurationError, match=r"certificate|signed") as error:
+            open_routing_policy(settings)
+        assert "calibrate" in error.value.mend
 
 
 def test_the_app_opens_the_policy_with_its_scorer(policy_file: Path) -> None:

@@ -22,6 +22,7 @@ from overspill.cli.eval_options import (
     write_bytes,
 )
 from overspill.errors import ConfigurationError, UsageError
+from overspill.policy_certificate import scorer_path, verify
 from overspill.terminal import Verbs
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _write_policy(
 ) -> tuple[dict[str, Any], list[Path]]:
     """The certificate's facts, and the files, which lie beside each other."""
     from overspill.config import default_places
-    from overspill.evals.policy_file import certificate, policy_toml, scorer_path
+    from overspill.evals.policy_file import certificate, policy_toml
     from overspill.evals.report import page, plot_png
     from overspill.identity.file import load_or_create
 
@@ -156,7 +157,6 @@ def verify_policy(
     as_json: Json = False,
 ) -> int:
     """Check that policy, scorer and certificate belong together and are signed."""
-    from overspill.evals.policy_file import verify
     from overspill.routing.policy import parse_policy
 
     facts = verify(policy, _read(key_file) if key_file else None)
@@ -188,7 +188,6 @@ def drift_policy(
     require_eval()
     from overspill.evals.calibrate import drifted
     from overspill.evals.data import load_asked
-    from overspill.evals.policy_file import scorer_path, verify
     from overspill.routing.complexity import Scorer
 
     facts = verify(policy)

@@ -93,7 +93,7 @@ def _adapter(text: str) -> tuple[str, Path]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output; bytes in hex, enums by value."""
+    """One JSON document on standard output; bytes in hex, enums by value, paths as text."""
     print(json.dumps(_plain(value), ensure_ascii=False, indent=2))
 
 
@@ -104,6 +104,8 @@ def _plain(value: Any) -> Any:
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, dict) or hasattr(value, "items"):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
