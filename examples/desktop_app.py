@@ -103,4 +103,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except tk.TclError as error:
+        raise SystemExit(f"No window can be opened: {error}.") from None

@@ -121,6 +121,8 @@ def check_origin(headers: Headers, policy: AccessPolicy) -> str | None:
 
 def check_query(query: bytes) -> None:
     """(3) No credential in the URL, under any usual name or by its own prefix."""
+    if not query:
+        return
     text = query.decode("latin-1")
     names = {name.lower() for name, _ in parse_qsl(text, keep_blank_values=True)}
     if TOKEN_PREFIX in text or names & _SECRET_PARAMETERS:

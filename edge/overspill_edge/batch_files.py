@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -159,7 +159,8 @@ def _only_writer(path: Path) -> Iterator[None]:
     """Two runs never write into one file of answers; the lock ends with the process."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(f"{path}.lock", timeout=0)
+    beside = path.with_name(f"{path.name}.lock")
+    lock = FileLock(beside, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -171,6 +172,10 @@ def _only_writer(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is held: whoever opened it meanwhile sees that it has no name any more, and makes
+        # another one. Windows takes no open file away; there it stays.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         lock.release()
 
 

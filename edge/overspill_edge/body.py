@@ -29,6 +29,9 @@ UNREADABLE = "unsupported_part"
 """The type of a validator's error about a part of a message that cannot be read."""
 
 
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
 class Strict(BaseModel):
     """A part of a body: no other field, no coercion."""
 
@@ -69,7 +72,7 @@ def read_document(body: bytes) -> dict[str, Any]:
     """
     try:
         document = pydantic_core.from_json(body, allow_inf_nan=False)
-        json.dumps(document, allow_nan=False)  # 1e999 is JSON, but infinite when read
+        _encode(document)  # 1e999 is JSON, but infinite when read
     except ValueError as error:
         raise InvalidRequest(
             f"The body is not JSON that can be read: {error}.", mend="Send one JSON object."

@@ -152,6 +152,10 @@ def named_event(document: Mapping[str, Any]) -> bytes:
     return b"event: " + str(document["type"]).encode() + b"\n" + data_event(document)
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Made once: ``json.dumps`` would make one for each event."""
+
+
 def json_bytes(document: Mapping[str, Any]) -> bytes:
     """Compact JSON in UTF-8."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode(document).encode()

@@ -55,6 +55,9 @@ class Answerer(Protocol):
     async def receipts(self, limit: int = 100) -> tuple[ReceiptRecord, ...]:
         """The newest receipts first."""
 
+    def known_models(self) -> tuple[ModelCard, ...]:
+        """The models as far as they are known without asking the cloud."""
+
     def known_cloud(self) -> KnownCloud | None:
         """What is known of the cloud without asking it."""
 

@@ -20,8 +20,8 @@ from overspill_edge.dialect import Asked, Dialect, Shape, json_bytes
 from overspill_edge.endpoint import Answerer, Endpoint
 from overspill_edge.openai_answers import route_headers
 from overspill_edge.problems import HttpProblem
-from overspill_edge.sse import EventStream
-from overspill_edge.work import Pieces, answering
+from overspill_edge.sse import Answering, EventStream
+from overspill_edge.work import answering
 
 LOADING_RETRY_AFTER_S = 2
 
@@ -41,11 +41,11 @@ class Generation(Endpoint):
         keep_alive = asked.overspill and asked.overspill.keep_alive
         try:
             with self._service.device.keeping(request.id, keep_alive):
-                async with answering(work, receive, self._service.registry) as pieces:
-                    if asked.stream:
-                        await self._stream(shape, request, send).run(pieces)
-                    else:
-                        await _answer_whole(pieces, shape, request, scope, receive, send)
+                answer = answering(work, receive, self._service.registry)
+                if asked.stream:
+                    await self._stream(shape, request, send).run(answer)
+                else:
+                    await _answer_whole(answer, shape, request, scope, receive, send)
         except ConsentRequired:
             with suppress(OverspillError):  # the refusal stands without it
                 plan = await self._service.answerer.plan_request(request)
@@ -112,14 +112,18 @@ async def _in_window(answerer: Answerer, request: Request) -> AsyncGenerator[Rep
 
 
 async def _answer_whole(
-    pieces: Pieces,
+    work: Answering,
     shape: Shape,
     request: Request,
     scope: AsgiScope,
     receive: Receive,
     send: Send,
 ) -> None:
-    answer = await pieces.rest()
+    answer: list[ReplyChunk] = []
+    async with work as pieces:
+        answer.extend([piece async for piece in pieces])
+    if not answer:  # the client left
+        return
     headers = {**request_headers(request), **route_headers(answer[-1])}
     body = json_bytes(shape.whole(answer))
     response = Response(body, headers=headers, media_type="application/json")

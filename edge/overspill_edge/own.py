@@ -116,12 +116,12 @@ def plan_object(plan: Plan) -> dict[str, Any]:
 
 
 class Status(Endpoint):
-    """``GET /overspill/v1/status``: what runs now, in numbers."""
+    """``GET /overspill/v1/status``: what runs now, in numbers. Nobody is contacted for it."""
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Version, models, answers in the making, those that wait, and totals."""
         caller = require_any(scope, *Scope)
-        cards = await self._service.answerer.models()
+        cards = self._service.answerer.known_models()
         registry, residence = self._service.registry, self._service.device.residence
         body = {
             "version": __version__,

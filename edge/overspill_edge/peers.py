@@ -14,11 +14,13 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import psutil
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,10 @@ _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 0x001, 0x002
 _XUCRED = struct.Struct("=II")  # struct xucred begins: cr_version, cr_uid
 _XUCRED_BYTES = 76
 _COMM_CHARACTERS = 15
+MAX_HEAD_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Peer:
     """One connection's other end. ``uid`` and ``pid`` are None where the kernel does not say."""
 
@@ -39,9 +42,10 @@ class Peer:
     uid: int | None = None
     pid: int | None = None
 
-    @property
+    @cached_property
     def program(self) -> str:
-        """The peer's program name for the log and for ``app``; ``unknown`` once it has gone."""
+        """The peer's program name for the log and for ``app``; ``unknown`` once it has gone. Looked
+        at once for each connection: later the id may be another program's."""
         if self.pid is None:
             return "unknown"
         if sys.platform == "linux":
@@ -53,8 +57,8 @@ class Peer:
 
 
 def _linux_program(pid: int) -> str:
-    """Its name as proc_pid_comm(5) has it, by one read: psutil reads and parses more, and this
-    is on the way of every request. A name that fills the field may be a longer one's beginning."""
+    """Its name as proc_pid_comm(5) has it, by one read: psutil reads and parses more. A name that
+    fills the field may be a longer one's beginning."""
     try:
         with open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
             name = file.read(64).decode("utf-8", "replace").rstrip("\n")
@@ -115,11 +119,15 @@ class _Gathering:
             self._transport.write(b"".join(held))
 
 
-class PeerProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol that asks for the peer first and hands it to the app.
+class PeerProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol over Node.js's parser that asks for the peer first and hands it
+    to the app.
 
     uvicorn keeps the socket out of the ASGI scope, so the app of each connection is wrapped.
     """
+
+    _untold_bytes = 0
+    _told = _in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
         """Drop another user's connection unread; otherwise put the peer into every scope."""
@@ -134,6 +142,67 @@ class PeerProtocol(H11Protocol):
             return
         super().connection_made(cast(asyncio.Transport, _Gathering(transport)))
         self.app = _with_peer(self.app, peer)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; a head or a trailer without an end is refused, for the parser keeps all of it."""
+        if self.parser is None or self.transport.is_closing():  # refused already
+            return
+        self._unset_keepalive_if_required()
+        self._told = False
+        try:
+            self._feed(data)
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        self._untold_bytes = 0 if self._told else self._untold_bytes + len(data)
+        if self._untold_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("The head of this request is too large.")
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as wish:
+            rest = data[wish.args[0] :]
+            self._feed(self._head_without_wish() + rest)
+
+    def _head_without_wish(self) -> bytes:
+        """A client may wish for HTTP/2 (Java's do, with each first request), and a server may pass
+        over that (RFC 9110, 7.8). This parser would pass over the body too: another begins anew."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise HttpParserError("no proxy")
+        lines = [method + b" " + self.url + b" HTTP/1.1"]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        return b"\r\n".join((*lines, b"", b""))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A trailer is not a header (RFC 9110, 6.5.1), and nobody here wants one."""
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_message_begin(self) -> None:
+        """The next request."""
+        self._in_body = False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        if not self.parser.should_upgrade():
+            self._told = self._in_body = True
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._told = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        if not self.parser.should_upgrade():
+            self._told = True
+            super().on_message_complete()
 
 
 def _with_peer(app: Any, peer: Peer) -> ASGIApp:

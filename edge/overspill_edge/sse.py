@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 
 from starlette.types import Send
 
+from overspill.errors import EngineError
 from overspill.types.reply import ReplyChunk
 from overspill_edge.dialect import Shape
 from overspill_edge.openai_answers import route_headers
 from overspill_edge.problems import log_failure, problem_of
-from overspill_edge.work import Pieces
+
+Answering = AbstractAsyncContextManager[AsyncIterator[ReplyChunk]]
+"""See :func:`overspill_edge.work.answering`."""
 
 
 class EventStream:
@@ -33,55 +38,100 @@ class EventStream:
         self._send = send
         self._shape = shape
         self._headers = headers
-        self._heartbeat_s = heartbeat_s
         self._waiting = waiting
         self._started = False
+        self._sending = asyncio.Lock()
+        self._beat = _Heartbeat(heartbeat_s, self._comment)
 
-    async def run(self, pieces: Pieces) -> None:
+    async def run(self, work: Answering) -> None:
         """Send the whole stream. Raises only before the first byte."""
         try:
-            await self._answer(pieces)
+            with self._beat:
+                async with work as pieces:
+                    await self._answer(pieces)
         except Exception as error:
             if not self._started:
                 raise
             problem = problem_of(error)
             if problem.status == 500:
                 log_failure(error, "a stream")
-            await self._write(self._shape.failing(problem))
-        await self._body(b"", more=False)
+            await self._write(b"".join(self._shape.failing(problem)))
+        if self._started:  # else the client left before there was anything to tell
+            await self._write(b"", more=False)
 
-    async def _answer(self, pieces: Pieces) -> None:
-        piece = await self._next(pieces)
-        await self._start(route_headers(piece))
-        await self._write((*self._shape.opening(piece), *self._shape.piece(piece)))
-        while piece.finish is None:
-            piece = await self._next(pieces)
-            await self._write(self._shape.piece(piece))
-        await self._write(self._shape.closing(piece))
+    async def _answer(self, pieces: AsyncIterator[ReplyChunk]) -> None:
+        """The good end waits for the answer's own: then it is written down, and its slot free."""
+        last: ReplyChunk | None = None
+        async for piece in pieces:
+            opening = self._shape.opening(piece) if last is None else ()
+            body = b"".join((*opening, *self._shape.piece(piece)))
+            if last is None:
+                await self._write(body, route_headers(piece))
+            elif body:
+                await self._write(body)
+            last = piece
+        if last is None or last.finish is None:
+            raise EngineError("The answer has no end.")
+        await self._write(b"".join(self._shape.closing(last)))
 
-    async def _next(self, pieces: Pieces) -> ReplyChunk:
-        while (piece := await pieces.next(self._heartbeat_s)) is None:
-            await self._start({})
-            await self._body(f": {self._waiting()}\n\n".encode())
-        return piece
+    async def _comment(self) -> None:
+        await self._write(f": {self._waiting()}\n\n".encode())
 
-    async def _start(self, headers: Mapping[str, str]) -> None:
-        if self._started:
-            return
-        self._started = True
-        all_headers = {
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-store",
-            **self._headers,
-            **headers,
-        }
-        raw = [(k.lower().encode(), v.encode("latin-1")) for k, v in all_headers.items()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+    async def _write(
+        self, body: bytes, headers: Mapping[str, str] | None = None, *, more: bool = True
+    ) -> None:
+        """A part of the body, after the head where it is the first. One at a time: a comment may
+        come while a slow reader keeps a piece waiting."""
+        self._beat.reset()
+        async with self._sending:
+            if not self._started:
+                await self._send(_head({**self._headers, **(headers or {})}))
+                self._started = True
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def _write(self, events: Iterable[bytes]) -> None:
-        body = b"".join(events)
-        if body:
-            await self._body(body)
 
-    async def _body(self, body: bytes, *, more: bool = True) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+def _head(headers: Mapping[str, str]) -> dict[str, object]:
+    all_headers = {
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "Cache-Control": "no-store",
+        **headers,
+    }
+    raw = [(k.lower().encode(), v.encode("latin-1")) for k, v in all_headers.items()]
+    return {"type": "http.response.start", "status": 200, "headers": raw}
+
+
+class _Heartbeat:
+    """Calls ``beat`` after each ``every_s`` of silence, in a task of its own, while the block runs.
+
+    A timer that looks at the clock, rather than a limit around each piece: most answers never
+    need it, and pieces come quickly.
+    """
+
+    def __init__(self, every_s: float, beat: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._every_s = every_s
+        self._beat = beat
+        self._loop = asyncio.get_running_loop()
+        self._due_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._beating: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self.reset()
+        self._timer = self._loop.call_at(self._due_s, self._on_time)
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def reset(self) -> None:
+        """Something was said."""
+        self._due_s = self._loop.time() + self._every_s
+
+    def _on_time(self) -> None:
+        if self._loop.time() >= self._due_s:
+            if self._beating is None or self._beating.done():
+                self._beating = self._loop.create_task(self._beat())
+            self.reset()
+        self._timer = self._loop.call_at(self._due_s, self._on_time)

@@ -1,7 +1,7 @@
 """The work behind one HTTP request: bounded reading, and an end the moment its client leaves.
 
-An answer is produced in a task of its own. Beside it runs ``await receive()``, the only way in
-which ASGI says that a client has gone; then the producer is cancelled and with it the
+The work is done in the request's own task. Beside it one more waits for ``await receive()``, the
+only way in which ASGI says that a client has gone; then the work is cancelled and with it the
 generation, whether the answer was to be streamed or whole.
 """
 
@@ -11,18 +11,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from overspill.errors import BusyError, Cancelled, EngineError
+from overspill.errors import BusyError, Cancelled
 from overspill.types.reply import ReplyChunk
 from overspill_edge.problems import HttpProblem
 
-_Item = ReplyChunk | Exception
 _T = TypeVar("_T")
 
 
@@ -73,18 +71,25 @@ def _too_large(limits: HttpLimits) -> HttpProblem:
     )
 
 
+class _Cancellable(Protocol):
+    """What a registry can end."""
+
+    def cancel(self) -> None:
+        """Cancel the block that this stands for."""
+
+
 class WorkRegistry:
     """All answers that are being made: counted for the status, stopped when a drain is over."""
 
     def __init__(self) -> None:
-        self._scopes: set[anyio.CancelScope] = set()
-        self._waiting: set[anyio.CancelScope] = set()
+        self._works: set[_Cancellable] = set()
+        self._waiting: set[_Cancellable] = set()
         self._listeners: set[anyio.CancelScope] = set()
 
     @property
     def active(self) -> int:
         """Answers in the making, the waiting ones among them."""
-        return len(self._scopes)
+        return len(self._works)
 
     @property
     def waiting(self) -> int:
@@ -93,8 +98,8 @@ class WorkRegistry:
 
     def stop_all(self) -> None:
         """Cancel every generation; each client is told that the daemon is closing."""
-        for scope in self._scopes:
-            scope.cancel()
+        for work in tuple(self._works):
+            work.cancel()
 
     def stop_listening(self) -> None:
         """End those who wait for what happens next: a drain is not to wait for them."""
@@ -114,115 +119,100 @@ class WorkRegistry:
     @contextmanager
     def counted(self) -> Iterator[anyio.CancelScope]:
         """Work that is done inside counts as active, and is cancelled by :meth:`stop_all`."""
-        with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
+        with anyio.CancelScope() as scope, self.knowing(scope):
+            yield scope
+
+    @contextmanager
+    def knowing(self, work: _Cancellable) -> Iterator[None]:
+        """``work`` counts as active, and is cancelled by :meth:`stop_all`."""
+        self._works.add(work)
+        try:
+            yield
+        finally:
+            self._works.discard(work)
+
+    async def awaited(
+        self, pieces: AsyncGenerator[ReplyChunk], work: _Cancellable
+    ) -> AsyncGenerator[ReplyChunk]:
+        """Hand ``pieces`` on; up to the first, ``work`` counts as waiting."""
+        self._waiting.add(work)
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    self._waiting.discard(work)
+                    yield piece
+        finally:
+            self._waiting.discard(work)
+
+
+class _Watched:
+    """A block of the current task that ends when its client leaves, or when it is cancelled.
+
+    The limit never comes by itself: it is asyncio's own way to cancel a block and nothing else,
+    and far lighter than a task group for each request.
+    """
+
+    def __init__(self) -> None:
+        self.limit = asyncio.timeout(None)
+        self.is_cancelled = False
+        self._is_over = False
+
+    def cancel(self) -> None:
+        """End the block: the daemon closes."""
+        self.is_cancelled = self.is_cancelled or not self._is_over
+        self._end()
+
+    async def until_left(self, receive: Receive) -> None:
+        """End the block when the client leaves."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._end()
+
+    def _end(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self.limit.reschedule(0)
+
+
+@asynccontextmanager
+async def _watching(receive: Receive, registry: WorkRegistry) -> AsyncIterator[_Watched]:
+    """The block is cancelled when the client leaves, and goes on behind it; it raises
+    ``BusyError`` when the daemon closes."""
+    work = _Watched()
+    try:
+        async with work.limit:
+            watch = asyncio.create_task(work.until_left(receive))
             try:
-                yield scope
+                with registry.knowing(work):
+                    yield work
             finally:
-                self._scopes.discard(scope)
-
-    async def produce(
-        self, pieces: AsyncGenerator[ReplyChunk], into: MemoryObjectSendStream[_Item]
-    ) -> None:
-        """Hand ``pieces`` on, and what they raise as the last item."""
-        with anyio.CancelScope() as scope, into:
-            self._scopes.add(scope)
-            self._waiting.add(scope)
-            try:
-                async with aclosing(pieces):
-                    async for piece in pieces:
-                        self._waiting.discard(scope)
-                        await into.send(piece)
-            except Exception as error:
-                await into.send(error)
-            finally:
-                self._scopes.discard(scope)
-                self._waiting.discard(scope)
-
-
-class Pieces:
-    """The pieces of one answer as they come; see :func:`answering`."""
-
-    def __init__(self, items: MemoryObjectReceiveStream[_Item]) -> None:
-        self._items = items
-        self._finished = False
-
-    async def next(self, patience_s: float) -> ReplyChunk | None:
-        """The next piece, or None when none came in time. Raises what the work raised."""
-        item: _Item | None = None
-        with anyio.move_on_after(patience_s):
-            try:
-                item = await self._items.receive()
-            except anyio.EndOfStream:
-                raise self._early_end() from None
-        if isinstance(item, Exception):
-            raise item
-        self._finished = item is not None and item.finish is not None
-        return item
-
-    async def rest(self) -> list[ReplyChunk]:
-        """All pieces up to the last, the one with ``finish``."""
-        pieces: list[ReplyChunk] = []
-        while not self._finished:
-            piece = await self.next(float("inf"))
-            if piece is not None:
-                pieces.append(piece)
-        return pieces
-
-    def _early_end(self) -> Exception:
-        if self._finished:
-            return EngineError("The answer was read beyond its end.")
-        return BusyError(
-            "The daemon is shutting down; the answer ends here.", mend="Ask again in a moment."
-        )
+                watch.cancel()
+    except TimeoutError:
+        if not work.limit.expired():
+            raise
+        if work.is_cancelled:
+            raise BusyError(
+                "The daemon is shutting down; the answer ends here.", mend="Ask again in a moment."
+            ) from None
 
 
 @asynccontextmanager
 async def answering(
     pieces: AsyncGenerator[ReplyChunk], receive: Receive, registry: WorkRegistry
-) -> AsyncIterator[Pieces]:
-    """Run the work beside the watch over the client. The block is cancelled with the work when
-    the client leaves; what the block raises comes out as it is."""
-    failure: Exception | None = None
-    send_end, receive_end = anyio.create_memory_object_stream[_Item](0)
-    async with anyio.create_task_group() as group, receive_end:
-        group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
-        group.start_soon(registry.produce, pieces, send_end)
-        try:
-            yield Pieces(receive_end)
-        except Exception as error:
-            # Kept for after the group, which would wrap it.
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+) -> AsyncIterator[AsyncIterator[ReplyChunk]]:
+    """Hand the answer out as it is made. The block is cancelled with the work when the client
+    leaves; when the daemon closes it raises ``BusyError``."""
+    async with (
+        _watching(receive, registry) as work,
+        aclosing(registry.awaited(pieces, work)) as handed,
+    ):
+        yield handed
 
 
 async def unless_left(
     work: Coroutine[Any, Any, _T], receive: Receive, registry: WorkRegistry
 ) -> _T:
     """Run work that has one result; cancelled when the client leaves or the daemon closes."""
-    found: list[_T] = []
-    failure: Exception | None = None
-    async with anyio.create_task_group() as group:
-        group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
-        try:
-            with registry.counted() as scope:
-                found.append(await work)
-        except Exception as error:
-            # Kept for after the group, which would wrap it.
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    if found:
-        return found[0]
-    if scope.cancel_called:
-        raise BusyError("The daemon is shutting down.", mend="Ask again in a moment.")
+    async with _watching(receive, registry):
+        return await work
     raise Cancelled("The client left before its answer was complete.")
-
-
-async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()

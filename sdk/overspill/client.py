@@ -374,6 +374,11 @@ class AsyncOverspill:
         """
         return await self._place.own("The cloud's evidence is looked at").cloud_state()
 
+    def known_models(self) -> tuple[ModelCard, ...]:
+        """As :meth:`models`, of the cloud those that were verified already; nobody is contacted.
+        Raises ``UsageError`` through a daemon."""
+        return self._place.own("What is known of models is looked at").known_models()
+
     def known_cloud(self) -> KnownCloud | None:
         """The evidence that was verified last, when, and what keeps the cloud out now; None without
         a cloud. Nobody is contacted. Raises ``UsageError`` through a daemon."""

@@ -193,15 +193,19 @@ class InProcess:
 
     async def cloud_state(self) -> CloudState:
         """The cloud's verified state; empty under the floor ``device``."""
-        routes = self._allowed
-        floor = routes.floor.tightened_by(routes.policy.floor)
-        return CloudState() if floor is Privacy.DEVICE else await routes.cloud.state()
+        return CloudState() if self._stays else await self._allowed.cloud.state()
 
     @property
     def admin_policy(self) -> AdminPolicy | None:
         """The administrator's rules as they are now; None where there are none. Raises
         ``ConfigurationError`` for a file that nobody should trust."""
         return self._lock.current()
+
+    def known_models(self) -> tuple[ModelCard, ...]:
+        """The device's model, and those of a cloud that was verified; nobody is contacted."""
+        known = self._open.cloud.known()
+        is_out = known is None or known.problem is not None or self._stays
+        return (*self._device_cards(), *(() if is_out else self._allowed.cloud.known_cards))
 
     def known_cloud(self) -> KnownCloud | None:
         """What is known of the cloud; nobody is contacted."""
@@ -235,6 +239,12 @@ class InProcess:
         """What the administrator leaves of the routes."""
         routes, policy = self._open, self.admin_policy
         return routes if policy is None else administered(routes, policy, names_model=True)
+
+    @property
+    def _stays(self) -> bool:
+        """Whether the floor of all requests is the device."""
+        routes = self._allowed
+        return routes.floor.tightened_by(routes.policy.floor) is Privacy.DEVICE
 
     def _device_cards(self) -> tuple[ModelCard, ...]:
         device = self._allowed.device

@@ -190,6 +190,29 @@ async def test_an_unreadable_token_file_shuts_the_door_and_names_no_path(start_d
     assert str(running.tokens.path) not in answer.text
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names itself as Linux lets it")
+async def test_an_app_is_what_it_was_when_its_connection_first_asked(start_daemon):
+    probe = (
+        "import http.client, pathlib, socket, sys\n"
+        "def ask(c):\n"
+        "    c.request('POST', '/v1/chat/completions', sys.argv[2],\n"
+        "              {'Host': 'localhost', 'Content-Type': 'application/json'})\n"
+        "    assert c.getresponse().read()\n"
+        "def connect():\n"
+        "    c = http.client.HTTPConnection('localhost')\n"
+        "    c.sock = socket.socket(socket.AF_UNIX); c.sock.connect(sys.argv[1]); return c\n"
+        "name = pathlib.Path('/proc/self/comm')\n"
+        "name.write_text('first'); kept = connect(); ask(kept)\n"
+        "name.write_text('second'); ask(kept); ask(connect())\n"
+    )
+    body = '{"model": "echo", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}'
+    async with start_daemon() as running:
+        command = [sys.executable, "-c", probe, running.ready.socket, body]
+        await anyio.run_process(command)
+        apps = [event.app for event in running.daemon._journal.last]
+    assert apps == ["first", "first", "second"]
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to be another user")
 async def test_another_user_is_dropped_unread_even_where_the_socket_lets_them(start_daemon):
     probe = (

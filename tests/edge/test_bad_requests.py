@@ -259,3 +259,104 @@ async def test_nothing_of_what_is_said_is_logged_or_told_back(start_daemon, capl
     ours = [r for r in caplog.records if r.name.startswith(("overspill", "uvicorn", "asyncio"))]
     assert ours
     assert not [r for r in ours if SECRET in r.getMessage() or SECRET in str(r.exc_text)]
+
+
+RAW = json.dumps(body(max_tokens=2)).encode()
+HEAD = (
+    f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode(),
+    f"Content-Length: {len(RAW)}\r\n\r\n".encode() + RAW,
+)
+
+
+async def all_of(stream, until=b""):
+    """What the daemon says until it says ``until``, or ends."""
+    said = b""
+    with anyio.fail_after(20):
+        while until not in said or not until:
+            try:
+                said += await stream.receive()
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                break
+    return said
+
+
+async def pour(stream, block):
+    """Send until nobody takes it any more."""
+    try:
+        for _ in range(1000):
+            await stream.send(block)
+    except anyio.BrokenResourceError:
+        return True
+    return False
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"GET /" + b"x" * 1000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ",
+        HEAD[0] + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Trailer: ",
+        HEAD[0] + b"Transfer-Encoding: chunked\r\n\r\n1;extension=",
+    ],
+    ids=["target", "header", "trailer", "chunk extension"],
+)
+async def test_a_head_or_trailer_without_an_end_is_cut_off(start_daemon, begun):
+    async with start_daemon() as running:
+        async with await anyio.connect_unix(running.ready.socket) as stream:
+            await stream.send(begun)
+            with anyio.fail_after(20):
+                assert await pour(stream, b"y" * 65_536)
+        async with running.http() as http:
+            assert (await http.post(CHAT, json=body(max_tokens=2))).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nBad Name: x\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
+        HEAD[0] + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        HEAD[0] + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+        HEAD[0] + b"Content-Length: -1\r\n\r\n",
+        b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=range(7),
+)
+async def test_what_is_no_http_is_400_and_the_connection_ends(start_daemon, raw, caplog):
+    async with start_daemon() as running, await anyio.connect_unix(running.ready.socket) as stream:
+        await stream.send(raw)
+        said = await all_of(stream)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_trailer_is_no_header(start_daemon):
+    async with start_daemon() as running, await anyio.connect_unix(running.ready.socket) as stream:
+        chunk = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(RAW), RAW)
+        await stream.send(HEAD[0] + chunk + b"Origin: https://evil.example\r\n\r\n")
+        assert (await all_of(stream, b"}]")).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.anyio
+async def test_who_would_rather_speak_http2_is_answered_all_the_same(start_daemon):
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    async with start_daemon() as running, await anyio.connect_unix(running.ready.socket) as stream:
+        for head in (HEAD[0] + wish, HEAD[0]):
+            await stream.send(head + HEAD[1])
+            said = await all_of(stream, b'"usage"')
+            assert said.startswith(b"HTTP/1.1 200 ")
+            while not said.endswith(b"}"):
+                said += await stream.receive()
+
+
+@pytest.mark.anyio
+async def test_requests_that_come_together_are_answered_in_turn(start_daemon):
+    async with start_daemon() as running, await anyio.connect_unix(running.ready.socket) as stream:
+        await stream.send((HEAD[0] + HEAD[1]) * 2 + b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        said = await all_of(stream, b"host_not_allowed")
+    assert said.count(b"HTTP/1.1 200 ") == 2
+    assert said.count(b"HTTP/1.1 403 ") == 1

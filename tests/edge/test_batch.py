@@ -57,6 +57,7 @@ def test_each_line_is_answered_in_the_dialects_shape(command, requests, tmp_path
         assert body["choices"][0]["message"]["content"] == f"echo: hello {n}"
         assert line["error"] is None
         assert line["overspill"]["route"] == "device"
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"in.jsonl", "out.jsonl"}
     assert told["completion_tokens"] == sum(
         line["response"]["body"]["usage"]["completion_tokens"] for line in found.values()
     )

@@ -110,6 +110,22 @@ async def test_what_the_cloud_proved_is_told_with_its_time_and_nobody_is_asked(
         assert all(step["ok"] is not False for step in proof["steps"])
 
 
+async def test_looking_at_the_status_asks_nobody(start_daemon, node_at):
+    async with (
+        node_at() as (settings, code),
+        start_daemon(settings=settings) as running,
+        running.http() as daemon,
+    ):
+        await running.client.enroll(code)
+        before = (await daemon.get("/overspill/v1/status")).json()["models"]
+        known = running.client.known_cloud()
+        assert (known.result, known.problem) == (None, None)
+        await running.client.cloud_state()
+        after = (await daemon.get("/overspill/v1/status")).json()["models"]
+    assert [card["name"] for card in before] == ["echo"]
+    assert [card["name"] for card in after] == ["echo", "river"]
+
+
 async def test_the_overview_asks_for_admin(start_daemon):
     async with start_daemon() as running:
         token = running.token()

@@ -234,6 +234,16 @@ async def test_a_reader_that_stopped_reading_does_not_stop_the_end_of_a_drain(
     await stream.aclose()
 
 
+async def test_a_streams_end_comes_once_its_answer_is_written_down_and_its_slot_free(start_daemon):
+    async with start_daemon() as running, running.http() as http:
+        for number in range(1, 9):
+            answer = await http.post(CHAT, json={**SHORTER, "max_tokens": 3, "stream": True})
+            assert events(answer.text)[-1] == "data: [DONE]"
+            assert running.daemon._journal.totals.answers == number
+            assert (running.daemon._registry.active, running.daemon._registry.waiting) == (0, 0)
+            assert not running.daemon._journal.running
+
+
 async def test_the_status_counts_what_runs_and_what_waits(start_daemon, eventually):
     async with start_daemon() as running:
         running.backend.hold()
