@@ -20,7 +20,7 @@ from overspill.engines.options import EngineOptions
 from overspill.engines.registry import open_engine
 from overspill.errors import ConfigurationError, UsageError
 from overspill.transport.base import is_local_address
-from overspill.transport.local import LocalOptions
+from overspill.transport.local.options import LocalOptions
 from overspill.types.evidence import Assurance
 from overspill.worker import WorkerEngine, WorkerOptions
 from overspill_cloud import events

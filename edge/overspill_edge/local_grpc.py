@@ -20,9 +20,9 @@ import grpc.aio
 
 from overspill import errors
 from overspill._version import __version__
-from overspill.transport.local.connection import Connection, chunk_events, embed_events
+from overspill.transport.local.connection import StreamedConnection, chunk_events, embed_events
+from overspill.transport.local.grpc_errors import refuse
 from overspill.transport.local.options import TOKEN_KEY, LocalOptions, bearer, channel_settings
-from overspill.transport.local.server import refuse
 from overspill.types.card import ModelCard
 from overspill.types.chat import Chunk, Request
 from overspill.types.embedding import EmbedReply, EmbedRequest
@@ -133,7 +133,7 @@ def _take_away(path: Path | None) -> None:
         path.unlink(missing_ok=True)
 
 
-class AppConnection(Connection):
+class AppConnection(StreamedConnection):
     """All answers of one app."""
 
     def __init__(self, desk: Desk, caller: Caller) -> None:

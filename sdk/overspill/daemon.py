@@ -28,7 +28,7 @@ from overspill.types.route import Plan
 if TYPE_CHECKING:
     from overspill.models.files import OnProgress
     from overspill.models.store import StoredModel
-    from overspill.transport.local import DaemonClient
+    from overspill.transport.local.daemon_client import DaemonClient
 
 DaemonUse = Literal["auto", "never", "require"]
 """``auto`` uses a daemon where one runs, accepts the app and does the same work; ``require`` raises
@@ -90,7 +90,7 @@ class ThroughDaemon:
         """Shake hands. Raises ``PeerGone``, ``VersionMismatch`` or ``DaemonRefused``."""
         from anyio.to_thread import run_sync
 
-        from overspill.transport.local import DaemonClient
+        from overspill.transport.local.daemon_client import DaemonClient
 
         hello = Hello(self._app)
         welcome = await run_sync(lambda: greet(self.path, hello, timeout_s=GREETING_TIMEOUT_S))

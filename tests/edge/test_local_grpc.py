@@ -26,7 +26,7 @@ from overspill.errors import (
     VersionMismatch,
 )
 from overspill.transport.handshake import Hello, Side, greet
-from overspill.transport.local import DaemonClient
+from overspill.transport.local.daemon_client import DaemonClient
 from overspill.types.chat import Message, Request
 from overspill.types.route import Route
 from overspill_edge.tokens import Scope, user_tokens

@@ -11,7 +11,7 @@ import pytest
 
 from overspill.engines.options import EngineOptions
 from overspill.errors import EngineDied, EngineError
-from overspill.transport.local import LocalClient, LocalOptions
+from overspill.transport.local.options import LocalOptions
 from overspill.types.chat import Message, Request
 from overspill.types.embedding import EmbedRequest
 from overspill.worker import WorkerEmbedder, WorkerEngine, WorkerOptions
@@ -144,8 +144,8 @@ async def test_while_nothing_of_an_answer_is_read():
         stream = engine.generate(_ask("x" * 50))
         first = await anext(stream)
         # All of it has come, and waits to be read: a death takes none of it away.
-        link = engine.supervisor.client._link
-        await _until(lambda: not link._answers)
+        due = engine.supervisor.client._answers
+        await _until(lambda: not due)
         os.kill(engine.pid, signal.SIGKILL)
         rest = [chunk async for chunk in stream]
         assert first.text + "".join(chunk.text for chunk in rest) == "echo: " + "x" * 50
@@ -202,18 +202,17 @@ async def test_a_steps_tokens_for_all_streams_come_as_one_message():
     options = EngineOptions(max_sequences=8, token_delay_s=0.02)
     at_once = WorkerOptions(gather_s=0.0)
     async with WorkerEngine("echo", options=options, worker=at_once) as engine:
-        client: LocalClient = engine.supervisor.client
+        answers = engine.supervisor.client._answers
         asked = [_ask(f"stream number {i} " * 3, max_tokens=30) for i in range(8)]
         streams = [asyncio.create_task(_collect(engine, request)) for request in asked]
-        await _until(lambda: client._link is not None)
         sizes = []
-        real = client._link._hand_out_all
+        real = answers.hand_out
 
         def counting(batch):
             sizes.append(len(batch.events))
             real(batch)
 
-        client._link._hand_out_all = counting
+        answers.hand_out = counting
         answers = await asyncio.gather(*streams)
         assert all(len(a[-1].finish.model) for a in answers)
         # Eight streams of 30 tokens, one message a step and not one for each token.

@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from overspill.bench.batch import batch_entry
+from overspill.bench.daemon_process import serving
 from overspill.bench.figures import FigureSpec, at_most
 from overspill.bench.rounds import Side, alternate
 from overspill.bench.sse import KeptConnection, post_events, post_json
 from overspill.bench.stats import paired_difference
 from overspill.bench.suite import Bench, Entry, Outcome
 from overspill.client import AsyncOverspill
-from overspill.config import child_environment, load_settings
+from overspill.config import load_settings
 from overspill.errors import EngineError
 
 MODEL: Final = "brook"
@@ -188,23 +189,6 @@ async def _both() -> AsyncIterator[tuple[AsyncOverspill, Path]]:
         settings = load_settings(environ=environ)
         async with (
             AsyncOverspill("bench", settings=settings, daemon="never") as ai,
-            _daemon(environ, Path(home) / "d.sock") as socket,
+            serving(environ, Path(home) / "d.sock") as socket,
         ):
             yield ai, socket
-
-
-@asynccontextmanager
-async def _daemon(environ: Mapping[str, str], socket: Path) -> AsyncIterator[Path]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "overspill.cli.main", "serve", "--json", "--socket", str(socket)),
-        env=child_environment(environ),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        if process.stdout is None or not await process.stdout.readline():
-            raise EngineError("The daemon did not start.", mend="See: overspill serve")
-        yield socket
-    finally:
-        process.terminate()
-        await process.wait()

@@ -16,7 +16,7 @@ ENTRIES: tuple[Entry, ...] = (
     throughput.many_streams(
         "streams16.q05.grpc",
         "q05",
-        ours.in_worker,
+        ours.in_daemon,
         "llama_server",
         throughput.llama_server,
         asked=0.98,

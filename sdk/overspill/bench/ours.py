@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from overspill.bench.daemon_process import through_daemon
 from overspill.bench.streams import StreamClock, StreamTimes, time_stream
 from overspill.bench.vocabulary import make_words
 from overspill.client import AsyncOverspill
@@ -32,11 +33,11 @@ class Overheads:
 
     @classmethod
     async def of(cls, engine: Engine) -> Overheads:
-        """Asks the engine."""
-        empty = Message("user", "")
-        user = await engine.count_prompt_tokens(Request((empty,))) or 0
-        both = await engine.count_prompt_tokens(Request((Message("system", ""), empty))) or 0
-        return cls(user, both - user)
+        """Asks the engine, by prompts of one word: one token."""
+        asked, told = (Message(role, make_words(1, (0,))) for role in ("user", "system"))
+        user = await engine.count_prompt_tokens(Request((asked,))) or 0
+        both = await engine.count_prompt_tokens(Request((told, asked))) or 0
+        return cls(user - 1, both - user - 1)
 
 
 class OurTarget:
@@ -107,8 +108,15 @@ def in_process(model: Path, options: EngineOptions) -> AbstractAsyncContextManag
 
 
 def in_worker(model: Path, options: EngineOptions) -> AbstractAsyncContextManager[OurTarget]:
-    """The engine in a worker process, through gRPC on a Unix socket."""
+    """The engine in a worker process, through its Unix socket."""
     return serving(WorkerEngine(str(model), options=options))
+
+
+@asynccontextmanager
+async def in_daemon(model: Path, options: EngineOptions) -> AsyncGenerator[OurTarget]:
+    """The engine in a daemon, through gRPC on its Unix socket."""
+    async with through_daemon(model, options) as engine, serving(engine) as target:
+        yield target
 
 
 @asynccontextmanager

@@ -20,7 +20,8 @@ from overspill.engines.embedder import Embedder
 from overspill.engines.embedders import open_embedder
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.registry import open_engine
-from overspill.transport.local import LocalOptions, serve_local
+from overspill.transport.local.options import LocalOptions
+from overspill.transport.local.worker_server import serve_worker
 from overspill.wire import convert
 
 _STDIN = 0
@@ -50,7 +51,7 @@ async def _work(orders: Mapping[str, Any], answer: BinaryIO) -> None:
         # Nobody else may connect, not even between the socket's birth and a chmod.
         old = os.umask(0o177)
         try:
-            server, address = await serve_local(
+            server, address = await serve_worker(
                 served,
                 orders["address"],
                 token=orders["token"],
@@ -65,7 +66,7 @@ async def _work(orders: Mapping[str, Any], answer: BinaryIO) -> None:
         what = f"The worker of {orders['name']} failed: {type(error).__name__}: {error}"
         _give_up(answer, errors.EngineError(what, mend="Run `overspill doctor`."))
     _say(answer, {"address": address})
-    await server.wait_for_termination()
+    await server.serve_forever()
 
 
 async def _started(served: Engine | Embedder, answer: BinaryIO) -> None:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from overspill.transport.local import LocalOptions
+from overspill.transport.local.options import LocalOptions
 
 Role = Literal["engine", "embedder"]
 """What a worker serves."""

@@ -23,7 +23,7 @@ from overspill.config import child_environment
 from overspill.engines.loading import OnLoaded
 from overspill.engines.options import EngineOptions
 from overspill.freeze import WORKER, python_command
-from overspill.transport.local import LocalClient
+from overspill.transport.local.worker_client import WorkerClient
 from overspill.types.card import ModelCard
 from overspill.wire import convert
 from overspill.worker.options import Role, WorkerOptions
@@ -40,7 +40,7 @@ class WorkerProcess:
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
         self._process = process
         self.folder = folder
-        self.client: LocalClient
+        self.client: WorkerClient
         self.card: ModelCard
 
     @classmethod
@@ -71,7 +71,7 @@ class WorkerProcess:
         self = cls(await _spawn(folder), folder)
         try:
             address = await self._load(orders, name, on_loading)
-            self.client = LocalClient(address, token=token, options=options.local)
+            self.client = await WorkerClient.connect(address, token=token, options=options.local)
             self.card = (await self.client.status()).card
         except BaseException:
             self.kill()

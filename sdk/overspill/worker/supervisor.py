@@ -10,7 +10,7 @@ from overspill import errors
 from overspill.engines.base import EngineHealth
 from overspill.engines.options import EngineOptions
 from overspill.engines.registry import name_of, runtime_of
-from overspill.transport.local import LocalClient
+from overspill.transport.local.worker_client import WorkerClient
 from overspill.types.card import ModelCard
 from overspill.worker.options import Role, WorkerOptions
 from overspill.worker.process import WorkerProcess
@@ -73,7 +73,7 @@ class Supervisor:
         return starting or (self._process is not None and self._process.is_alive)
 
     @property
-    def client(self) -> LocalClient | None:
+    def client(self) -> WorkerClient | None:
         """The connection to it."""
         return None if self._process is None else self._process.client
 

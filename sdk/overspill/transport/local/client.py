@@ -1,28 +1,19 @@
-"""The asking end of the `Local` service."""
+"""The asking end of the `Local` service, as far as it is the same for whoever asks."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from overspill import errors
-from overspill.engines.base import EngineHealth
-from overspill.transport.handshake import PeerGone
-from overspill.transport.local.options import (
-    ERROR_KEY,
-    TOKEN_KEY,
-    LocalOptions,
-    LocalStatus,
-    bearer,
-    channel_settings,
-)
-from overspill.types.chat import Chunk, Request, merge_chunks
+from overspill.transport.local.answers import Answer, Answers, broken
+from overspill.transport.local.grpc_errors import mapped
+from overspill.transport.local.options import TOKEN_KEY, LocalOptions, bearer, channel_settings
+from overspill.types.chat import Request
 from overspill.types.embedding import EmbedReply, EmbedRequest
 from overspill.wire import convert
 from overspill.wire.v1 import chat_pb2, local_pb2, local_pb2_grpc
@@ -47,12 +38,6 @@ class LocalClient:
         self._stub = local_pb2_grpc.LocalStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._calls: set[grpc.aio.Call] = set()
         self._link: _Link | None = None
-
-    async def chat(self, request: Request) -> AsyncGenerator[Chunk]:
-        """The answer; leaving it cancels the work over there."""
-        async with aclosing(self._events(request)) as batches:
-            async for events in batches:
-                yield merge_chunks(chunk_of(event.event) for event in events)
 
     async def _events(self, request: Request) -> AsyncGenerator[list[local_pb2.StreamEvent]]:
         """The answer's events, as many as came at a time; raises the one that is an error."""
@@ -92,31 +77,6 @@ class LocalClient:
         finally:
             call.cancel()
             self._calls.discard(call)
-
-    async def count_tokens(self, request: Request) -> int | None:
-        """Tokens of the request's prompt; None where the other side doesn't know."""
-        message = convert.request_to_proto(request, local=True)
-        answer = await self._unary(self._stub.CountTokens, message)
-        return answer.prompt_tokens if answer.HasField("prompt_tokens") else None
-
-    async def status(self, timeout_s: float | None = None) -> LocalStatus:
-        """Health, card and version of the other side."""
-        answer = await self._unary(
-            self._stub.GetStatus, local_pb2.GetStatusRequest(), timeout_s=timeout_s
-        )
-        return LocalStatus(
-            EngineHealth(
-                answer.ok,
-                answer.detail,
-                answer.active,
-                answer.queued,
-                answer.drafted_tokens,
-                answer.accepted_tokens,
-                tuple(answer.notes),
-            ),
-            convert.card_from_proto(answer.card),
-            answer.version,
-        )
 
     def queue_position(self, request_id: str) -> int | None:
         """The last position that the other side told; None when it isn't queued."""
@@ -185,55 +145,6 @@ class LocalClient:
             self._calls.discard(call)
 
 
-def chunk_of(event: chat_pb2.ChatEvent) -> Chunk:
-    """What an event adds to an answer, or its end."""
-    if event.HasField("final"):
-        return Chunk(finish=convert.final_to_finish(event.final))
-    return convert.delta_to_chunk(event.delta)
-
-
-class _Answer:
-    """The events of one stream that came and were not read yet.
-
-    The connection is read whoever reads an answer, so a slow reader stalls nobody; he gets all
-    that gathered meanwhile as one chunk, and what is held grows with his answer alone.
-    """
-
-    def __init__(self, number: int, request_id: str) -> None:
-        self.number = number
-        self.request_id = request_id
-        self.begun = False
-        self.position: int | None = None
-        self._events: list[local_pb2.StreamEvent] = []
-        self._failure: errors.OverspillError | None = None
-        self._ready = asyncio.Event()
-
-    def put(self, event: local_pb2.StreamEvent) -> None:
-        """One more event; a heartbeat only tells the position."""
-        if event.event.HasField("heartbeat"):
-            self.position = event.event.heartbeat.queue_position
-            return
-        self.begun, self.position = True, None
-        self._events.append(event)
-        self._ready.set()
-
-    def fail(self, error: errors.OverspillError) -> None:
-        """The connection is gone; what came before is still read first."""
-        self._failure = self._failure or error
-        self._ready.set()
-
-    async def take(self) -> list[local_pb2.StreamEvent]:
-        """All events that came, at least one, of which only the last can be the end; raises what
-        broke the connection."""
-        while not self._events:
-            if self._failure is not None:
-                raise self._failure
-            self._ready.clear()
-            await self._ready.wait()
-        events, self._events = self._events, []
-        return events
-
-
 class _Link:
     """One ``Connect`` call, shared by all answers: a reader hands out what comes.
 
@@ -244,22 +155,16 @@ class _Link:
         self._call = call
         self._address = address
         self._options = options
-        self._answers: dict[int, _Answer] = {}
-        self._numbers = itertools.count(1)
+        self._answers = Answers()
         self._writing = asyncio.Lock()
-        self._loop = asyncio.get_running_loop()
-        self._heard_at = self._loop.time()
         self._reader = asyncio.create_task(self._read())
         self._watch = asyncio.create_task(self._watch_silence())
         self._writes: set[asyncio.Task[None]] = set()
         self.is_broken = False
 
-    async def start(self, request_id: str, message: chat_pb2.ChatRequest) -> _Answer:
+    async def start(self, request_id: str, message: chat_pb2.ChatRequest) -> Answer:
         """Ask; the answer's events come by themselves."""
-        answer = _Answer(next(self._numbers), request_id)
-        if not self._answers:
-            self._heard_at = self._loop.time()
-        self._answers[answer.number] = answer
+        answer = self._answers.begin(request_id)
         order = local_pb2.ConnectRequest(stream=answer.number, start=message)
         try:
             # Who leaves while it is written leaves alone: gRPC would cancel the whole call.
@@ -269,12 +174,11 @@ class _Link:
             raise
         return answer
 
-    def leave(self, answer: _Answer) -> None:
+    def leave(self, answer: Answer) -> None:
         """Stop the work over there, unless it has ended."""
-        if self._answers.pop(answer.number, None) is None or self.is_broken:
-            return
-        order = local_pb2.ConnectRequest(stream=answer.number, cancel=local_pb2.Cancel())
-        self._keep(asyncio.create_task(self._write_quietly(order)))
+        if self._answers.forget(answer) and not self.is_broken:
+            order = local_pb2.ConnectRequest(stream=answer.number, cancel=local_pb2.Cancel())
+            self._keep(asyncio.create_task(self._write_quietly(order)))
 
     def _keep(self, writing: asyncio.Task[None]) -> asyncio.Task[None]:
         self._writes.add(writing)
@@ -288,8 +192,7 @@ class _Link:
 
     def queue_position(self, request_id: str) -> int | None:
         """As last told."""
-        answers = (a for a in self._answers.values() if a.request_id == request_id)
-        return next((answer.position for answer in answers), None)
+        return self._answers.queue_position(request_id)
 
     async def aclose(self) -> None:
         """End the call and everything on it."""
@@ -316,8 +219,7 @@ class _Link:
     async def _read(self) -> None:
         try:
             while (batch := await self._call.read()) is not grpc.aio.EOF:
-                self._heard_at = self._loop.time()
-                self._hand_out_all(batch)
+                self._answers.hand_out(batch)
             self._break("it ended the call", await _status_of(self._call))
         except grpc.aio.AioRpcError as error:
             self._break("", error)
@@ -326,36 +228,23 @@ class _Link:
             if _we_left():
                 raise
 
-    def _hand_out_all(self, batch: local_pb2.EventBatch) -> None:
-        for event in batch.events:
-            self._hand_out(event)
-
-    def _hand_out(self, event: local_pb2.StreamEvent) -> None:
-        answer = self._answers.get(event.stream)
-        if answer is None:
-            return
-        answer.put(event)
-        if event.event.WhichOneof("event") in ("final", "error"):
-            # It has ended over there: nothing is left to cancel.
-            del self._answers[event.stream]
-
     def _break(self, why: str, error: grpc.aio.AioRpcError | None = None) -> None:
         if self.is_broken:
             return
         self.is_broken = True
-        for answer in self._answers.values():
+
+        def error_of(begun: bool) -> errors.OverspillError:
             if error is None:
-                answer.fail(broken(self._address, why, begun=answer.begun))
-            else:
-                answer.fail(mapped(error, self._address, begun=answer.begun))
+                return broken(self._address, why, begun=begun)
+            return mapped(error, self._address, begun=begun)
+
+        self._answers.fail(error_of)
         self._call.cancel()
 
     async def _watch_silence(self) -> None:
         limit_s = self._options.silence_s
-        while not self.is_broken:
-            await asyncio.sleep(limit_s / 8)
-            if self._answers and self._loop.time() - self._heard_at > limit_s:
-                self._break(f"silent for {limit_s:g} s")
+        await self._answers.silence(limit_s)
+        self._break(f"silent for {limit_s:g} s")
 
 
 async def _status_of(call: Any) -> grpc.aio.AioRpcError | None:
@@ -366,22 +255,6 @@ async def _status_of(call: Any) -> grpc.aio.AioRpcError | None:
     return grpc.aio.AioRpcError(
         code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
     )
-
-
-def mapped(error: grpc.aio.AioRpcError, address: str, *, begun: bool) -> errors.OverspillError:
-    """The other side's own typed error, or a broken road."""
-    for key, value in error.trailing_metadata() or ():
-        if key == ERROR_KEY and isinstance(value, bytes):
-            return convert.error_from_bytes(value)
-    detail = (error.details() or "no detail").splitlines()[0]
-    return broken(address, f"{error.code().name}: {detail}", begun=begun)
-
-
-def broken(address: str, why: str, *, begun: bool) -> errors.TransportError:
-    """Nobody answered, or an answer broke off."""
-    if begun:
-        return errors.StreamBroken(f"The stream from {address} broke ({why}).")
-    return PeerGone(f"No answer from {address} ({why}).")
 
 
 def _we_left() -> bool:

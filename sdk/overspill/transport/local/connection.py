@@ -1,4 +1,4 @@
-"""All answers of one caller over one ``Connect`` stream, whoever answers."""
+"""All answers of one caller over one connection, whoever answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Any
 
 from overspill import errors
-from overspill.engines.base import Engine
 from overspill.transport.handshake import MOVED
 from overspill.transport.local.options import LocalOptions
 from overspill.types.chat import Chunk
@@ -19,10 +18,10 @@ from overspill.wire.v1 import chat_pb2, local_pb2
 
 
 class Connection(ABC):
-    """Reads orders, runs an answer for each, and gathers what they give.
+    """Takes orders, runs an answer for each, and gathers what they give.
 
-    An engine hands a step's tokens to all streams in one turn of the event loop, and the writer
-    wakes up in the next: so they leave as one message. Implementers write ``_events``.
+    An engine hands a step's tokens to all streams in one turn of the event loop, and what is due is
+    sent in the next: so they leave as one message. Implementers write ``_events`` and ``_wake``.
     """
 
     def __init__(self, options: LocalOptions) -> None:
@@ -32,11 +31,14 @@ class Connection(ABC):
         self._events_due: list[local_pb2.StreamEvent] = []
         self._beat_due = False
         self._closing = self._moved = False
-        self._ready = asyncio.Event()
 
     @abstractmethod
     def _events(self, message: chat_pb2.ChatRequest) -> AsyncGenerator[local_pb2.StreamEvent]:
         """One answer, its last event a ``final``. Raises ``OverspillError`` only."""
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """Something is due, or has ended."""
 
     async def _is_moving(self) -> bool:
         """Whether heartbeats may be sent: a stuck engine gives none."""
@@ -46,46 +48,33 @@ class Connection(ABC):
         """How many requests wait ahead of this one; None where nobody knows."""
         return None
 
-    async def run(
-        self, orders: AsyncIterator[local_pb2.ConnectRequest]
-    ) -> AsyncGenerator[local_pb2.EventBatch]:
-        """The messages to send; leaving it ends every answer."""
-        helpers = [asyncio.create_task(self._read(orders)), asyncio.create_task(self._beat())]
-        try:
-            while True:
-                await self._ready.wait()
-                self._ready.clear()
-                events, self._events_due = self._events_due, []
-                if events or self._beat_due:
-                    self._beat_due = False
-                    yield local_pb2.EventBatch(events=events)
-                over = helpers[0].done() or self._closing
-                if over and not self._answers and not self._events_due:
-                    return
-        finally:
-            tasks = {*helpers, *self._answers.values()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+    def _answer_to(self, order: local_pb2.ConnectRequest) -> AsyncGenerator[local_pb2.StreamEvent]:
+        """What an order asks for."""
+        self._waiting[order.stream] = order.start.id
+        return self._events(order.start)
+
+    def take(self, order: local_pb2.ConnectRequest) -> None:
+        """Begin what it asks for, or cancel it."""
+        if order.WhichOneof("order") != "cancel":
+            answering = self._answer(order.stream, order)
+            self._answers[order.stream] = asyncio.create_task(answering)
+        elif (answer := self._answers.get(order.stream)) is not None:
+            answer.cancel()
 
     def close(self, *, moved: bool = False) -> None:
         """Take no new orders (``moved``: another daemon does), and end once what runs has ended."""
         self._closing, self._moved = True, self._moved or moved
-        self._ready.set()
+        self._wake()
 
-    async def _read(self, orders: AsyncIterator[local_pb2.ConnectRequest]) -> None:
-        async for order in orders:
-            if order.WhichOneof("order") == "start":
-                self._answers[order.stream] = asyncio.create_task(
-                    self._answer(order.stream, order.start)
-                )
-            elif (answer := self._answers.get(order.stream)) is not None:
-                answer.cancel()
-        self._ready.set()
+    def _due(self) -> local_pb2.EventBatch | None:
+        """What has to be sent now; an empty batch is a sign of life."""
+        if not self._events_due and not self._beat_due:
+            return None
+        events, self._events_due, self._beat_due = self._events_due, [], False
+        return local_pb2.EventBatch(events=events)
 
-    async def _answer(self, stream: int, message: chat_pb2.ChatRequest) -> None:
+    async def _answer(self, stream: int, order: local_pb2.ConnectRequest) -> None:
         seq = 0
-        self._waiting[stream] = message.id
         try:
             if self._closing:
                 raise errors.BusyError(
@@ -93,11 +82,12 @@ class Connection(ABC):
                     mend="Ask again in a moment.",
                     reason=MOVED if self._moved else "",
                 )
-            async with aclosing(self._events(message)) as events:
+            async with aclosing(self._answer_to(order)) as events:
                 async for event in events:
                     self._waiting.pop(stream, None)
-                    event.event.seq = seq
-                    seq += 1
+                    if event.HasField("event"):
+                        event.event.seq = seq
+                        seq += 1
                     self._put(stream, event)
         except errors.OverspillError as error:
             failed = chat_pb2.ChatEvent(seq=seq, error=convert.error_to_proto(error))
@@ -105,12 +95,12 @@ class Connection(ABC):
         finally:
             self._waiting.pop(stream, None)
             self._answers.pop(stream, None)
-            self._ready.set()
+            self._wake()
 
     def _put(self, stream: int, event: local_pb2.StreamEvent) -> None:
         event.stream = stream
         self._events_due.append(event)
-        self._ready.set()
+        self._wake()
 
     async def _beat(self) -> None:
         """Heartbeats, with the queue positions of who waits."""
@@ -123,28 +113,43 @@ class Connection(ABC):
                 beat = chat_pb2.Heartbeat(queue_position=position)
                 self._put(stream, local_pb2.StreamEvent(event=chat_pb2.ChatEvent(heartbeat=beat)))
             self._beat_due = True
-            self._ready.set()
+            self._wake()
 
 
-class EngineConnection(Connection):
-    """The worker's: one engine answers."""
+class StreamedConnection(Connection):
+    """Over one ``Connect`` call of gRPC."""
 
-    def __init__(self, engine: Engine, options: LocalOptions) -> None:
+    def __init__(self, options: LocalOptions) -> None:
         super().__init__(options)
-        self._engine = engine
+        self._ready = asyncio.Event()
 
-    async def _is_moving(self) -> bool:
-        return (await self._engine.health()).ok
+    async def run(
+        self, orders: AsyncIterator[local_pb2.ConnectRequest]
+    ) -> AsyncGenerator[local_pb2.EventBatch]:
+        """The messages to send; leaving it ends every answer."""
+        helpers = [asyncio.create_task(self._read(orders)), asyncio.create_task(self._beat())]
+        try:
+            while True:
+                await self._ready.wait()
+                self._ready.clear()
+                if (batch := self._due()) is not None:
+                    yield batch
+                over = helpers[0].done() or self._closing
+                if over and not self._answers and not self._events_due:
+                    return
+        finally:
+            tasks = {*helpers, *self._answers.values()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
-    def _queue_position(self, request_id: str) -> int | None:
-        return self._engine.queue_position(request_id)
+    def _wake(self) -> None:
+        self._ready.set()
 
-    async def _events(self, message: chat_pb2.ChatRequest) -> AsyncGenerator[local_pb2.StreamEvent]:
-        request = convert.request_from_proto(message, local=True)
-        async with aclosing(self._engine.generate(request)) as chunks:
-            async for chunk in chunks:
-                for event in chunk_events(chunk):
-                    yield local_pb2.StreamEvent(event=event)
+    async def _read(self, orders: AsyncIterator[local_pb2.ConnectRequest]) -> None:
+        async for order in orders:
+            self.take(order)
+        self._ready.set()
 
 
 async def embed_events(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from overspill import errors
 from overspill.transport.handshake import MOVED, PeerGone
-from overspill.transport.local.client import LocalClient, chunk_of
+from overspill.transport.local.answers import chunk_of
+from overspill.transport.local.client import LocalClient
 from overspill.types.card import ModelCard
 from overspill.types.chat import Request, merge_chunks
 from overspill.types.reply import Availability, ReceiptRecord, ReplyChunk

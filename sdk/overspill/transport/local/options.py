@@ -9,7 +9,6 @@ from overspill.engines.base import EngineHealth
 from overspill.types.card import ModelCard
 
 TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header, not a secret
-ERROR_KEY = "overspill-error-bin"
 
 
 @dataclass(frozen=True, slots=True)

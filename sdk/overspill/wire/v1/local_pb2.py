@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from overspill.wire.v1 import chat_pb2 as overspill_dot_wire_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doverspill/wire/v1/local.proto\x12\x11overspill.wire.v1\x1a\x1coverspill/wire/v1/chat.proto\"\x87\x01\n\x0e\x43onnectRequest\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12/\n\x05start\x18\x02 \x01(\x0b\x32\x1e.overspill.wire.v1.ChatRequestH\x00\x12+\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x19.overspill.wire.v1.CancelH\x00\x42\x07\n\x05order\"\x08\n\x06\x43\x61ncel\"<\n\nEventBatch\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.overspill.wire.v1.StreamEvent\"\xbc\x01\n\x0bStreamEvent\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12+\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1c.overspill.wire.v1.ChatEvent\x12+\n\x05route\x18\x03 \x01(\x0b\x32\x17.overspill.wire.v1.ToldH\x00\x88\x01\x01\x12-\n\x07receipt\x18\x04 \x01(\x0b\x32\x17.overspill.wire.v1.ToldH\x01\x88\x01\x01\x42\x08\n\x06_routeB\n\n\x08_receipt\"\x14\n\x04Told\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x12\n\x10GetModelsRequest\"5\n\x06Models\x12+\n\x05\x63\x61rds\x18\x01 \x03(\x0b\x32\x1c.overspill.wire.v1.ModelCard\"\x18\n\x16GetAvailabilityRequest\"#\n\x12GetReceiptsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"+\n\x0bPullRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_model\"\xcf\x01\n\tPullEvent\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.overspill.wire.v1.ToldH\x00\x12)\n\x06stored\x18\x02 \x01(\x0b\x32\x17.overspill.wire.v1.ToldH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.overspill.wire.v1.ErrorEventH\x00\x12\x31\n\theartbeat\x18\x04 \x01(\x0b\x32\x1c.overspill.wire.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"C\n\x13\x43ountTokensResponse\x12\x1a\n\rprompt_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_prompt_tokens\"\x82\x01\n\x0c\x45mbedRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x0f\n\x07pooling\x18\x03 \x01(\t\x12\x11\n\tnormalize\x18\x04 \x01(\x08\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x0b\n\x03\x61pp\x18\x06 \x01(\tB\r\n\x0b_dimensions\"=\n\tEmbedding\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\ndimensions\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x05\"*\n\x08\x45mbedEnd\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07pooling\x18\x02 \x01(\t\"\xd7\x01\n\nEmbedEvent\x12\x31\n\tembedding\x18\x01 \x01(\x0b\x32\x1c.overspill.wire.v1.EmbeddingH\x00\x12\x31\n\theartbeat\x18\x02 \x01(\x0b\x32\x1c.overspill.wire.v1.HeartbeatH\x00\x12*\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1b.overspill.wire.v1.EmbedEndH\x00\x12.\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1d.overspill.wire.v1.ErrorEventH\x00\x42\x07\n\x05\x65vent\"\x12\n\x10GetStatusRequest\"\xc1\x01\n\x06Status\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x05\x12\x0e\n\x06queued\x18\x04 \x01(\x05\x12*\n\x04\x63\x61rd\x18\x05 \x01(\x0b\x32\x1c.overspill.wire.v1.ModelCard\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x16\n\x0e\x64rafted_tokens\x18\x07 \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x08 \x01(\x03\x12\r\n\x05notes\x18\t \x03(\t2\xc5\x05\n\x05Local\x12O\n\x07\x43onnect\x12!.overspill.wire.v1.ConnectRequest\x1a\x1d.overspill.wire.v1.EventBatch(\x01\x30\x01\x12U\n\x0b\x43ountTokens\x12\x1e.overspill.wire.v1.ChatRequest\x1a&.overspill.wire.v1.CountTokensResponse\x12I\n\x05\x45mbed\x12\x1f.overspill.wire.v1.EmbedRequest\x1a\x1d.overspill.wire.v1.EmbedEvent0\x01\x12K\n\tGetStatus\x12#.overspill.wire.v1.GetStatusRequest\x1a\x19.overspill.wire.v1.Status\x12?\n\x04Plan\x12\x1e.overspill.wire.v1.ChatRequest\x1a\x17.overspill.wire.v1.Told\x12K\n\tGetModels\x12#.overspill.wire.v1.GetModelsRequest\x1a\x19.overspill.wire.v1.Models\x12U\n\x0fGetAvailability\x12).overspill.wire.v1.GetAvailabilityRequest\x1a\x17.overspill.wire.v1.Told\x12O\n\x0bGetReceipts\x12%.overspill.wire.v1.GetReceiptsRequest\x1a\x17.overspill.wire.v1.Told0\x01\x12\x46\n\x04Pull\x12\x1e.overspill.wire.v1.PullRequest\x1a\x1c.overspill.wire.v1.PullEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doverspill/wire/v1/local.proto\x12\x11overspill.wire.v1\x1a\x1coverspill/wire/v1/chat.proto\"\xac\x02\n\x0e\x43onnectRequest\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12/\n\x05start\x18\x02 \x01(\x0b\x32\x1e.overspill.wire.v1.ChatRequestH\x00\x12+\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x19.overspill.wire.v1.CancelH\x00\x12\x36\n\x0c\x63ount_tokens\x18\x04 \x01(\x0b\x32\x1e.overspill.wire.v1.ChatRequestH\x00\x12\x30\n\x05\x65mbed\x18\x05 \x01(\x0b\x32\x1f.overspill.wire.v1.EmbedRequestH\x00\x12\x39\n\nget_status\x18\x06 \x01(\x0b\x32#.overspill.wire.v1.GetStatusRequestH\x00\x42\x07\n\x05order\"\x08\n\x06\x43\x61ncel\"<\n\nEventBatch\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.overspill.wire.v1.StreamEvent\"\xfe\x02\n\x0bStreamEvent\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12+\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1c.overspill.wire.v1.ChatEvent\x12+\n\x05route\x18\x03 \x01(\x0b\x32\x17.overspill.wire.v1.ToldH\x00\x88\x01\x01\x12-\n\x07receipt\x18\x04 \x01(\x0b\x32\x17.overspill.wire.v1.ToldH\x01\x88\x01\x01\x12<\n\x07\x63ounted\x18\x05 \x01(\x0b\x32&.overspill.wire.v1.CountTokensResponseH\x02\x88\x01\x01\x12\x31\n\x05\x65mbed\x18\x06 \x01(\x0b\x32\x1d.overspill.wire.v1.EmbedEventH\x03\x88\x01\x01\x12.\n\x06status\x18\x07 \x01(\x0b\x32\x19.overspill.wire.v1.StatusH\x04\x88\x01\x01\x42\x08\n\x06_routeB\n\n\x08_receiptB\n\n\x08_countedB\x08\n\x06_embedB\t\n\x07_status\"\x14\n\x04Told\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x12\n\x10GetModelsRequest\"5\n\x06Models\x12+\n\x05\x63\x61rds\x18\x01 \x03(\x0b\x32\x1c.overspill.wire.v1.ModelCard\"\x18\n\x16GetAvailabilityRequest\"#\n\x12GetReceiptsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"+\n\x0bPullRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_model\"\xcf\x01\n\tPullEvent\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.overspill.wire.v1.ToldH\x00\x12)\n\x06stored\x18\x02 \x01(\x0b\x32\x17.overspill.wire.v1.ToldH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.overspill.wire.v1.ErrorEventH\x00\x12\x31\n\theartbeat\x18\x04 \x01(\x0b\x32\x1c.overspill.wire.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"C\n\x13\x43ountTokensResponse\x12\x1a\n\rprompt_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_prompt_tokens\"\x82\x01\n\x0c\x45mbedRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x0f\n\x07pooling\x18\x03 \x01(\t\x12\x11\n\tnormalize\x18\x04 \x01(\x08\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x0b\n\x03\x61pp\x18\x06 \x01(\tB\r\n\x0b_dimensions\"=\n\tEmbedding\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\ndimensions\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x05\"*\n\x08\x45mbedEnd\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07pooling\x18\x02 \x01(\t\"\xd7\x01\n\nEmbedEvent\x12\x31\n\tembedding\x18\x01 \x01(\x0b\x32\x1c.overspill.wire.v1.EmbeddingH\x00\x12\x31\n\theartbeat\x18\x02 \x01(\x0b\x32\x1c.overspill.wire.v1.HeartbeatH\x00\x12*\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1b.overspill.wire.v1.EmbedEndH\x00\x12.\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1d.overspill.wire.v1.ErrorEventH\x00\x42\x07\n\x05\x65vent\"\x12\n\x10GetStatusRequest\"\xc1\x01\n\x06Status\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x05\x12\x0e\n\x06queued\x18\x04 \x01(\x05\x12*\n\x04\x63\x61rd\x18\x05 \x01(\x0b\x32\x1c.overspill.wire.v1.ModelCard\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x16\n\x0e\x64rafted_tokens\x18\x07 \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x08 \x01(\x03\x12\r\n\x05notes\x18\t \x03(\t2\xc5\x05\n\x05Local\x12O\n\x07\x43onnect\x12!.overspill.wire.v1.ConnectRequest\x1a\x1d.overspill.wire.v1.EventBatch(\x01\x30\x01\x12U\n\x0b\x43ountTokens\x12\x1e.overspill.wire.v1.ChatRequest\x1a&.overspill.wire.v1.CountTokensResponse\x12I\n\x05\x45mbed\x12\x1f.overspill.wire.v1.EmbedRequest\x1a\x1d.overspill.wire.v1.EmbedEvent0\x01\x12K\n\tGetStatus\x12#.overspill.wire.v1.GetStatusRequest\x1a\x19.overspill.wire.v1.Status\x12?\n\x04Plan\x12\x1e.overspill.wire.v1.ChatRequest\x1a\x17.overspill.wire.v1.Told\x12K\n\tGetModels\x12#.overspill.wire.v1.GetModelsRequest\x1a\x19.overspill.wire.v1.Models\x12U\n\x0fGetAvailability\x12).overspill.wire.v1.GetAvailabilityRequest\x1a\x17.overspill.wire.v1.Told\x12O\n\x0bGetReceipts\x12%.overspill.wire.v1.GetReceiptsRequest\x1a\x17.overspill.wire.v1.Told0\x01\x12\x46\n\x04Pull\x12\x1e.overspill.wire.v1.PullRequest\x1a\x1c.overspill.wire.v1.PullEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,41 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'overspill.wire.v1.local_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CONNECTREQUEST']._serialized_start=83
-  _globals['_CONNECTREQUEST']._serialized_end=218
-  _globals['_CANCEL']._serialized_start=220
-  _globals['_CANCEL']._serialized_end=228
-  _globals['_EVENTBATCH']._serialized_start=230
-  _globals['_EVENTBATCH']._serialized_end=290
-  _globals['_STREAMEVENT']._serialized_start=293
-  _globals['_STREAMEVENT']._serialized_end=481
-  _globals['_TOLD']._serialized_start=483
-  _globals['_TOLD']._serialized_end=503
-  _globals['_GETMODELSREQUEST']._serialized_start=505
-  _globals['_GETMODELSREQUEST']._serialized_end=523
-  _globals['_MODELS']._serialized_start=525
-  _globals['_MODELS']._serialized_end=578
-  _globals['_GETAVAILABILITYREQUEST']._serialized_start=580
-  _globals['_GETAVAILABILITYREQUEST']._serialized_end=604
-  _globals['_GETRECEIPTSREQUEST']._serialized_start=606
-  _globals['_GETRECEIPTSREQUEST']._serialized_end=641
-  _globals['_PULLREQUEST']._serialized_start=643
-  _globals['_PULLREQUEST']._serialized_end=686
-  _globals['_PULLEVENT']._serialized_start=689
-  _globals['_PULLEVENT']._serialized_end=896
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=898
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=965
-  _globals['_EMBEDREQUEST']._serialized_start=968
-  _globals['_EMBEDREQUEST']._serialized_end=1098
-  _globals['_EMBEDDING']._serialized_start=1100
-  _globals['_EMBEDDING']._serialized_end=1161
-  _globals['_EMBEDEND']._serialized_start=1163
-  _globals['_EMBEDEND']._serialized_end=1205
-  _globals['_EMBEDEVENT']._serialized_start=1208
-  _globals['_EMBEDEVENT']._serialized_end=1423
-  _globals['_GETSTATUSREQUEST']._serialized_start=1425
-  _globals['_GETSTATUSREQUEST']._serialized_end=1443
-  _globals['_STATUS']._serialized_start=1446
-  _globals['_STATUS']._serialized_end=1639
-  _globals['_LOCAL']._serialized_start=1642
-  _globals['_LOCAL']._serialized_end=2351
+  _globals['_CONNECTREQUEST']._serialized_end=383
+  _globals['_CANCEL']._serialized_start=385
+  _globals['_CANCEL']._serialized_end=393
+  _globals['_EVENTBATCH']._serialized_start=395
+  _globals['_EVENTBATCH']._serialized_end=455
+  _globals['_STREAMEVENT']._serialized_start=458
+  _globals['_STREAMEVENT']._serialized_end=840
+  _globals['_TOLD']._serialized_start=842
+  _globals['_TOLD']._serialized_end=862
+  _globals['_GETMODELSREQUEST']._serialized_start=864
+  _globals['_GETMODELSREQUEST']._serialized_end=882
+  _globals['_MODELS']._serialized_start=884
+  _globals['_MODELS']._serialized_end=937
+  _globals['_GETAVAILABILITYREQUEST']._serialized_start=939
+  _globals['_GETAVAILABILITYREQUEST']._serialized_end=963
+  _globals['_GETRECEIPTSREQUEST']._serialized_start=965
+  _globals['_GETRECEIPTSREQUEST']._serialized_end=1000
+  _globals['_PULLREQUEST']._serialized_start=1002
+  _globals['_PULLREQUEST']._serialized_end=1045
+  _globals['_PULLEVENT']._serialized_start=1048
+  _globals['_PULLEVENT']._serialized_end=1255
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1257
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1324
+  _globals['_EMBEDREQUEST']._serialized_start=1327
+  _globals['_EMBEDREQUEST']._serialized_end=1457
+  _globals['_EMBEDDING']._serialized_start=1459
+  _globals['_EMBEDDING']._serialized_end=1520
+  _globals['_EMBEDEND']._serialized_start=1522
+  _globals['_EMBEDEND']._serialized_end=1564
+  _globals['_EMBEDEVENT']._serialized_start=1567
+  _globals['_EMBEDEVENT']._serialized_end=1782
+  _globals['_GETSTATUSREQUEST']._serialized_start=1784
+  _globals['_GETSTATUSREQUEST']._serialized_end=1802
+  _globals['_STATUS']._serialized_start=1805
+  _globals['_STATUS']._serialized_end=1998
+  _globals['_LOCAL']._serialized_start=2001
+  _globals['_LOCAL']._serialized_end=2710
 # @@protoc_insertion_point(module_scope)

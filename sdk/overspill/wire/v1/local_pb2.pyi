@@ -8,14 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("stream", "start", "cancel")
+    __slots__ = ("stream", "start", "cancel", "count_tokens", "embed", "get_status")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    COUNT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    GET_STATUS_FIELD_NUMBER: _ClassVar[int]
     stream: int
     start: _chat_pb2.ChatRequest
     cancel: Cancel
-    def __init__(self, stream: _Optional[int] = ..., start: _Optional[_Union[_chat_pb2.ChatRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    count_tokens: _chat_pb2.ChatRequest
+    embed: EmbedRequest
+    get_status: GetStatusRequest
+    def __init__(self, stream: _Optional[int] = ..., start: _Optional[_Union[_chat_pb2.ChatRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., count_tokens: _Optional[_Union[_chat_pb2.ChatRequest, _Mapping]] = ..., embed: _Optional[_Union[EmbedRequest, _Mapping]] = ..., get_status: _Optional[_Union[GetStatusRequest, _Mapping]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ()
@@ -28,16 +34,22 @@ class EventBatch(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[StreamEvent, _Mapping]]] = ...) -> None: ...
 
 class StreamEvent(_message.Message):
-    __slots__ = ("stream", "event", "route", "receipt")
+    __slots__ = ("stream", "event", "route", "receipt", "counted", "embed", "status")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
     stream: int
     event: _chat_pb2.ChatEvent
     route: Told
     receipt: Told
-    def __init__(self, stream: _Optional[int] = ..., event: _Optional[_Union[_chat_pb2.ChatEvent, _Mapping]] = ..., route: _Optional[_Union[Told, _Mapping]] = ..., receipt: _Optional[_Union[Told, _Mapping]] = ...) -> None: ...
+    counted: CountTokensResponse
+    embed: EmbedEvent
+    status: Status
+    def __init__(self, stream: _Optional[int] = ..., event: _Optional[_Union[_chat_pb2.ChatEvent, _Mapping]] = ..., route: _Optional[_Union[Told, _Mapping]] = ..., receipt: _Optional[_Union[Told, _Mapping]] = ..., counted: _Optional[_Union[CountTokensResponse, _Mapping]] = ..., embed: _Optional[_Union[EmbedEvent, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
 
 class Told(_message.Message):
     __slots__ = ("json",)
