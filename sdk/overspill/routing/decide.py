@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from overspill.routing.capability import capability
 from overspill.routing.complexity import Scorer, shipped_scorer
 from overspill.routing.cost import Scales, unaffordable
 from overspill.routing.hedge import hedge
 from overspill.routing.lateness import answer_length, estimates, lateness
-from overspill.routing.normalise import NormalForm, normalise
+from overspill.routing.normalise import normalise
 from overspill.routing.policy import RoutingPolicy
 from overspill.routing.preference import Case, Routes, prefer
 from overspill.routing.privacy import FOUND, privacy, taint
@@ -60,7 +61,8 @@ def decide(
     left = _narrow(left, able)
     allowed = privacy(request, situation, policy, left)
     left = _narrow(left, allowed)
-    reasons = (_shape(request, form), *pinned, *able, *allowed)
+    shape = _shape(len(request.messages), len(form.user_turns), form.language)
+    reasons = (shape, *pinned, *able, *allowed)
     if not left:
         return _refused(reasons, policy)
     answer = answer_length(request, situation)
@@ -135,9 +137,11 @@ def _narrow(routes: Routes, reasons: Iterable[StageReason]) -> Routes:
     return routes
 
 
-def _shape(request: Request, form: NormalForm) -> StageReason:
-    numbers = {"messages": len(request.messages), "user_turns": len(form.user_turns)}
-    return StageReason(0, "normal_form", (), numbers, form.language)
+@lru_cache(maxsize=512)
+def _shape(messages: int, user_turns: int, language: str) -> StageReason:
+    """Nearly all conversations have one of a few shapes."""
+    numbers = {"messages": messages, "user_turns": user_turns}
+    return StageReason(0, "normal_form", (), numbers, language)
 
 
 def _pinned(situation: Situation, routes: Routes) -> tuple[StageReason, ...]:

@@ -87,12 +87,8 @@ def _hashes(pieces: Sequence[bytes], buckets: int) -> tuple[set[int], set[int]]:
     crcs = list(map(crc32, pieces))
     spaced = b"\n ".join(pieces).split(b"\n")  # all but the first begin with a space
     words = set(crcs)
-    pairs = list(map(crc32, spaced[1:], crcs))
-    if buckets & (buckets - 1):
-        return words, {crc % buckets for crc in (*words, *pairs)}
-    mask = buckets - 1
-    found = {crc & mask for crc in pairs}
-    found.update([crc & mask for crc in words])
+    found = {crc % buckets for crc in map(crc32, spaced[1:], crcs)}
+    found.update([crc % buckets for crc in words])
     return words, found
 
 

@@ -131,17 +131,10 @@ def _lexis(
     words = unmarked.translate(_WORDS).decode().split()
     zeroed = raw.translate(_ZEROED).decode() if has_digits else ""
     marks = raw.translate(None, _NO_MARKS)
-    return Lexis(
-        text=text,
-        lower=lower,
-        zeroed=zeroed,
-        words=words,
-        capitals=capitals,
-        runs=set(unmarked.translate(_RUNS).decode().split() if mixed or b"_" in kinds else words),
-        numbers=_NUMBER.findall(zeroed) if has_digits else (),
-        marks=marks,
-        pieces=_pieces(spaced.translate(_PIECES), marks, mixed),
-    )
+    runs = set(unmarked.translate(_RUNS).decode().split() if mixed or b"_" in kinds else words)
+    numbers = _NUMBER.findall(zeroed) if has_digits else ()
+    pieces = _pieces(spaced.translate(_PIECES), marks, mixed)
+    return Lexis(text, lower, zeroed, words, capitals, runs, numbers, marks, pieces)
 
 
 def _pieces(zeroed: bytes, marks: bytes, mixed: bool) -> list[bytes]:

@@ -8,6 +8,7 @@ policy has replaced by placeholders is not sent, and so raises nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from overspill.routing.detectors import detect
@@ -16,7 +17,7 @@ from overspill.routing.policy import RoutingPolicy
 from overspill.routing.redaction import hide
 from overspill.routing.session_memory import SessionMemory
 from overspill.routing.situation import Situation
-from overspill.types.chat import STRICTNESS, Privacy, Request
+from overspill.types.chat import Privacy, Request
 from overspill.types.route import Route, StageReason
 
 STAGE = 2
@@ -30,19 +31,11 @@ def privacy(
     """What was found, the floor that follows, and which routes it and the evidence take away."""
     found, hidden = _findings(request, policy)
     floors = _floors(request, situation.session_floor, situation.memory, policy, found)
-    floor = _strictest(floors)
+    floor, reason = _kept_to(floors, routes)
     reasons = [StageReason(STAGE, FOUND, (), found, f"floor {floors.found}")] if found else []
     if hidden:
         reasons.append(StageReason(STAGE, HIDDEN, (), hidden))
-    reasons.append(
-        StageReason(
-            STAGE,
-            "floor",
-            _elsewhere(routes) if floor is Privacy.DEVICE else (),
-            floors.strictness(),
-            floor,
-        )
-    )
+    reasons.append(reason)
     if floor is not Privacy.DEVICE:
         reasons += _evidence(floor, situation, routes)
         reasons += _consent(floor, request, situation, routes)
@@ -58,9 +51,14 @@ class _Floors(NamedTuple):
     found: Privacy
     taint: Privacy
 
-    def strictness(self) -> dict[str, float]:
-        """What a decision tells of them."""
-        return dict(zip(self._fields, map(STRICTNESS.__getitem__, self), strict=True))
+
+@lru_cache(maxsize=512)
+def _kept_to(floors: _Floors, routes: tuple[Route, ...]) -> tuple[Privacy, StageReason]:
+    """The strictest floor and what it takes away; there are few, and they come again and again."""
+    floor = _strictest(floors)
+    away = _elsewhere(routes) if floor is Privacy.DEVICE else ()
+    numbers = {name: one.strictness for name, one in floors._asdict().items()}
+    return floor, StageReason(STAGE, "floor", away, numbers, floor)
 
 
 def taint(found: Mapping[str, float], policy: RoutingPolicy) -> Privacy:
@@ -79,7 +77,7 @@ def floor_of(
 
 
 def _strictest(floors: Iterable[Privacy]) -> Privacy:
-    return max(floors, key=STRICTNESS.__getitem__, default=Privacy.ANY)
+    return max(floors, key=lambda floor: floor.strictness, default=Privacy.ANY)
 
 
 def _elsewhere(routes: tuple[Route, ...]) -> tuple[Route, ...]:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from overspill.types.budget import Left
 from overspill.types.route import Grant
@@ -45,14 +45,14 @@ class Privacy(StrEnum):
     @property
     def strictness(self) -> int:
         """2 for device, 1 for attested, 0 for any."""
-        return STRICTNESS[self]
+        return _STRICTNESS[self]
 
     def tightened_by(self, other: Privacy) -> Privacy:
         """The stricter of the two: a floor is only ever raised."""
-        return self if STRICTNESS[self] >= STRICTNESS[other] else other
+        return self if _STRICTNESS[self] >= _STRICTNESS[other] else other
 
 
-STRICTNESS: Final = {Privacy.DEVICE: 2, Privacy.ATTESTED: 1, Privacy.ANY: 0}
+_STRICTNESS = {Privacy.DEVICE: 2, Privacy.ATTESTED: 1, Privacy.ANY: 0}
 
 
 @dataclass(frozen=True, slots=True)
