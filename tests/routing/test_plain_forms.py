@@ -8,10 +8,11 @@ import string
 from collections import Counter
 from collections.abc import Mapping
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overspill.routing import credentials, shape
+from overspill.routing import credentials, detectors, shape
 from overspill.routing.complexity import Scorer, shipped_scorer
 from overspill.routing.credentials import entropy_bits, find_credentials
 from overspill.routing.cues import OPERATIONS, TASKS, operations_in, task_of
@@ -73,6 +74,11 @@ _FRAGMENTS = (
     "days after",
     "begin all",
     "spelled in all",
+    "密码是abcd1234efgh",
+    "пароль: abc12345",
+    "token: abcd\u2028efg1hijk",
+    "４１１１ １１１１ １１１１ １１１１",
+    "naïve — été\u2003x",
 )
 _texts = st.lists(
     st.sampled_from(_FRAGMENTS) | st.text(string.printable, max_size=8), max_size=8
@@ -98,13 +104,14 @@ def plain_numbers(text: str) -> list[tuple[int, int]]:
 
 
 def plain_find(text: str) -> list[Finding]:
-    numbers = plain_numbers(text)
+    plain = "".join(ch if ch.isascii() else detectors._look_of(ch) for ch in text)
+    numbers = plain_numbers(plain)
     spans = {
-        "email": find_emails(text),
-        "phone": find_phone_numbers(text, numbers),
-        "card": find_cards(text, numbers),
-        "iban": find_ibans(text),
-        "api_key": plain_credentials(text),
+        "email": find_emails(plain),
+        "phone": find_phone_numbers(plain, numbers),
+        "card": find_cards(plain, numbers),
+        "iban": find_ibans(plain),
+        "api_key": plain_credentials(plain),
         "listed": find_listed(text, _WANTED.terms),
     }
     found = [Finding(kind, *span) for kind in KINDS for span in spans[kind]]
@@ -203,3 +210,20 @@ def test_contributions_are_weight_times_value(text: str, buckets: int, domains: 
     assert math.isclose(got.pop("prior"), shipped.prior[1] - shipped.prior[0])
     assert got.keys() == wanted.keys()
     assert all(math.isclose(got[name], wanted[name], abs_tol=1e-12) for name in got)
+
+
+@given(st.sets(st.integers(0, 2047), max_size=600), st.integers(1, 40), st.binary(min_size=1))
+def test_domains_are_added_up_as_one_by_one(found: set[int], domains: int, seed: bytes) -> None:
+    weights = (seed * (2048 * domains // len(seed) + 1))[: 2048 * domains]
+    pairs = tuple((n / domains, -n / domains) for n in range(domains))
+    bias = tuple(n / 7 for n in range(domains))
+    posterior = DomainPosterior(pairs, bias, 0.001, 3.0, pack(weights, domains))
+    rows = [weights[bucket * domains : (bucket + 1) * domains] for bucket in found]
+    scores = [
+        3.0 * (0.001 * 0.5 * sum(row[n] - 128 for row in rows) + bias[n]) for n in range(domains)
+    ]
+    powers = [math.exp(score - max(scores)) for score in scores]
+    shares = [power / sum(powers) for power in powers]
+    assert posterior.posterior(found, 0.5) == pytest.approx(shares)
+    device = sum(share * pair[0] for share, pair in zip(shares, pairs, strict=True))
+    assert posterior.deviation(found, 0.5) == pytest.approx((device, -device))

@@ -93,11 +93,12 @@ class DomainPosterior:
     def _added(self, ngrams: Collection[int]) -> Sequence[int]:
         """For each domain the sum of its weights' bytes."""
         count = len(self.bias)
-        rows, lanes = map(self.packed.__getitem__, ngrams), struct.Struct(f"<{count}H")
+        rows = map(self.packed.__getitem__, ngrams)
         totals: Sequence[int] = (0,) * count
-        for _ in range(0, len(ngrams), _AT_ONCE):
-            part = sum(islice(rows, _AT_ONCE)).to_bytes(lanes.size, "little")
-            totals = list(map(add, totals, lanes.unpack(part)))
+        for start in range(0, len(ngrams), _AT_ONCE):
+            row = sum(islice(rows, _AT_ONCE)).to_bytes(_LANE_BYTES * count, "little")
+            part = struct.unpack(f"<{count}H", row)
+            totals = list(map(add, totals, part)) if start else part
         return totals
 
 
