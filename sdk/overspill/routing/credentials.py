@@ -73,10 +73,13 @@ _NAMED = re.compile(
     r"[\"']?(?=[^\s\"',;\d]{0,255}\d)([^\s\"',;]{8,256})",
     re.IGNORECASE,
 )
-# Eight characters of a value with a digit among them, in classes, at any of its places.
+# Eight characters of a value with a digit among them, in classes, by the first digit of a number:
+# four of the others stand on one side of it, which most numbers fail at once.
+_ONE = rb"[^ \n,]"
 _VALUE = re.compile(
-    b"0(?:%s)"
-    % b"|".join(b"(?<=[^ \n,]{%d}0)[^ \n,]{%d}" % (before, 7 - before) for before in range(8))
+    rb"0(?<!00)(?:(?=%(one)s{4})|(?<=%(one)s{4}0))" % {b"one": _ONE}
+    + b"(?:%s)"
+    % b"|".join(b"(?<=%s{%d}0)%s{%d}" % (_ONE, before, _ONE, 7 - before) for before in range(8))
 )
 _NAMED_BITS = 2.75
 _NAME_CHARS, _NAMED_CHARS = 12, 300
@@ -97,7 +100,7 @@ def find_credentials(text: str) -> list[Span]:
         spans += [match.span() for match in _FORMS.finditer(text, start, end)]
         if end - start >= _RANDOM_CHARS:
             spans += [m.span() for m in _RANDOM.finditer(text, start, end) if _is_random(m[0])]
-    for start, end in _hinted(text) if _has_value(classes) else ():
+    for start, end in _hinted(text, classes) if _has_value(classes) else ():
         named = _NAMED.finditer(text, start, end)
         spans += [m.span(1) for m in named if entropy_bits(m[1]) >= _NAMED_BITS]
     return apart(spans)
@@ -129,18 +132,20 @@ def _long_words(text: str, classes: bytes) -> Iterator[Span]:
         at = runs.find(_LONG, end)
 
 
-def _hinted(text: str) -> list[Span]:
-    """Where a word is that may name a secret, with the room that name and secret take."""
+def _hinted(text: str, classes: bytes) -> list[Span]:
+    """Where a word is that may name a secret, with the room that name and secret take, if there is
+    something in it that may be one."""
     lower = text.lower()
     hints = _HINTS if text.isascii() else (*_HINTS, *_OTHER_HINTS)
+    if len(lower) != len(text):  # then places in one are not those in the other
+        return [(0, len(text))] if any(hint in lower for hint in hints) else []
     places = []
     for hint in hints:
         at = lower.find(hint)
         while at >= 0:
-            places.append((max(0, at - _NAME_CHARS), at + _NAMED_CHARS))
+            if _VALUE.search(classes, at, at + _NAMED_CHARS):
+                places.append((max(0, at - _NAME_CHARS), at + _NAMED_CHARS))
             at = lower.find(hint, at + _NAME_CHARS)
-    if places and len(lower) != len(text):  # then places in one are not those in the other
-        return [(0, len(text))]
     return apart(places)
 
 
