@@ -69,6 +69,7 @@ _FRAGMENTS = (
     "@",
     "1234",
     "api key = '1234567x'",
+    "2-token=a1bcdefgh",
     "1990.",
     "x3 3x _y",
     "days after",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from overspill.routing.classes import classes_of
 from overspill.routing.spans import Span, apart
@@ -73,12 +74,12 @@ _NAMED = re.compile(
     r"[\"']?(?=[^\s\"',;\d]{0,255}\d)([^\s\"',;]{8,256})",
     re.IGNORECASE,
 )
-# Eight characters of a value with a digit among them, in classes, by the first digit of a number:
-# four of the others stand on one side of it, which most numbers fail at once.
+# A number, in classes, among eight characters in one piece, as a value is: by its first digit. Four
+# of the others stand on one side of that, which most numbers fail at once.
 _ONE = rb"[^ \n,]"
 _VALUE = re.compile(
     rb"0(?<!00)(?:(?=%(one)s{4})|(?<=%(one)s{4}0))" % {b"one": _ONE}
-    + b"(?:%s)"
+    + b"(?=%s)"
     % b"|".join(b"(?<=%s{%d}0)%s{%d}" % (_ONE, before, _ONE, 7 - before) for before in range(8))
 )
 _NAMED_BITS = 2.75
@@ -88,7 +89,11 @@ _NAME_CHARS, _NAMED_CHARS = 12, 300
 def has_clue(text: str, classes: bytes) -> bool:
     """Whether a text, of which ``classes`` are the characters' classes, has a word as long as the
     shortest form, a value as one that is given by name has, or the words of a private key."""
-    return _LONG in classes.translate(_NOT_SPACES) or _has_value(classes) or "PRIVATE KEY" in text
+    return (
+        _LONG in classes.translate(_NOT_SPACES)
+        or _VALUE.search(classes) is not None
+        or "PRIVATE KEY" in text
+    )
 
 
 def find_credentials(text: str) -> list[Span]:
@@ -100,15 +105,10 @@ def find_credentials(text: str) -> list[Span]:
         spans += [match.span() for match in _FORMS.finditer(text, start, end)]
         if end - start >= _RANDOM_CHARS:
             spans += [m.span() for m in _RANDOM.finditer(text, start, end) if _is_random(m[0])]
-    for start, end in _hinted(text, classes) if _has_value(classes) else ():
+    for start, end in _hinted(text, [match.start() for match in _VALUE.finditer(classes)]):
         named = _NAMED.finditer(text, start, end)
         spans += [m.span(1) for m in named if entropy_bits(m[1]) >= _NAMED_BITS]
     return apart(spans)
-
-
-def _has_value(classes: bytes) -> bool:
-    # A secret that is given by name counts with a digit only; whatever script its name is of.
-    return b"0" in classes and _VALUE.search(classes) is not None
 
 
 def entropy_bits(text: str) -> float:
@@ -132,9 +132,11 @@ def _long_words(text: str, classes: bytes) -> Iterator[Span]:
         at = runs.find(_LONG, end)
 
 
-def _hinted(text: str, classes: bytes) -> list[Span]:
-    """Where a word is that may name a secret, with the room that name and secret take, if there is
-    something in it that may be one."""
+def _hinted(text: str, values: Sequence[int]) -> list[Span]:
+    """Where a word is that may name a secret, with the room that name and secret take, if one of
+    the places is in it where a value may be: a secret counts with a digit only."""
+    if not values:
+        return []
     lower = text.lower()
     hints = _HINTS if text.isascii() else (*_HINTS, *_OTHER_HINTS)
     if len(lower) != len(text):  # then places in one are not those in the other
@@ -143,7 +145,8 @@ def _hinted(text: str, classes: bytes) -> list[Span]:
     for hint in hints:
         at = lower.find(hint)
         while at >= 0:
-            if _VALUE.search(classes, at, at + _NAMED_CHARS):
+            value = bisect_left(values, at)
+            if value < len(values) and values[value] < at + _NAMED_CHARS:
                 places.append((max(0, at - _NAME_CHARS), at + _NAMED_CHARS))
             at = lower.find(hint, at + _NAME_CHARS)
     return apart(places)
