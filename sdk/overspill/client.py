@@ -34,7 +34,7 @@ from overspill.errors import (
 from overspill.in_process import InProcess
 from overspill.openai_access import Embedded, OpenAIAccess, through_socket
 from overspill.opening import open_device
-from overspill.placement import Placement
+from overspill.placement import Placement, check_parts
 from overspill.policy_lock import AdminPolicy
 from overspill.providers.granted import GrantedEngine
 from overspill.remote import RemoteEngine
@@ -100,6 +100,7 @@ class AsyncOverspill:
         on_consent: OnConsent | None = None,
         open_engine: Callable[[Settings], Engine] = open_device,
     ) -> None:
+        check_parts(app, settings, daemon)
         self._app = app
         self._settings = settings or load_settings()
         self._own = InProcess(

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from overspill.answerer import Answerer
 from overspill.config import Settings
@@ -26,10 +26,23 @@ from overspill.errors import (
 )
 from overspill.in_process import InProcess
 from overspill.transport.handshake import SOCKET_NAME, PeerGone
+from overspill.turns import check_text
 from overspill.types.chat import Request
 from overspill.types.reply import ReplyChunk
 
 _T = TypeVar("_T")
+
+
+def check_parts(app: object, settings: object, use: object) -> None:
+    """Raise ``UsageError`` for what no client is made of."""
+    check_text(app, "app")
+    if settings is not None and not isinstance(settings, Settings):
+        raise UsageError(
+            f"'settings' is of the type {type(settings).__name__}.",
+            mend="Give what overspill.load_settings() returns, or leave it out.",
+        )
+    if use not in get_args(DaemonUse):
+        raise UsageError(f"'daemon' is {use!r:.40}.", mend=f"Use {', '.join(get_args(DaemonUse))}.")
 
 
 class Placement:

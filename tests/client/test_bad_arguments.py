@@ -9,7 +9,7 @@ import pytest
 from overspill import Overspill
 from overspill.arguments import build_embedding
 from overspill.config import load_settings
-from overspill.errors import ConfigurationError, InvalidRequest
+from overspill.errors import ConfigurationError, InvalidRequest, UsageError
 from overspill.testing import FakeEngine
 from overspill.types.chat import Grammar, Message, Tool, ToolCall
 
@@ -189,3 +189,12 @@ def test_what_is_no_address_of_a_cloud(ai, address):
         Overspill("t", settings=ai.settings.with_cloud(address), device=FakeEngine("one")),
     ):
         pytest.fail("There is no such cloud.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("app", 5), ("app", SURROGATE), ("daemon", "maybe"), ("daemon", None), ("settings", {})],
+)
+def test_a_client_that_is_made_of_what_is_none(ai, name, value):
+    with pytest.raises(UsageError, match=name):
+        Overspill(**{"settings": ai.settings, "device": FakeEngine("one"), name: value})
