@@ -350,6 +350,10 @@ class Overspill:
         """The administrator's rules; see :meth:`AsyncOverspill.admin_policy`."""
         return self._core.admin_policy
 
+    def known_models(self) -> tuple[ModelCard, ...]:
+        """The models that are known without asking anybody."""
+        return self._core.known_models()
+
     def known_cloud(self) -> KnownCloud | None:
         """What is known of the cloud without asking it."""
         return self._core.known_cloud()
