@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from overspill.engines.options import EngineOptions
 from overspill.engines.registry import open_engine
-from overspill.errors import ConfigurationError, InvalidRequest, TransportError, UnsupportedOption
+from overspill.errors import (
+    ConfigurationError,
+    EngineError,
+    InvalidRequest,
+    TransportError,
+    UnsupportedOption,
+)
+from overspill.testing import FakeEngine
 from overspill.transport.local.framing import Frames
 from overspill.transport.local.options import LocalOptions
 from overspill.transport.local.worker_client import WorkerClient
@@ -126,6 +133,19 @@ async def test_an_engine_does_not_embed(address):
     with pytest.raises(UnsupportedOption, match="opened to generate"):
         await client.embed(EmbedRequest(("one",)))
     await client.aclose()
+
+
+async def test_what_fails_in_an_unknown_way_is_told_and_not_waited_for(tmp_path):
+    class Sick(FakeEngine):
+        async def health(self):
+            raise RuntimeError("no pulse")
+
+    server, where = await serve_worker(Sick(), f"unix:{tmp_path / 's'}", token=TOKEN)
+    client = await WorkerClient.connect(where, token=TOKEN)
+    with pytest.raises(EngineError, match="RuntimeError: no pulse"):
+        await client.status()
+    await client.aclose()
+    server.close()
 
 
 async def test_nobody_listens_is_said(tmp_path):

@@ -34,7 +34,7 @@ class Connection(ABC):
 
     @abstractmethod
     def _events(self, message: chat_pb2.ChatRequest) -> AsyncGenerator[local_pb2.StreamEvent]:
-        """One answer, its last event a ``final``. Raises ``OverspillError`` only."""
+        """One answer, its last event a ``final``."""
 
     @abstractmethod
     def _wake(self) -> None:
@@ -89,8 +89,8 @@ class Connection(ABC):
                         event.event.seq = seq
                         seq += 1
                     self._put(stream, event)
-        except errors.OverspillError as error:
-            failed = chat_pb2.ChatEvent(seq=seq, error=convert.error_to_proto(error))
+        except Exception as error:
+            failed = chat_pb2.ChatEvent(seq=seq, error=convert.error_to_proto(_typed(error)))
             self._put(stream, local_pb2.StreamEvent(event=failed))
         finally:
             self._waiting.pop(stream, None)
@@ -114,6 +114,15 @@ class Connection(ABC):
                 self._put(stream, local_pb2.StreamEvent(event=chat_pb2.ChatEvent(heartbeat=beat)))
             self._beat_due = True
             self._wake()
+
+
+def _typed(error: Exception) -> errors.OverspillError:
+    """Whoever waits hears of everything that went wrong, foreign or not."""
+    if isinstance(error, errors.OverspillError):
+        return error
+    return errors.EngineError(
+        f"The other side failed: {type(error).__name__}: {error}", mend="Run `overspill doctor`."
+    )
 
 
 class StreamedConnection(Connection):
