@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
+from itertools import repeat
 from typing import NamedTuple
 from zlib import crc32
 
@@ -82,12 +83,10 @@ def _hashes(pieces: Sequence[bytes], buckets: int) -> tuple[set[int], set[int]]:
     A pair has a space between. Its hash is that of its first piece, continued: no pair is ever put
     together.
     """
-    if not pieces:
-        return set(), set()
     crcs = list(map(crc32, pieces))
-    spaced = b"\n ".join(pieces).split(b"\n")  # all but the first begin with a space
     words = set(crcs)
-    found = {crc % buckets for crc in map(crc32, spaced[1:], crcs)}
+    pairs = map(crc32, pieces[1:], map(crc32, repeat(b" "), crcs))
+    found = {crc % buckets for crc in pairs}
     found.update([crc % buckets for crc in words])
     return words, found
 

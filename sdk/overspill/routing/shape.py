@@ -20,7 +20,14 @@ _OPTION_KINDS = bytes(
     for ch in map(chr, range(256))
 )
 _LONG_WORD = 9
-_LOG_1P = tuple(math.log1p(count) for count in range(MAX_CHARS + 2))
+
+
+def _shares(most: int) -> tuple[float, ...]:
+    """The logarithms of counts, as shares of that of ``most``."""
+    return tuple(math.log1p(count) / math.log1p(most) for count in range(most + 1))
+
+
+_OF_CHARS, _OF_WORDS, _OF_64, _OF_8 = map(_shares, (MAX_CHARS, MAX_CHARS // 4, 64, 8))
 
 
 def shape(lexis: Lexis) -> dict[str, float]:
@@ -32,17 +39,17 @@ def shape(lexis: Lexis) -> dict[str, float]:
     rest = len(text) - text.count(" ") - letters - digits
     lines = lexis.count_before_space(".") + lexis.count_before_space("?")
     return {
-        "shape.chars": _log_share(len(text), MAX_CHARS),
-        "shape.words": _log_share(len(words), MAX_CHARS // 4),
+        "shape.chars": _OF_CHARS[min(len(text), MAX_CHARS)],
+        "shape.words": _OF_WORDS[min(len(words), MAX_CHARS // 4)],
         **_vocabulary(lexis, lengths, letters),
-        "shape.numbers": _log_share(len(numbers), 64) if numbers else 0.0,
+        "shape.numbers": _OF_64[min(len(numbers), 64)],
         "shape.decimals": _decimals(numbers) / len(numbers) if numbers else 0.0,
         "shape.digits": digits / chars,
         "shape.marks": max(0, rest) / chars,
         "shape.foreign": 0.0 if text.isascii() else 1 - len(text.encode("ascii", "ignore")) / chars,
-        "shape.commas": _log_share(marks.count(b","), 64),
-        "shape.questions": _log_share(marks.count(b"?"), 8),
-        "shape.lines": _log_share(lines, 64),
+        "shape.commas": _OF_64[min(marks.count(b","), 64)],
+        "shape.questions": _OF_8[min(marks.count(b"?"), 8)],
+        "shape.lines": _OF_64[min(lines, 64)],
         **_options(text),
     }
 
@@ -77,7 +84,3 @@ def _option_start(kinds: bytes, mark: int) -> int:
 
 def _decimals(numbers: Sequence[str]) -> int:
     return sum(["." in number or "," in number for number in numbers])
-
-
-def _log_share(count: int, most: int) -> float:
-    return _LOG_1P[count] / _LOG_1P[most] if count < most else 1.0
