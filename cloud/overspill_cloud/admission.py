@@ -89,8 +89,7 @@ class Admission:
 
     async def enrolled(self, thumbprint: bytes) -> Device:
         """An enrolled device whose key is in force. Raises ``DeviceRejected``."""
-        store = self._database.store
-        device = await self._database.call(lambda: store.device(thumbprint))
+        device = await self._database.device(thumbprint)
         if device is None:  # 1. known
             raise DeviceRejected(
                 "This device is not enrolled at this node.",

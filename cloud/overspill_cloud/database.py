@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from overspill_cloud import events
 from overspill_cloud.ledger_writer import LedgerWriter, WriterLimits, WriterNews
-from overspill_cloud.store import Store, StoreUnavailable, UsageEntry
+from overspill_cloud.store import Device, Store, StoreUnavailable, UsageEntry
 from overspill_cloud.store.backend import POOL
 from overspill_cloud.store.replay import Seen
 
@@ -94,7 +94,17 @@ class Database:
     def _unstick(self) -> None:
         self._stuck -= 1
 
-    # The replay window ------------------------------------------------------------------------
+    # What each request asks --------------------------------------------------------------------
+
+    async def device(self, thumbprint: bytes) -> Device | None:
+        """As the store's. Of a file it is read here: that is one page in memory, which no writer
+        keeps a reader from, and takes a tenth of the way to another thread and back. Raises
+        ``StoreUnavailable``."""
+        if self.store.is_shared:
+            return await self.call(lambda: self.store.device(thumbprint))
+        if self._stuck:
+            raise StoreUnavailable
+        return self.store.device(thumbprint)
 
     async def is_fresh(self, seen: Seen, window_s: int) -> bool:
         """Whether this request id was never seen, and remember it. Those who ask together share a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import ReturningInsert
 
-from overspill_cloud.store.backend import Backend, Part
+from overspill_cloud.store.backend import Backend, DriverStatement, Part
 from overspill_cloud.store.tables import replay
 
 _KEY = ("thumbprint", "request_id")
@@ -46,12 +46,23 @@ class ReplayWindow(Part):
         ]
         if not rows:
             return []
-        add = _adding(self._backend, window_s)
-        with self._backend.write() as db:
-            # One alone goes by the short way.
-            added = db.execute(add, rows if len(rows) > 1 else rows[0]).all()
+        if self._backend.is_postgres:
+            with self._backend.write() as db:
+                # One alone goes by the short way.
+                add = _adding(self._backend, window_s)
+                added = db.execute(add, rows if len(rows) > 1 else rows[0]).all()
+        else:
+            added = self._add_to_file(rows, window_s)
         fresh = {first[bytes(row[0]), bytes(row[1])] for row in added}
         return [index in fresh for index in range(len(seen))]
+
+    def _add_to_file(self, rows: Sequence[Mapping[str, object]], window_s: int) -> Sequence[Any]:
+        add = _adding_to_file(self._backend, window_s)
+        with self._backend.driver() as db:
+            db.execute("BEGIN IMMEDIATE")
+            added = [one for row in rows for one in add.run(db, row)]
+            db.execute("COMMIT")
+        return added
 
     def prune_replay(self, before_unix: int) -> int:
         """Forget what was seen before; returns how many."""
@@ -70,3 +81,8 @@ def _adding(backend: Backend, window_s: int) -> ReturningInsert[Any]:
         where=replay.c.seen_unix < add.excluded.seen_unix - sa.literal_column(str(window_s)),
     )
     return noted.returning(replay.c.thumbprint, replay.c.request_id)
+
+
+@lru_cache(maxsize=4)
+def _adding_to_file(backend: Backend, window_s: int) -> DriverStatement:
+    return DriverStatement(_adding(backend, window_s))
