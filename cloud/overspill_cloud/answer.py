@@ -7,6 +7,7 @@ The reader drives: what the engine said since is sealed when he comes for it. Wh
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -72,6 +73,8 @@ class LiveAnswer:
         self._calls: list[ToolCall] = []
         self._finish: Finish | None = None
         self._reader: object | None = None
+        self._said_s = -math.inf
+        """When words were sealed last, on the monotonic clock."""
         self.ring.append(asked.stream.event(plaintext.Accepted(asked.model.name)))
         chunks = asked.model.engine.generate(asked.request)
         self.run = Run(chunks, limits, lambda: settled(self))
@@ -147,6 +150,7 @@ class LiveAnswer:
         comes by itself: signing it must not hold back the words before it."""
         if self._finish is None:
             await self.run.ready(self._limits.heartbeat_s)
+            await self.run.gather(self._said_s + self._limits.gather_s - time.monotonic())
         if self._seal_said(mine):
             return
         if self._finish is not None or self.run.ended:
@@ -164,6 +168,7 @@ class LiveAnswer:
             self._add(chunk)
             if chunk.has_content:
                 self.ring.append(self.asked.stream.event(chunk))
+                self._said_s = time.monotonic()
         return bool(chunks)
 
     def _check_reader(self, mine: object) -> None:

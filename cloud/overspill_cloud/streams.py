@@ -15,6 +15,8 @@ from enum import StrEnum
 from overspill.errors import EngineError, OverspillError
 from overspill.types.chat import Chunk, Finish
 
+GATHERED_BYTES = 16 << 10
+"""So much does not wait for more."""
 _CHUNK_BYTES = 64
 _TOKEN_BYTES = 8
 
@@ -34,6 +36,10 @@ class StreamLimits:
     stall_timeout_s: float = 30.0
     """A reader that leaves the queue full for so long counts as gone."""
     heartbeat_s: float = 2.0
+    gather_s: float = 0.025
+    """So long after a frame of words the next may follow, with all that was said meanwhile: where
+    tokens come faster, a frame for each would be the dearest part of them, on both ends. An
+    answer's beginning and its end never wait."""
     detach_grace_s: float = 5.0
     """How long a stream whose connection was lost goes on."""
     ring_bytes: int = 4 << 20
@@ -117,6 +123,7 @@ class Run:
         self._queued_bytes = 0
         self._room = asyncio.Event()
         self._wake = Wake()
+        self._gathers = False
         self._task = asyncio.create_task(self._pump(chunks))
         # Not in the pump: a task that is cancelled before its first step runs none of it.
         self._task.add_done_callback(self._on_done)
@@ -130,6 +137,22 @@ class Run:
         """Wait, at most ``wait_s`` seconds, until something is queued or the run has ended."""
         if not self._queued and not self.ended:
             await self._wake.wait(wait_s)
+
+    async def gather(self, wait_s: float) -> None:
+        """Wait for ``wait_s`` seconds, where something is queued, for what may go with it; less
+        when the end comes, or when a lot is queued."""
+        if wait_s <= 0 or not self._queued or self._goes_now:
+            return
+        self._gathers = True
+        try:
+            await self._wake.wait(wait_s)
+        finally:
+            self._gathers = False
+
+    @property
+    def _goes_now(self) -> bool:
+        most = min(GATHERED_BYTES, self._limits.max_queued_bytes)
+        return self.ended or self.finish is not None or self._queued_bytes >= most
 
     def take(self) -> list[Chunk]:
         """What is queued now."""
@@ -170,7 +193,8 @@ class Run:
         self._queued_bytes += _size(chunk)
         self.tokens += len(chunk.token_ids)
         self.finish = chunk.finish
-        self._wake.set()
+        if not self._gathers or self._goes_now:
+            self._wake.set()
 
     async def _until_read(self) -> None:
         self._room.clear()

@@ -54,7 +54,8 @@ class Cutting(MemoryTransport):
 
 
 async def _world(cloud, tmp_path, **limits):
-    return cloud.world(tmp_path, cloud.engine(token_delay_s=0.001), streams=StreamLimits(**limits))
+    each = StreamLimits(**{"gather_s": 0.0, **limits})  # a frame for each token: more to be lost
+    return cloud.world(tmp_path, cloud.engine(token_delay_s=0.001), streams=each)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5])

@@ -1,5 +1,5 @@
-"""``overspill-cloud serve`` with an ``echo`` that never guesses ahead: one token, one step, one
-frame, so that faults have something to hit."""
+"""``overspill-cloud serve`` with an ``echo`` that never guesses ahead: one token, one step, and
+with ``--gather-s 0`` one frame, so that faults have something to hit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from overspill_cloud import app, loop
 from overspill_cloud.app import NodeOptions, parse_model
 from overspill_cloud.cli_serve import serve_until_told
 from overspill_cloud.limits import AdmissionLimits
+from overspill_cloud.streams import StreamLimits
 
 UNKNOWN_FIELD = b"\xba\x3e\x03new"
 """Field 999."""
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--context", type=int)
     parser.add_argument("--max-streams", type=int, default=256)
     parser.add_argument("--attester", default="dev")
+    parser.add_argument("--gather-s", type=float, default=StreamLimits().gather_s)
     parser.add_argument("--clock-offset-s", type=float, default=0.0)
     parser.add_argument("--newer", action="store_true", help="send what no client knows")
     parser.add_argument("--worker", action="store_true", help="in a process, as a model's file is")
@@ -74,6 +76,7 @@ def main() -> None:
         tls_certificate=given.tls_cert,
         tls_key=given.tls_key,
         drain_timeout_s=given.drain_s,
+        streams=StreamLimits(gather_s=given.gather_s),
         engine=EngineOptions(
             max_sequences=given.slots,
             context_tokens=given.context,

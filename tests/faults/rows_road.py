@@ -18,6 +18,10 @@ from faults.scale import Measured, Scale, quantile
 from overspill.remote import RemoteEngine
 from overspill.types.chat import Message, Request
 
+AT_ONCE = 8
+"""Streams, each over a proxy of its own, where what happens to each counts and not when."""
+EACH = ("--gather-s", "0")
+"""A frame for each token: more that can be hit."""
 WORDS = "".join(f"{number:03x} " for number in range(4096))
 """Text in which nothing repeats for long: it is not guessed ahead."""
 
@@ -32,16 +36,21 @@ async def r3(scale: Scale, folder: Path) -> Measured:
     """Links cut and connections reset at random bytes: the transcript of a fault-free run."""
     cuts = scale.of(200, short=6)
     seed = scale.seed("R3")
-    with running(folder, 1, "--echo-delay-s", "0.005", "--slots", "16") as fleet:
+    with running(folder, 1, "--echo-delay-s", "0.005", "--slots", "16", *EACH) as fleet:
         await fleet.enrol()
         different = failed = resumed = 0
-        for kind in ("cut", "reset"):
-            for number in range(cuts):
-                history, connections = await _cut_once(fleet, kind, seed + number)
-                different += bool(history.violation)
-                failed += not history.is_complete
-                resumed += connections > 1
-    async for history in _link_flaps(scale, folder / "linked", scale.of(cuts, short=2), seed):
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(kind: str, number: int) -> tuple[History, int]:
+            async with gate:
+                return await _cut_once(fleet, kind, seed + number)
+
+        each = [one(kind, number) for kind in ("cut", "reset") for number in range(cuts)]
+        for history, connections in await asyncio.gather(*each):
+            different += bool(history.violation)
+            failed += not history.is_complete
+            resumed += connections > 1
+    async for history in _link_flaps(scale, folder / "linked", scale.of(50, short=2), seed):
         different += bool(history.violation)
         failed += not history.is_complete
     print(f"R3: {resumed} of {2 * cuts} streams went on over another connection", flush=True)
@@ -55,7 +64,7 @@ async def _link_flaps(scale: Scale, folder: Path, count: int, seed: int) -> Asyn
         return
     with (
         namespace.linked_namespace() as link,
-        running(folder, 1, "--echo-delay-s", "0.005", "--slots", "16", behind=link) as fleet,
+        running(folder, 1, "--echo-delay-s", "0.005", "--slots", "16", *EACH, behind=link) as fleet,
     ):
         await fleet.enrol()
         for number in range(count):
@@ -211,9 +220,9 @@ async def r18(scale: Scale, folder: Path) -> Measured:
     """Random faults at random times, over two nodes: each token exactly once, whatever happens."""
     count, seed = scale.of(1000, short=12), scale.seed("R18")
     violations = incomplete = 0
-    with running(folder, 2, "--echo-delay-s", "0.004", "--slots", "32") as fleet:
+    with running(folder, 2, "--echo-delay-s", "0.004", "--slots", "32", *EACH) as fleet:
         await fleet.enrol()
-        gate = asyncio.Semaphore(8)
+        gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(number: int) -> History:
             async with gate:

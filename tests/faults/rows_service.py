@@ -34,7 +34,7 @@ STREAMS = 16
 
 async def s3(scale: Scale, folder: Path) -> Measured:
     """Throughput sealed, beside that of the same service whose frames are not sealed."""
-    rounds, tokens = scale.of(7, short=2), scale.of(4000, short=300)
+    rounds, tokens = scale.of(5, short=2), scale.of(2000, short=300)
     async with AsyncExitStack() as stack:
         engines = []
         for flags in ((), ("--unsealed",)):
@@ -56,8 +56,9 @@ async def s3(scale: Scale, folder: Path) -> Measured:
 
 
 async def s4(scale: Scale, folder: Path) -> Measured:
-    """Sixteen streams of a real model through the service, beside the engine alone."""
-    rounds, tokens = scale.of(3, short=1), scale.of(64, short=8)
+    """Sixteen streams of a real model through the service, beside the engine alone: long enough
+    answers that they go on, and do not mostly begin."""
+    rounds, tokens = scale.of(3, short=2), scale.of(96, short=64)
     path = await asyncio.to_thread(made_model, "tiny" if scale.is_short else "q05", _models())
     async with _both(path, folder) as (through, alone):
         ratios = []
