@@ -28,7 +28,7 @@ from overspill_edge.body import (
     shown,
     unreadable,
 )
-from overspill_edge.dialect import OverspillOptions, Source
+from overspill_edge.dialect import NOTHING, OverspillOptions, Source
 
 _PARAMETERS = Parameters(
     # Labels for a provider's own books and hints for its caches: prefixes are reused anyway.
@@ -288,7 +288,7 @@ def _check_tools(asked: _Prompt) -> None:
 
 def prompt_request(asked: _Prompt, source: Source) -> Request:
     """Our request, as far as its prompt goes."""
-    ours = asked.overspill or OverspillOptions()
+    ours = asked.overspill or NOTHING
     choice = asked.tool_choice
     form = asked.output_config and asked.output_config.format
     messages = tuple(_messages(asked))
@@ -310,7 +310,7 @@ def prompt_request(asked: _Prompt, source: Source) -> Request:
 
 def messages_request(asked: MessagesRequest, source: Source) -> Request:
     """Our request. Without ``temperature`` an answer is greedy, as everywhere here."""
-    ours = asked.overspill or OverspillOptions()
+    ours = asked.overspill or NOTHING
     sampling = {
         **ours.sampling(),
         **({"top_k": asked.top_k} if asked.top_k is not None else {}),

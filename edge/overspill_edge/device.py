@@ -58,8 +58,7 @@ class SharedDevice:
 
     def loading(self) -> float | None:
         """The share of the model that is loaded while it is away or being loaded; else None."""
-        found = self.residence
-        return None if found is None or found.state == "loaded" else found.loaded_share
+        return None if self._resident is None else self._resident.loaded_while_away
 
     def load_soon(self) -> None:
         """Begin to load the model, where it is away."""

@@ -67,6 +67,10 @@ class OverspillOptions(Strict):
         }
 
 
+NOTHING = OverspillOptions()
+"""Of a body without ours; frozen, and so everybody's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Who asks, under the daemon's floor and what a header may have tightened it to."""

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from overspill.errors import InvalidRequest
 from overspill.types.chat import Sampling
 from overspill_edge.body import NonEmpty, Strict
-from overspill_edge.dialect import OverspillOptions
+from overspill_edge.dialect import NOTHING, OverspillOptions
 
 
 def _as_list(value: Any) -> Any:
@@ -51,7 +51,7 @@ class TextRequest(Strict):
     @property
     def ours(self) -> OverspillOptions:
         """What is ours, or nothing of it."""
-        return self.overspill or OverspillOptions()
+        return self.overspill or NOTHING
 
     def check_stream_options(self) -> None:
         """Raises ``InvalidRequest`` for options of a stream where none is asked for."""

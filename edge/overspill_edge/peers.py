@@ -92,8 +92,8 @@ def is_own_user(peer: Peer) -> bool:
 
 
 class _Gathering:
-    """A transport whose writes of one turn of the event loop go out as one: an answer's head with
-    its first event, a stream's last event with its end. Each write of its own wakes the client."""
+    """A transport whose writes of one turn of the event loop go out as one, for each write of its
+    own wakes the client. An answer's head goes with what follows it, and that at once."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -103,10 +103,12 @@ class _Gathering:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Held until the turn ends."""
-        if not self._held:
-            asyncio.get_running_loop().call_soon(self._flush)
+        """Held until the turn ends, or until a head has its body."""
         self._held.append(data)
+        if len(self._held) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+        elif self._held[0].startswith(b"HTTP/"):
+            self._flush()
 
     def close(self) -> None:
         """After what is held."""

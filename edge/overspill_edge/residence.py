@@ -118,6 +118,12 @@ class ResidentEngine(Engine):
         return Residence(self._state, self._users, stays, left, self._share)
 
     @property
+    def loaded_while_away(self) -> float | None:
+        """The share that is loaded; None once all of it is there."""
+        share = self.loading
+        return 0.0 if share is None and self._engine is None else share
+
+    @property
     def loading(self) -> float | None:
         """Also where an engine that was loaded is being started anew: its worker had died."""
         engine = self._opening or self._engine

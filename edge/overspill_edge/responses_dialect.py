@@ -29,7 +29,7 @@ from overspill_edge.body import (
     shown,
     unreadable,
 )
-from overspill_edge.dialect import OverspillOptions, Source
+from overspill_edge.dialect import NOTHING, OverspillOptions, Source
 from overspill_edge.openai_common import Penalty
 
 _STATELESS = "Nothing is stored here: hand the earlier items back as input."
@@ -296,7 +296,7 @@ def parse_responses(body: bytes) -> ResponsesRequest:
 
 def responses_request(asked: ResponsesRequest, source: Source) -> Request:
     """Our request. Without ``temperature`` an answer is greedy, as everywhere here."""
-    ours = asked.overspill or OverspillOptions()
+    ours = asked.overspill or NOTHING
     sampling: dict[str, Any] = {
         "temperature": asked.temperature,
         "top_p": asked.top_p,

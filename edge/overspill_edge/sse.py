@@ -40,6 +40,7 @@ class EventStream:
         self._headers = headers
         self._waiting = waiting
         self._started = False
+        self._end = b""
         self._sending = asyncio.Lock()
         self._beat = _Heartbeat(heartbeat_s, self._comment)
 
@@ -55,9 +56,9 @@ class EventStream:
             problem = problem_of(error)
             if problem.status == 500:
                 log_failure(error, "a stream")
-            await self._write(b"".join(self._shape.failing(problem)))
+            self._end = b"".join(self._shape.failing(problem))
         if self._started:  # else the client left before there was anything to tell
-            await self._write(b"", more=False)
+            await self._write(self._end, more=False)
 
     async def _answer(self, pieces: AsyncIterator[ReplyChunk]) -> None:
         """The good end waits for the answer's own: then it is written down, and its slot free."""
@@ -72,7 +73,7 @@ class EventStream:
             last = piece
         if last is None or last.finish is None:
             raise EngineError("The answer has no end.")
-        await self._write(b"".join(self._shape.closing(last)))
+        self._end = b"".join(self._shape.closing(last))
 
     async def _comment(self) -> None:
         await self._write(f": {self._waiting()}\n\n".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import anyio
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overspill.errors import InvalidRequest
+from overspill_edge.body import read_document
 from overspill_edge.openai_dialect import ChatCompletionRequest, parse_chat
 from overspill_edge.work import HttpLimits
 
@@ -131,6 +133,17 @@ def test_harmless_parameters_are_passed_over(options):
 def test_what_is_not_a_json_object_is_refused(raw):
     with pytest.raises(InvalidRequest):
         parse_chat(raw)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.from_regex(r"-?[1-9][0-9]{0,320}(\.[0-9]{1,4})?([eE][+-]?[0-9]{1,5})?", fullmatch=True))
+def test_no_number_that_is_read_is_infinite(number):
+    try:
+        read = read_document(b'{"a": [' + number.encode() + b"]}")["a"][0]
+    except InvalidRequest:
+        assert math.isinf(float(number))
+    else:
+        assert isinstance(read, int) or math.isfinite(read)
 
 
 _json = st.recursive(
