@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import json
 import os
 import sys
@@ -64,9 +65,27 @@ def _first_sentence(text: str) -> str:
 def run_app(app: typer.Typer, program: str, arguments: list[str]) -> int:
     """Run one command line and return its exit code. Prints errors, never a traceback."""
     as_json = "--json" in arguments
+    _escape_what_cannot_be_shown()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"{program}: {message}", file=sys.stderr)
         return _run(app, program, arguments, as_json)
+
+
+def print_document(document: Any, indent: int | None = None) -> None:
+    """One JSON document on standard output, in escapes where its encoding has no other way."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=indent)
+    print(text)
+
+
+def _escape_what_cannot_be_shown() -> None:
+    """An answer in letters that a terminal does not know is shown in escapes, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @functools.cache

@@ -1,10 +1,14 @@
 """Output that cannot be written: a reader who has left, a full disk; never a traceback."""
 
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from overspill.cli.main import main
 
 CATALOG = (sys.executable, "-m", "overspill.cli.main", "models", "catalog")
 FULL = Path("/dev/full")
@@ -29,3 +33,15 @@ def test_a_full_disk_is_told_in_one_line(home, as_json):
     assert done.stderr == (
         "overspill: The output cannot be written: No space left on device. Make room.\n"
     )
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_letters_that_the_terminal_does_not_know_are_shown_in_escapes(home, monkeypatch, as_json):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["run", "שלום 👋", "--model", "echo", *as_json]) == 0
+    shown = raw.getvalue().decode("ascii")
+    if as_json:
+        assert json.loads(shown)["text"] == "echo: שלום 👋"
+    else:
+        assert r"echo: \u05e9\u05dc\u05d5\u05dd" in shown

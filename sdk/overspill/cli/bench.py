@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overspill.config import load_settings
-from overspill.terminal import Verbs
+from overspill.terminal import Verbs, print_document
 
 if TYPE_CHECKING:
     from overspill.bench.suite import Bench, Entry
@@ -174,7 +174,7 @@ def finish(report: Mapping[str, Any], files: Sequence[Path], to_stdout: bool) ->
     for file in files:
         _plot(report, file.with_suffix(".png"))
     if to_stdout:
-        sys.stdout.write(_json(report))
+        print_document(report, indent=1)
     else:
         _print_table(report)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from overspill.config import Settings, load_settings
 from overspill.errors import UsageError
+from overspill.terminal import print_document
 from overspill.types.chat import Privacy
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -94,7 +94,7 @@ def _adapter(text: str) -> tuple[str, Path]:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output; bytes in hex, enums by value, paths as text."""
-    print(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+    print_document(_plain(value), indent=2)
 
 
 def _plain(value: Any) -> Any:

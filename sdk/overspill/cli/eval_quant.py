@@ -10,6 +10,7 @@ import typer
 
 from overspill.cli.eval_options import require_eval, write_bytes
 from overspill.errors import UsageError
+from overspill.terminal import print_document
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +49,7 @@ def quant(
     report = compare(specs, asked[:limit], options)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     if json_file == Path("-"):
-        print(text, end="")
+        print_document(report, indent=1)
         return
     if json_file is not None:
         write_bytes(json_file, text.encode())

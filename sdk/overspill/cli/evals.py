@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ from overspill.cli.eval_options import (
     write_bytes,
 )
 from overspill.cli.eval_traces import register as register_traces
-from overspill.terminal import Verbs
+from overspill.terminal import Verbs, print_document
 
 STDOUT = Path("-")
 _SHOWN = ("apgr", "cpt50", "cpt80", "cpt95", "pgr20")
@@ -74,7 +73,7 @@ def routing(
     report = evaluate(rows, load(train, columns) if train else None, EvalOptions(seed=seed))
     report["figures"] = routing_figures(report)
     if json_file == STDOUT:
-        sys.stdout.write(_json(report))
+        print_document(report, indent=1)
         return 0
     if json_file:
         write_bytes(json_file, _json(report).encode())
