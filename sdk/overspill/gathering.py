@@ -105,11 +105,14 @@ def _network(routes: Routes, cards: Mapping[Route, ModelCard], context_tokens: i
     return routes.cloud.meter.network(name, context_tokens, time.monotonic())
 
 
-def observe(routes: Routes, request: Request, route: Route, finish: Finish, timing: Timing) -> None:
-    """Learn from an answer that ended: how fast its route was, and how long such answers are."""
+def observe(
+    routes: Routes, request: Request, route: Route, finish: Finish, timing: Timing, beside: int = 0
+) -> None:
+    """Learn from an answer that ended: how fast its route was, beside how many others, and how
+    long such answers are."""
     routes.lengths.observe(request, finish.usage)
     if route is Route.DEVICE:
-        routes.meter.observe(finish.usage)
+        routes.meter.observe(finish.usage, beside)
     elif route is Route.CLOUD:
         routes.cloud.meter.observe(finish, timing, time.monotonic())
 

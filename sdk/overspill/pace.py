@@ -26,6 +26,9 @@ _ATTACK, _FOLLOW, _LONG_RUN = 0.6, 0.3, 0.05
 _SURPRISE = 2.0
 """So many standard deviations off is no chance: things have changed."""
 _P95_SIGMAS = 1.645
+_CROWDING = 0.05
+"""Weight of the newest slowdown in a crowd: the machine's own ups and downs have to average out."""
+_MOST_CROWDED = 3.0
 _MIN_PREFILL_TOKENS = 16
 _MIN_DECODE_TOKENS = 8
 _FIRST_BAND_TOKENS = 512
@@ -98,10 +101,13 @@ class Pace:
     """One model's seconds per token in prefill and in decode, by the size of the context.
 
     Context sizes fall into bands that double (up to 512 tokens, to 1,024, ...), since both
-    phases slow down with the context. A band without a measurement takes the nearest one's.
+    phases slow down with the context. A band without a measurement takes the nearest one's. Bands
+    hold the times of a generation that runs alone; by what share each one beside it slows it down
+    is learnt apart.
     """
 
     def __init__(self) -> None:
+        self._crowding = 0.0
         self._prefill: dict[int, Average] = {}
         self._decode: dict[int, Average] = {}
 
@@ -110,36 +116,49 @@ class Pace:
         """Whether nothing was measured."""
         return not self._prefill and not self._decode
 
-    def observe(self, usage: Usage, now_s: float) -> None:
-        """Learn from a generation's usage; phases too short to measure are left out."""
+    def observe(self, usage: Usage, now_s: float, beside: int = 0) -> None:
+        """Learn from the usage of a generation that ran beside others; phases too short to measure
+        are left out."""
         band = _band(usage.total_tokens)
+        rate = usage.decode_tokens_per_s
+        long_enough = usage.completion_tokens >= _MIN_DECODE_TOKENS
+        if beside and rate is not None and long_enough and band in self._decode:
+            slowdown = (1.0 / rate / self._decode[band].mean(now_s) - 1.0) / beside
+            off = min(slowdown, _MOST_CROWDED) - self._crowding
+            self._crowding = max(0.0, self._crowding + _CROWDING * off)
+        crowd = self._crowd(beside)
         computed = usage.prompt_tokens - usage.cached_tokens
         if computed >= _MIN_PREFILL_TOKENS and usage.prefill_s > 0:
             average = self._prefill.setdefault(band, Average())
-            average.observe(max(_LEAST_S, usage.prefill_s / computed), now_s)
-        rate = usage.decode_tokens_per_s
-        if usage.completion_tokens >= _MIN_DECODE_TOKENS and rate is not None:
+            average.observe(max(_LEAST_S, usage.prefill_s / computed / crowd), now_s)
+        if long_enough and rate is not None:
             average = self._decode.setdefault(band, Average())
-            average.observe(max(_LEAST_S, 1.0 / rate), now_s)
+            average.observe(max(_LEAST_S, 1.0 / rate / crowd), now_s)
 
-    def speeds(self, context_tokens: int, now_s: float) -> Speeds:
-        """The speeds to expect at a size of context."""
+    def speeds(self, context_tokens: int, now_s: float, beside: int = 0) -> Speeds:
+        """The speeds to expect at a size of context, beside so many other generations."""
+        crowd = self._crowd(beside)
         prefill = _nearest(self._prefill, context_tokens)
         decode = _nearest(self._decode, context_tokens)
         return Speeds(
-            prefill=1.0 / prefill.mean(now_s) if prefill else None,
-            decode=1.0 / decode.mean(now_s) if decode else None,
-            prefill_slow=1.0 / prefill.p95(now_s) if prefill else None,
-            decode_slow=1.0 / decode.p95(now_s) if decode else None,
+            prefill=1.0 / prefill.mean(now_s) / crowd if prefill else None,
+            decode=1.0 / decode.mean(now_s) / crowd if decode else None,
+            prefill_slow=1.0 / prefill.p95(now_s) / crowd if prefill else None,
+            decode_slow=1.0 / decode.p95(now_s) / crowd if decode else None,
         )
 
+    def _crowd(self, beside: int) -> float:
+        """How many times longer everything takes beside so many others."""
+        return 1.0 + self._crowding * beside
+
     def to_json(self) -> dict[str, Any]:
-        """The long run of every band, in seconds per token."""
+        """The long run of every band, in seconds per token, and what a crowd costs."""
         phases = {"prefill": self._prefill, "decode": self._decode}
-        return {
+        kept: dict[str, Any] = {
             name: {str(band): average.long_run for band, average in bands.items()}
             for name, bands in phases.items()
         }
+        return {**kept, "crowding": self._crowding}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -148,6 +167,7 @@ class Pace:
         pace = cls()
         pace._prefill = _bands(data["prefill"])
         pace._decode = _bands(data["decode"])
+        pace._crowding = min(_MOST_CROWDED, max(0.0, float(data.get("crowding", 0.0))))
         return pace
 
 

@@ -12,14 +12,15 @@ import os
 import platform
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from overspill.pace import Clock, Pace
 from overspill.types.card import ModelCard
-from overspill.types.route import DeviceProfile
+from overspill.types.route import DeviceProfile, Route
 from overspill.types.usage import Usage
 
 SYSTEM_S = 5.0
@@ -44,6 +45,7 @@ class DeviceMeter:
         self._kept: dict[str, Any] = _read_kept(path)
         self._model = ""
         self._pace = Pace()
+        self._under_way = 0
         self._unsaved = 0
         self._system: tuple[float, DeviceProfile] | None = None
 
@@ -60,16 +62,30 @@ class DeviceMeter:
         except (AttributeError, KeyError, TypeError, ValueError):  # measured again, then
             self._pace = Pace()
 
-    def observe(self, usage: Usage) -> None:
-        """Learn from a generation's usage."""
-        self._pace.observe(usage, self._clock())
+    @contextmanager
+    def generating(self, route: Route) -> Iterator[int]:
+        """Count one generation while it is under way; gives how many others are. Elsewhere than on
+        the device nothing is counted."""
+        if route is not Route.DEVICE:
+            yield 0
+            return
+        self._under_way += 1
+        try:
+            yield self._under_way - 1
+        finally:
+            self._under_way -= 1
+
+    def observe(self, usage: Usage, beside: int = 0) -> None:
+        """Learn from the usage of a generation that began beside so many others."""
+        self._pace.observe(usage, self._clock(), beside)
         self._unsaved += 1
         if self._unsaved >= SAVE_EVERY:
             self.save()
 
     def profile(self, context_tokens: int = 0) -> DeviceProfile:
-        """The device as it is now, with the speeds of the band nearest to ``context_tokens``."""
-        speeds = self._pace.speeds(context_tokens, self._clock())
+        """The device as it is now, with the speeds of the band nearest to ``context_tokens``
+        beside what is under way."""
+        speeds = self._pace.speeds(context_tokens, self._clock(), self._under_way)
         return replace(
             self._asked(),
             prefill_tokens_per_s=speeds.prefill,

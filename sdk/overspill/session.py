@@ -201,15 +201,16 @@ class Session:
         request = self._request_for(taken.route, gathered, monitor.watch)
         try:
             answer = self._bill(taken, gathered).of(self._engine(taken.route).generate(request))
-            async with aclosing(answer) as chunks:
-                async for chunk in chunks:
-                    timing.lap()
-                    if chunk.finish is not None:
-                        observe(self._routes, request, taken.route, chunk.finish, timing.timing)
-                    for shown in watcher.take(chunk):
-                        yield self._reply_chunk(shown, _judged(taken, watcher))
-                    if watcher.escalates:
-                        raise Escalated(watcher)
+            with self._routes.meter.generating(taken.route) as beside:
+                async with aclosing(answer) as chunks:
+                    async for chunk in chunks:
+                        timing.lap()
+                        if (end := chunk.finish) is not None:
+                            observe(self._routes, request, taken.route, end, timing.timing, beside)
+                        for shown in watcher.take(chunk):
+                            yield self._reply_chunk(shown, _judged(taken, watcher))
+                        if watcher.escalates:
+                            raise Escalated(watcher)
         except OverspillError as error:
             error.partial = error.partial or watcher.text
             raise

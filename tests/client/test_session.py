@@ -58,6 +58,19 @@ async def test_an_apps_own_requests_share_prefixes_and_carry_adapter_and_draft(s
     assert plain.cache_scope is not None
 
 
+async def test_the_next_decision_knows_what_is_under_way(settings):
+    device = FakeEngine("one two three four")
+    async with AsyncOverspill("t", settings=settings, device=device) as ai:
+        meter = ai._own._open.meter
+        stream = ai.stream("x")
+        await anext(stream)
+        with meter.generating(Route.DEVICE) as beside:
+            assert beside == 1
+        await stream.aclose()
+        with meter.generating(Route.DEVICE) as beside:
+            assert beside == 0
+
+
 async def test_leaving_the_stream_cancels_the_engine(settings):
     device = FakeEngine("one two three four")
     async with AsyncOverspill("t", settings=settings, device=device) as ai:

@@ -134,3 +134,21 @@ def test_a_cut_answer_never_shortens_what_is_expected() -> None:
     before = lengths.expected(asked("hello"))
     lengths.observe(asked("hello", 10), Usage(5, 10))
     assert lengths.expected(asked("hello")) == before
+
+
+def test_what_a_crowd_costs_is_learnt_and_is_not_taken_for_a_slower_device() -> None:
+    pace = Pace()
+
+    def run(beside: int, moment: int) -> None:
+        crowd = 1.0 + 0.4 * beside
+        pace.observe(Usage(100, 51, prefill_s=0.5 * crowd, decode_s=crowd), float(moment), beside)
+
+    for moment in range(0, 600, 2):
+        run(0, moment)
+        run(moment // 2 % 3, moment + 1)
+    alone, crowded = pace.speeds(100, 600.0), pace.speeds(100, 600.0, beside=2)
+    assert alone.decode == pytest.approx(50.0, rel=0.05)
+    assert crowded.decode == pytest.approx(50.0 / 1.8, rel=0.08)
+    assert crowded.prefill == pytest.approx(200.0 / 1.8, rel=0.08)
+    again = Pace.from_json(pace.to_json()).speeds(100, 0.0, beside=2)
+    assert again.decode == pytest.approx(crowded.decode, rel=0.05)

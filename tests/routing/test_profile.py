@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from overspill import profile
 from overspill.profile import DeviceMeter
 from overspill.types.card import ModelCard
+from overspill.types.route import Route
 from overspill.types.usage import Usage
 
 
@@ -125,3 +126,16 @@ def test_what_the_battery_gives_and_how_near_the_heat_is(tmp_path: Path) -> None
     )
     assert profile.thermal_headroom_c(tmp_path) == 4.0
     assert profile.thermal_headroom_c(tmp_path / "missing") is None
+
+
+def test_what_is_under_way_slows_the_next_one_as_it_was_seen_to() -> None:
+    meter = DeviceMeter()
+    for _ in range(200):
+        meter.observe(usage(100, 51, prefill_s=0.5, decode_s=1.0))
+        meter.observe(usage(100, 51, prefill_s=1.0, decode_s=2.0), beside=1)
+    alone = meter.profile().decode_tokens_per_s
+    with meter.generating(Route.DEVICE) as beside, meter.generating(Route.CLOUD):
+        assert beside == 0
+        crowded = meter.profile().decode_tokens_per_s
+    assert (alone, crowded) == (pytest.approx(50, rel=0.05), pytest.approx(25, rel=0.1))
+    assert meter.profile().decode_tokens_per_s == pytest.approx(alone, rel=1e-3)

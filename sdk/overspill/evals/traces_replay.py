@@ -142,6 +142,7 @@ class Replay:
     def _answer(self, job: Job, request: Request) -> tuple[Result, Choice]:
         cards = self._cards()
         job = self._as_of_now(job)
+        self._memory.under_way = self._active(self._now_s)
         choice = self.rule.choose(job, request, self._memory, self.trace, self._now_s, cards)
         tries = [self._try(job, choice.route, self._now_s)]
         begun_s = [0.0]
@@ -157,13 +158,16 @@ class Replay:
         return self._result(job, request, tries, begun_s), choice
 
     def _try(self, job: Job, route: Route, at_s: float) -> Outcome:
-        self._busy_until = [end for end in self._busy_until if end > at_s]
-        active = len(self._busy_until)
-        outcome = attempt(self.trace, job, route, at_s, active, self.slow)
+        outcome = attempt(self.trace, job, route, at_s, self._active(at_s), self.slow)
         if route is Route.DEVICE:
             self._busy_until.append(at_s + outcome.total_s)
         self._at(at_s + outcome.total_s, _Learnt(job, outcome))
         return outcome
+
+    def _active(self, at_s: float) -> int:
+        """Generations that are under way on the device."""
+        self._busy_until = [end for end in self._busy_until if end > at_s]
+        return len(self._busy_until)
 
     def _result(
         self, job: Job, request: Request, tries: list[Outcome], begun_s: list[float]

@@ -44,7 +44,7 @@ def report(asked: ReportOptions) -> dict[str, Any]:
     """Everything that ``overspill eval traces`` writes."""
     cards = trace_cards()
     seeds = range(asked.options.seed, asked.options.seed + asked.seeds)
-    traces = [_trace(replace(asked.options, seed=seed), cards) for seed in seeds]
+    traces = [judged_trace(replace(asked.options, seed=seed), cards) for seed in seeds]
     found: dict[str, list[Replayed]] = {}
     for trace in traces:
         for rule in _rules(trace, cards):
@@ -130,7 +130,8 @@ def _figure(
     return figure
 
 
-def _trace(options: TraceOptions, cards: Cards) -> Trace:
+def judged_trace(options: TraceOptions, cards: Cards) -> Trace:
+    """A trace whose truth is drawn around the scorer, with deadlines that one route can meet."""
     truth: list[Truth] = truth_of([request for request, _ in requests_of(options)], cards)
     return with_feasible_deadlines(make_trace(options, truth))
 
@@ -179,7 +180,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def _upgrade(options: TraceOptions, cards: Cards) -> list[dict[str, float]]:
     """The same requests on ever slower devices, in a world that changes nothing else."""
-    trace = _trace(replace(options, world=CALM, chains=0), cards)
+    trace = judged_trace(replace(options, world=CALM, chains=0), cards)
     rows = []
     for slow in SLOWED:
         replayed = Replay(trace, ByPolicy(), cards, slow=float(slow)).run()
@@ -190,7 +191,7 @@ def _upgrade(options: TraceOptions, cards: Cards) -> list[dict[str, float]]:
 def _new_model(options: TraceOptions, cards: Cards) -> dict[str, float]:
     """Half-way the node serves another model, and its card says how good that is: the same client
     goes on with it."""
-    trace = _trace(replace(options, world=CALM, chains=0), cards)
+    trace = judged_trace(replace(options, world=CALM, chains=0), cards)
     moment_s = trace.jobs[len(trace.jobs) // 2].at_s
     old = cards[Route.CLOUD]
     card: ModelCard = replace(old, name="ocean", skill_accuracy={"all": 0.98})

@@ -32,6 +32,7 @@ class Memory:
     lengths: AnswerLengths = field(default_factory=AnswerLengths)
     hedges: HedgeShare = field(default_factory=HedgeShare)
     gate: Gate = field(default_factory=Gate)
+    under_way: int = 0
 
     def learn(self, job: Job, outcome: Outcome, cards: Cards, now_s: float) -> None:
         """From a try that ended now."""
@@ -41,7 +42,7 @@ class Memory:
             return
         self.lengths.observe(job.request, outcome.usage)
         if outcome.route is Route.DEVICE:
-            self.device.observe(outcome.usage, now_s)
+            self.device.observe(outcome.usage, now_s, outcome.beside)
             return
         self.gate.work()
         finish = outcome.finish(cards[Route.CLOUD].name)
@@ -109,7 +110,7 @@ def situation_of(
     job: Job, request: Request, memory: Memory, trace: Trace, now_s: float, cards: Cards
 ) -> Situation:
     """What ``overspill.gathering`` would gather of this client at this moment."""
-    speeds = memory.device.speeds(job.prompt_tokens, now_s)
+    speeds = memory.device.speeds(job.prompt_tokens, now_s, memory.under_way)
     on_battery = now_s >= trace.battery_from_s
     device = DeviceProfile(
         prefill_tokens_per_s=speeds.prefill,

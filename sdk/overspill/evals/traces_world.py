@@ -18,13 +18,15 @@ SEALING_S = 0.004
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One try on one route. Times are seconds from its start; ``failed`` gave no answer."""
+    """One try on one route, ``beside`` so many others there. Times are seconds from its start;
+    ``failed`` gave no answer."""
 
     route: Route
     first_s: float
     total_s: float
     usage: Usage
     failed: bool = False
+    beside: int = 0
 
     def finish(self, model: str) -> Finish:
         """As an engine tells it."""
@@ -49,7 +51,7 @@ def _on_device(trace: Trace, job: Job, at_s: float, active: int, slow: float) ->
     prefill_s = job.prompt_tokens / (world.prefill_device * factor)
     decode_s = (job.answer_tokens - 1) / (world.decode_device * factor)
     usage = Usage(job.prompt_tokens, job.answer_tokens, prefill_s=prefill_s, decode_s=decode_s)
-    return Outcome(Route.DEVICE, prefill_s, prefill_s + decode_s, usage)
+    return Outcome(Route.DEVICE, prefill_s, prefill_s + decode_s, usage, beside=active)
 
 
 def _in_cloud(trace: Trace, job: Job, at_s: float) -> Outcome:
