@@ -90,6 +90,13 @@ async def test_what_cannot_be_enforced_is_refused_by_its_path(engine, kit, schem
     assert caught.value.param == "json_schema"
 
 
+async def test_a_schema_that_no_answer_meets_is_refused_and_others_go_on(engine, kit):
+    with pytest.raises(InvalidRequest, match="no answer") as caught:
+        await kit.collect(engine, kit.ask("x", json_schema={"$ref": "#"}))
+    assert caught.value.param == "json_schema"
+    assert kit.text_of(await kit.collect(engine, kit.ask("x")))
+
+
 @pytest.mark.parametrize(
     "grammar",
     [
@@ -98,6 +105,7 @@ async def test_what_cannot_be_enforced_is_refused_by_its_path(engine, kit, schem
         Grammar("lark", "start: /(?=a)b/"),
         Grammar("lark", ""),
         Grammar("lark", 'start: "' + "a" * 600_000 + '"'),
+        Grammar("lark", "start: start"),
     ],
 )
 async def test_a_grammar_that_does_not_compile_is_refused(engine, kit, grammar):

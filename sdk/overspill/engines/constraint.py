@@ -43,10 +43,14 @@ def is_available() -> bool:
 
 
 class Constraint:
-    """One answer's place in its grammar. Used by one thread at a time."""
+    """One answer's place in the grammar that ``param`` asks for. Used by one thread at a time."""
 
-    def __init__(self, matcher: LLMatcher, *, vocabulary_size: int, end_ids: Sequence[int]) -> None:
+    def __init__(
+        self, matcher: LLMatcher, *, vocabulary_size: int, end_ids: Sequence[int], param: str
+    ) -> None:
         self._matcher = matcher
+        self._param = param
+        self._has_begun = False
         self._size = vocabulary_size
         self._end_ids = frozenset(end_ids)
         self._broken = ""
@@ -75,7 +79,8 @@ class Constraint:
     def allowed_ids(self) -> Ids:
         """Ids of all tokens that may follow, ascending; never empty.
 
-        Raises :class:`EngineError` where llguidance gave up on the grammar.
+        Raises :class:`EngineError` where llguidance gave up on the grammar, and
+        :class:`InvalidRequest` where it allows no answer at all (it refers to itself alone, say).
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         reason = self._matcher.stop_reason()
@@ -88,11 +93,13 @@ class Constraint:
 
     def advance(self, token: int) -> None:
         """Take a token of the answer; what goes wrong is raised when the next one is asked for."""
+        self._has_begun = True
         if token not in self._end_ids and not self._matcher.consume_token(token):
             self._broken = self._matcher.stop_reason()
 
     def advance_text(self, tokens: Sequence[int]) -> bool:
         """Take tokens that the answer already begins with; False where they break the grammar."""
+        self._has_begun = True
         return self._matcher.try_consume_tokens(list(tokens)) == len(tokens)
 
     def rollback(self, tokens: int) -> None:
@@ -108,6 +115,12 @@ class Constraint:
         return list(self._matcher.compute_ff_tokens())
 
     def _fail(self, why: str) -> None:
+        if not self._has_begun:
+            raise InvalidRequest(
+                f"The grammar of '{self._param}' allows no answer at all: {why}.",
+                param=self._param,
+                mend="Give one that some text meets.",
+            )
         raise EngineError(
             f"The answer cannot be held to its grammar any further: {why}.",
             mend="Use a simpler schema or grammar.",
@@ -153,7 +166,7 @@ class Constrainer:
                 param=param,
             )
         size = self._backend.vocabulary.size
-        constraint = Constraint(matcher, vocabulary_size=size, end_ids=end_ids)
+        constraint = Constraint(matcher, vocabulary_size=size, end_ids=end_ids, param=param)
         if prefix and not constraint.advance_text(tokenizer.greedy_tokenize(prefix)):
             raise InvalidRequest(f"The answer's prefix already breaks '{param}'.", param="prefix")
         return constraint

@@ -49,7 +49,7 @@ class Choice:
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
-    failure: EngineError | None = None
+    failure: EngineError | InvalidRequest | None = None
     signal: TokenSignal | None = None
 
 
@@ -169,7 +169,7 @@ class TokenSampler:
             try:
                 if not self._constraint.allows(token):
                     token = self._draw_allowed(adjusted, position, self._constraint)
-            except EngineError as error:
+            except (EngineError, InvalidRequest) as error:
                 return Choice(token, failure=error)
         signal = self._signal(logits, token) if self.is_watched else None
         if self._top_logprobs is None:
