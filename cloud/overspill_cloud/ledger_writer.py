@@ -69,7 +69,10 @@ class LedgerWriter:
         """Take a line; never waits."""
         with self._changed:
             self._waiting.append(entry)
-            self._changed.notify_all()
+            # While lines gather the writer looks again by itself: a thread that is woken for each
+            # takes the interpreter from the request that this line is about.
+            if len(self._waiting) in (1, self._limits.max_batch):
+                self._changed.notify_all()
 
     @property
     def backlog(self) -> int:

@@ -69,12 +69,20 @@ class Replica:
 
         Raises ``EvidenceRejected``, or ``TransportError`` when the node cannot be reached.
         """
+        if (known := self._in_force()) is not None:
+            return known  # without the lock: that takes a turn of the event loop, for each request
         async with self._attesting:
-            now = int(self._clock())
-            known = self._attested
-            if known is None or known.result.accepted_until <= now + self._margin_s(known):
-                self._attested = known = await self._fetch_and_verify(now)
+            known = self._in_force()
+            if known is None:
+                self._attested = known = await self._fetch_and_verify(int(self._clock()))
             return known
+
+    def _in_force(self) -> Attested | None:
+        known = self._attested
+        if known is None:
+            return None
+        is_over = known.result.accepted_until <= int(self._clock()) + self._margin_s(known)
+        return None if is_over else known
 
     def forget(self, attested: Attested) -> None:
         """What the node shows next is verified like a stranger's."""
