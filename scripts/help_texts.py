@@ -11,13 +11,12 @@ from __future__ import annotations
 import re
 import sys
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from overspill.cli.main import app as overspill
+from overspill.cli.main import whole_app
 from overspill.terminal import Verbs
 from overspill_cloud.cli import app as overspill_cloud
 
@@ -30,9 +29,7 @@ def group_of(program: str) -> Verbs:
     """A command's verbs, those that other packages add among them."""
     if program == "overspill-cloud":
         return _as_verbs(typer.main.get_command(overspill_cloud))
-    for point in entry_points(group="overspill.commands"):
-        point.load()(overspill)
-    return _as_verbs(typer.main.get_command(overspill))
+    return _as_verbs(typer.main.get_command(whole_app()))
 
 
 def _as_verbs(command: Any) -> Verbs:

@@ -2,11 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
+import typer
 
 from overspill import __version__
+from overspill.cli.main import app_for, whole_app
 from overspill.engines.backend import Abilities
 
 
@@ -26,6 +30,36 @@ def test_the_version_and_the_help(overspill):
         "token",
     ):
         assert verb in help_text
+
+
+def test_each_verb_comes_alone_as_it_comes_with_all():
+    """A command line reads its own verb's modules only; both have the same words for it."""
+    whole = typer.main.get_command(whole_app())
+    for name, verb in whole.commands.items():
+        alone = typer.main.get_command(app_for([name, "--help"]))
+        assert alone.commands[name].help == verb.help
+        assert [one.name for one in alone.commands[name].params] == [p.name for p in verb.params]
+        assert sorted(getattr(alone.commands[name], "commands", ())) == sorted(
+            getattr(verb, "commands", ())
+        )
+        assert len(alone.commands) < len(whole.commands)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "at_most"), [(("--version",), 0), (("token", "list"), 60), (("logs", "-h"), 60)]
+)
+def test_a_command_line_reads_no_more_than_its_verb(home, arguments, at_most):
+    """Counted in modules of overspill's: a client with its trust and wire has over two hundred."""
+    code = (
+        "import sys\nfrom overspill.cli.main import main\nmain(sys.argv[1:])\n"
+        "ours = [name for name in sys.modules if name.startswith('overspill')]\n"
+        "print(len(ours), 'grpc' in sys.modules, 'cryptography' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    ours, *others = done.stdout.split()[-3:]
+    assert others == ["False", "False"]
+    assert int(ours) <= 12 + at_most
 
 
 def test_run_streams_the_answer_and_says_who_gave_it(overspill):

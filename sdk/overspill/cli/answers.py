@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from overspill.sync import Overspill
 from overspill.types.chat import Request
 from overspill.types.route import RouteDecision, RouteTaken
+
+if TYPE_CHECKING:
+    from overspill.sync import Overspill
 
 
 @dataclass(slots=True)

@@ -24,7 +24,6 @@ from overspill.errors import ModelNotFound, UsageError
 from overspill.models.catalog import CatalogEntry, catalog
 from overspill.models.files import Progress, PullPlan, Runtime
 from overspill.models.store import RESERVED, StoredModel
-from overspill.sync import Overspill
 from overspill.terminal import Verbs
 
 Name = Annotated[str | None, typer.Option("--name", help="What it will be called here.")]
@@ -56,6 +55,8 @@ def _models(
 ) -> None:
     if context.invoked_subcommand is not None:
         return
+    from overspill.sync import Overspill  # late: what is in the store is told without a client
+
     with Overspill(app="cli", settings=settings_for(model, cloud, trust_policy)) as ai:
         cards, state = ai.models(), ai.availability()
     if as_json:
