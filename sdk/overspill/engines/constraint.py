@@ -117,7 +117,7 @@ class Constraint:
     def _fail(self, why: str) -> None:
         if not self._has_begun:
             raise InvalidRequest(
-                f"The grammar of '{self._param}' allows no answer at all: {why}.",
+                f"The grammar of '{self._param}' allows no answer at all.",
                 param=self._param,
                 mend="Give one that some text meets.",
             )
