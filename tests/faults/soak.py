@@ -68,7 +68,7 @@ ROWS: dict[str, Callable[[Scale, Path], Awaitable[Measured]]] = {
 COUNTED = ("tokens", "streams", "calls", "nodes", "requests")
 NEVER = 1e9
 """What never came, where a time is asked."""
-LIMIT_S, SHORT_LIMIT_S = 1200.0, 180.0
+LIMIT_S, SHORT_LIMIT_S = 1200.0, 240.0
 """So long a row may take, whole and short."""
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -177,23 +178,36 @@ def run_on_ray(
     serve.start(http_options={"location": "NoServer"})
     named = {"name": REGISTRY, "lifetime": "detached", "get_if_exists": True}
     registry = ray.remote(num_cpus=0)(Registry).options(**named).remote()
+    # Beside the deployments: one lasts until the last node is replaced, and who reads the file
+    # meanwhile would find nodes that have gone.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="overspill-addresses")
+    telling = pool.submit(_tell, ray, registry, options.addresses, stopped)
     try:
         version = 0
         while not stopped.is_set():
+            if telling.done():
+                telling.result()  # raises what ended it
             if again.is_set():
                 again.clear()
                 version += 1
                 _deploy(serve, options, max_replicas, version)
                 _until_there(ray, registry, options.replicas, stopped)
                 ready({"nodes": ray.get(registry.nodes.remote()), "pid": os.getpid()})
-            addresses = [one["listen"] for one in ray.get(registry.nodes.remote())]
-            write_addresses(options.addresses, addresses)
             stopped.wait(BEAT_S)
     finally:
+        stopped.set()
+        pool.shutdown()
         serve.delete(APP)
         ray.kill(registry)
         serve.shutdown()
         ray.shutdown()
+
+
+def _tell(ray: Any, registry: Any, addresses: Path, stopped: threading.Event) -> None:
+    """Keep the file of addresses true."""
+    addresses.parent.mkdir(parents=True, exist_ok=True)
+    while not stopped.wait(BEAT_S):
+        write_addresses(addresses, [one["listen"] for one in ray.get(registry.nodes.remote())])
 
 
 def _deploy(serve: Any, options: FleetOptions, max_replicas: int, version: int) -> None:
