@@ -29,6 +29,7 @@ from overspill.routing.complexity import Scorer
 from overspill.routing.features import Features
 
 CALLS = (0.1, 0.2, 0.3, 0.5, 0.7)
+_TIE_BREAK = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,9 @@ class _Split:
     asked: Ints
     offset: int = 0
 
-    def run(self, options: EvalOptions, *, unseen_groups: bool) -> tuple[Scorer, Predicted]:
-        """A scorer of the prompt alone, and predictions with all that is there."""
+    def run(self, options: EvalOptions, *, unseen_groups: bool) -> tuple[Scorer, Predicted, Floats]:
+        """A scorer of the prompt alone, predictions with all that is there, and an order that other
+        fits' may be put beside."""
         if not len(self.rows):
             raise UsageError("Nothing is left to learn from: all prompts are near-duplicates.")
         known = self.known.take(self.rows)
@@ -122,11 +124,23 @@ class _Split:
         rows = self.asked + self.offset
         design, features = self.design.take(rows), [self.features[i] for i in rows]
         if known.confidence is None or self.data.confidence is None:
-            return scorer, predict(scorer, design, features)
+            found = predict(scorer, design, features)
+            return scorer, found, found.lift
         fused = fit_fused(
             task, known.confidence, options.fit, seed=options.seed, unseen_groups=unseen_groups
         )
-        return scorer, fused.predict(design, features, self.data.confidence[self.asked])
+        found = fused.predict(design, features, self.data.confidence[self.asked])
+        own = [self.features[i] for i in self.rows]
+        at_home = fused.predict(self.design.take(self.rows), own, known.confidence)
+        return scorer, found, _placed(found.gain, at_home.gain)
+
+
+def _placed(gain: Floats, known: Floats) -> Floats:
+    """Where each gain stands among those of the fit's own prompts: the share of these that gain
+    less, between two of them by line; past the ends more is still more."""
+    values, counts = np.unique(known, return_counts=True)
+    shares = (np.cumsum(counts) - counts / 2) / len(known)
+    return np.asarray(np.interp(gain, values, shares) + _TIE_BREAK * gain)
 
 
 def _cross_fitted(data: Results, options: EvalOptions) -> Judged:
@@ -144,8 +158,8 @@ def _cross_fitted(data: Results, options: EvalOptions) -> Judged:
     for fold in range(int(folds.max()) + 1):
         inside, rows = np.flatnonzero(folds == fold), training_rows(folds, clusters, fold)
         split = _Split(features, design, data, rows, data, inside)
-        scorer, found = split.run(options, unseen_groups=data.groups is not None)
-        order[inside], small[inside], large[inside] = found.lift, found.small, found.large
+        scorer, found, placed = split.run(options, unseen_groups=data.groups is not None)
+        order[inside], small[inside], large[inside] = placed, found.small, found.large
     way = "near-duplicate cluster" if data.groups is None else "group and near-duplicate cluster"
     used = min(int((folds != 0).sum()), options.fit.max_labels)
     return Judged(data, order, small, large, way, used, scorer)
@@ -159,7 +173,7 @@ def _trained(data: Results, train: Results, options: EvalOptions) -> Judged:
     seen = np.isin(clusters[: len(train)], clusters[len(train) :])
     rows, asked = np.flatnonzero(~seen), np.arange(len(data))
     split = _Split(features, Design.of(features), train, rows, data, asked, len(train))
-    scorer, found = split.run(options, unseen_groups=_all_unseen(train, data))
+    scorer, found, _ = split.run(options, unseen_groups=_all_unseen(train, data))
     way = f"training file, less {int(seen.sum())} near-duplicates of the data"
     used = min(len(rows), options.fit.max_labels)
     return Judged(data, found.lift, found.small, found.large, way, used, scorer)
