@@ -90,6 +90,24 @@ def display(need_program: Callable[[str, str], str]) -> tuple[str, ...]:
     return (need_program("xvfb-run", "xvfb"), "-a")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a screen is always there")
+@pytest.mark.parametrize("name", sorted(WITH_A_WINDOW))
+def test_without_a_screen_a_window_says_so_in_one_line(name, tmp_path):
+    pytest.importorskip("tkinter", reason="this Python was built without tkinter")
+    environ = {**os.environ, "OVERSPILL_HOME": str(tmp_path)}
+    environ.pop("DISPLAY", None)
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("No window can be opened: ")
+
+
 def with_a_window(display: tuple[str, ...], action: str, home: Path) -> list[str]:
     driver = Path(__file__).parent / "with_a_window.py"
     return run(*display, sys.executable, driver, action, home=home).splitlines()
