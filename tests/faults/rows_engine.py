@@ -20,10 +20,11 @@ from faults.rows_road import ask
 from faults.scale import CannotRun, Measured, Scale, quantile
 
 from overspill.bench.models import made_model
-from overspill.bench.ours import in_process
+from overspill.bench.ours import OurTarget, in_process
 from overspill.bench.streams import StreamClock, Target
 from overspill.bench.throughput import plain_options
 from overspill.config import load_settings
+from overspill.engines.scheduled import ScheduledEngine
 
 SERVING = b"\x08\x01"
 """As grpc.health.v1 writes it."""
@@ -99,15 +100,25 @@ def _gaps(clocks: list[StreamClock], begin_s: float, end_s: float) -> list[float
     return [gap for clock in clocks for gap in clock.gaps_s(begin_s, end_s)]
 
 
-async def _behind(target: Target, long: int, turn: int) -> float:
+async def _behind(target: OurTarget, long: int, turn: int) -> float:
     """TTFT (s) of a short prompt while a long one is computed."""
+    before = _active(target)
     other = asyncio.create_task(target.stream(long, 1, turn, 900))
     try:
-        await asyncio.sleep(0.1)
+        while _active(target) == before:  # it is tokenized, or waits for a slot
+            if other.done():
+                other.result()
+            await asyncio.sleep(0.001)
         return (await target.stream(32, 2, turn, 901)).ttft_s
     finally:
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
+
+
+def _active(target: OurTarget) -> int:
+    assert isinstance(target.engine, ScheduledEngine)
+    status = target.engine.status()
+    return 0 if status is None else status.active
 
 
 async def r15(scale: Scale, folder: Path) -> Measured:
