@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import anyio
@@ -10,6 +11,7 @@ import pytest
 
 from overspill.engines.echo import EchoOptions
 from overspill.errors import EngineError
+from overspill_edge.peers import _Gathering
 from overspill_edge.work import HttpLimits
 
 pytestmark = pytest.mark.anyio
@@ -242,6 +244,41 @@ async def test_a_streams_end_comes_once_its_answer_is_written_down_and_its_slot_
             assert running.daemon._journal.totals.answers == number
             assert (running.daemon._registry.active, running.daemon._registry.waiting) == (0, 0)
             assert not running.daemon._journal.running
+
+
+class Written(asyncio.Transport):
+    """What a transport was given, each write of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data):
+        self.writes.append(bytes(data))
+
+    def is_closing(self):
+        return self.closed
+
+    def close(self):
+        self.closed = True
+
+
+async def test_a_head_goes_with_its_first_words_at_once_and_later_words_of_a_turn_together():
+    written = Written()
+    gathering = _Gathering(written)
+    gathering.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert written.writes == []
+    gathering.write(b"first")
+    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\nfirst"]
+    gathering.write(b"second")
+    gathering.write(b"third")
+    assert len(written.writes) == 1
+    await asyncio.sleep(0)
+    assert written.writes[1:] == [b"secondthird"]
+    gathering.write(b"end")
+    gathering.close()
+    assert (written.writes[2:], written.closed) == ([b"end"], True)
 
 
 async def test_the_status_counts_what_runs_and_what_waits(start_daemon, eventually):
