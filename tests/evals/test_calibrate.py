@@ -97,7 +97,7 @@ def test_what_cannot_be_certified_writes_nothing_and_exits_with_4(
     assert run(rows=hopeless) == 4
     assert "No threshold can be certified" in capsys.readouterr().err
     assert run("--epsilon", "0.001", "--delta", "0.1") == 4
-    assert "At least 2302 prompts" in capsys.readouterr().err
+    assert "At least 2667 prompts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -14,6 +14,7 @@ from overspill.routing.calibration import (
     IsotonicCurve,
     binomial_tail,
     drift,
+    fewest,
     hypergeometric_tail,
     learn_then_test,
     p_value_of,
@@ -147,6 +148,14 @@ def test_what_cannot_be_certified_is_not() -> None:
     gain, regret, _ = world(20, rng)
     assert learn_then_test(gain, regret, 0.05, 0.1) is None
     assert learn_then_test([0.5] * 500, [1.0] * 500, 0.05, 0.1) is None
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.05, 0.1), (0.1, 0.05), (0.02, 0.2)])
+def test_so_many_prompts_are_needed_at_least(epsilon: float, delta: float) -> None:
+    least = fewest(epsilon, delta)
+    gain = [i / least for i in range(least)]
+    assert learn_then_test(gain, [0.0] * least, epsilon, delta) is not None
+    assert learn_then_test(gain[1:], [0.0] * (least - 1), epsilon, delta) is None
 
 
 def test_scores_need_no_labels_of_zero_and_one() -> None:

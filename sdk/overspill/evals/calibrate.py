@@ -34,6 +34,7 @@ from overspill.routing.calibration import (
     Certified,
     IsotonicCurve,
     drift,
+    fewest,
     learn_then_test,
 )
 from overspill.routing.complexity import Scorer
@@ -236,7 +237,7 @@ def _curve(predicted: Floats, label: Floats) -> IsotonicCurve:
 
 
 def _not_certifiable(judged: Results, regret: Floats, options: CalibrationOptions) -> PolicyRefusal:
-    least = int(np.ceil(np.log(options.delta) / np.log1p(-options.epsilon)))
+    least = fewest(options.epsilon, options.delta)
     few = (
         f" At least {least} prompts are needed even without any regret."
         if (len(judged) < least)

@@ -161,6 +161,14 @@ def p_value_of(total: float, count: int, epsilon: float, *, binary: bool) -> flo
     return min(1.0, hoeffding, bentkus)
 
 
+def fewest(epsilon: float, delta: float) -> int:
+    """So many prompts certify something, where staying costs none of them anything."""
+    least = math.ceil(math.log(delta) / math.log1p(-epsilon))
+    while p_value_of(0.0, least, epsilon, binary=True) > delta:
+        least += 1
+    return least
+
+
 def binomial_tail(successes: int, count: int, probability: float) -> float:
     """P(X <= successes) for a binomial X, summed in logarithms."""
     log_p, log_q = math.log(probability), math.log1p(-probability)
