@@ -1,7 +1,8 @@
 """What `overspill bench daemon` measures: what the daemon adds to the same answer in-process.
 
-One model, brook, twice: in this process, and in a daemon of its own behind its Unix socket. Both
-answer the same greedy request in turn; what a client waits for is the text, parsed.
+One model, brook, twice: for a client in this process, and in a daemon of its own behind its Unix
+socket. Both answer the same greedy request in turn, each by a worker process, as they do for
+everybody; what a client waits for is the text, parsed.
 """
 
 from __future__ import annotations
@@ -183,9 +184,9 @@ def _body(*, stream: bool) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _both() -> AsyncIterator[tuple[AsyncOverspill, Path]]:
-    """A client with the model in this process, and the socket of a daemon with the same."""
+    """A client in this process, and the socket of a daemon: each has the model in a worker."""
     with tempfile.TemporaryDirectory(prefix="ovs") as home:
-        environ = {"OVERSPILL_HOME": home, "OVERSPILL_MODEL": MODEL, "OVERSPILL_ISOLATE": "false"}
+        environ = {"OVERSPILL_HOME": home, "OVERSPILL_MODEL": MODEL}
         settings = load_settings(environ=environ)
         async with (
             AsyncOverspill("bench", settings=settings, daemon="never") as ai,

@@ -69,12 +69,12 @@ async def through_daemon(model: Path, options: EngineOptions) -> AsyncIterator[T
             f'speculation = "{options.scheduler.speculation}"\n'
             f"max_context_tokens = {options.context_tokens}\n"
             f"device_slots = {options.max_sequences}\n"
+            # The engine's process is the daemon: what is added is gRPC's way and the SDK's.
+            "isolate = false\n"
         )
         environ = {
             "OVERSPILL_HOME": folder,
             "OVERSPILL_MODEL": str(model),
-            # The engine's process is the daemon: what is added is gRPC's way and the SDK's.
-            "OVERSPILL_ISOLATE": "false",
         }
         settings = load_settings(environ=environ).with_floor(Privacy.DEVICE)
         async with (
