@@ -58,7 +58,7 @@ class RayFleet:
 
 async def r16(scale: Scale, folder: Path) -> Measured:
     """Kills, then an upgrade, under load."""
-    kills, streams = scale.of(10, short=2), scale.of(64, short=8)
+    kills, streams = scale.of(50, short=2), scale.of(64, short=8)
     choice = random.Random(scale.seed("R16"))
     async with _fleet(folder) as fleet:
         replaced: list[float] = []
