@@ -8,7 +8,7 @@ import json
 import anyio
 import pytest
 
-from overspill.cli.main import app as cli
+from overspill.cli.main import whole_app
 from overspill.errors import DeviceRejected
 from overspill.exchange import ExchangeLimits, Incoming, seal_request
 from overspill.identity.keys import ES256, SoftwareKey
@@ -187,17 +187,17 @@ def test_the_command_replaces_the_key_on_this_device(start_node, tmp_path, monke
         dev_policy(bytes.fromhex(node.started["dev_root"]), {"echo": bytes.fromhex(NOTHING)})
     )
     options = ["--cloud", node.listen, "--trust-policy", str(policy), "--json"]
-    assert run_app(cli, "overspill", ["cloud", "enroll", node.code(), *options]) == 0
+    assert run_app(whole_app(), "overspill", ["cloud", "enroll", node.code(), *options]) == 0
     (key_file,) = home.rglob("device-key")
     before = key_file.read_text()
     capsys.readouterr()
-    assert run_app(cli, "overspill", ["cloud", "rotate", *options]) == 0
+    assert run_app(whole_app(), "overspill", ["cloud", "rotate", *options]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rotated"]
     assert key_file.read_text() != before
     assert SoftwareKey.from_text(key_file.read_text(), "here").thumbprint.hex() == told["device"]
     assert not key_file.with_name("device-key.next").exists()
-    assert run_app(cli, "overspill", ["cloud", "rotate", *options]) == 0
+    assert run_app(whole_app(), "overspill", ["cloud", "rotate", *options]) == 0
 
 
 NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

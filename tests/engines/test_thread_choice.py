@@ -134,9 +134,29 @@ def test_others_are_what_this_process_is_not():
     assert meter.sample() == pytest.approx(0.7)
     readings.passes(0.5, 1.0, 1.2)
     assert meter.sample() == 0.0
-    # What was between two bursts of work says nothing about now.
+
+
+def test_what_others_did_while_it_rested_does_not_count():
+    readings = Readings()
+    meter = readings.meter()
+    for _ in range(3):
+        readings.passes(0.1, 1.5, 1.0)
+        meter.rest()
+        meter.rest()
+        readings.passes(1.0, 2.0, 0.0)
+        meter.resume()
+        meter.resume()
+    assert meter.sample() == pytest.approx(0.5)
+    # Short times of work are no sample, and are forgotten after a while.
+    readings.passes(0.2, 2.0, 1.0)
+    assert meter.sample() is None
+    meter.rest()
     readings.passes(60.0, 2.0, 0.0)
     assert meter.sample() is None
+    readings.passes(0.2, 1.0, 1.0)
+    assert meter.sample() is None
+    readings.passes(0.1, 1.0, 1.0)
+    assert meter.sample() == 0.0
 
 
 def test_this_system_is_read_or_says_that_it_cannot_be():

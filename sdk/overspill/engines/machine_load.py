@@ -11,8 +11,8 @@ from overspill.engines.backend import Backend
 from overspill.engines.thread_choice import ThreadChoice, ThreadTrials
 
 SAMPLE_S = 0.25
-STALE_S = 2.0
-"""A longer time says nothing about now."""
+STALE_S = 10.0
+"""What was seen longer ago, in short times of work, says nothing about now."""
 _STAT = Path("/proc/stat")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _IDLE_FIELDS = (3, 4)
@@ -76,7 +76,10 @@ def read_busy_s() -> float | None:
 
 
 class LoadMeter:
-    """Cores that others keep busy: what all took, less what this process took."""
+    """Cores that others keep busy while this process works: what all took, less what it took.
+
+    What they do while it rests says little: an app that waits for an answer was busy before.
+    """
 
     def __init__(
         self,
@@ -87,25 +90,55 @@ class LoadMeter:
         self._read_all_s = read_all_s
         self._read_own_s = read_own_s
         self._clock = clock
-        self._last = (clock(), read_all_s(), read_own_s())
+        self._rests = False
+        self._last = self._read()
+        self._forget()
 
     @property
     def works(self) -> bool:
         """Whether this system says what it does."""
         return self._last[1] is not None
 
+    def rest(self) -> None:
+        """There is nothing to do from now on."""
+        if not self._rests:
+            self._add()
+            self._rests = True
+
+    def resume(self) -> None:
+        """There is something to do again."""
+        if self._rests:
+            self._rests = False
+            self._last = self._read()
+            if self._last[0] - self._since_s > STALE_S:
+                self._forget()
+
     def sample(self) -> float | None:
-        """Cores busy with other work since the last sample; None when it is too early for one,
-        or too late."""
+        """Cores busy with other work since the last sample; None when it is too early for one."""
+        self.resume()
+        if self._seen_s + self._clock() - self._last[0] < SAMPLE_S:
+            return None
+        self._add()
+        busy = None if self._others_s is None else max(0.0, self._others_s) / self._seen_s
+        self._forget()
+        return busy
+
+    def _read(self) -> tuple[float, float | None, float]:
+        return self._clock(), self._read_all_s(), self._read_own_s()
+
+    def _add(self) -> None:
         then_s, all_then_s, own_then_s = self._last
-        now_s = self._clock()
-        if now_s - then_s < SAMPLE_S:
-            return None
-        self._last = (now_s, self._read_all_s(), self._read_own_s())
-        _, all_s, own_s = self._last
-        if all_s is None or all_then_s is None or now_s - then_s > STALE_S:
-            return None
-        return max(0.0, (all_s - all_then_s) - (own_s - own_then_s)) / (now_s - then_s)
+        self._last = now_s, all_s, own_s = self._read()
+        self._seen_s += now_s - then_s
+        if all_s is None or all_then_s is None or self._others_s is None:
+            self._others_s = None
+        else:
+            self._others_s += (all_s - all_then_s) - (own_s - own_then_s)
+
+    def _forget(self) -> None:
+        self._since_s = self._last[0]
+        self._seen_s = 0.0
+        self._others_s: float | None = 0.0
 
 
 class ThreadControl:
@@ -122,6 +155,16 @@ class ThreadControl:
         self._by_load = ThreadChoice(most, cores) if meter.works else None
         self._by_trial = None if meter.works else ThreadTrials(most)
         self.threads = most
+
+    def rest(self) -> None:
+        """There is nothing to do from now on."""
+        if self._by_load is not None:
+            self._meter.rest()
+
+    def resume(self) -> None:
+        """There is something to do again."""
+        if self._by_load is not None:
+            self._meter.resume()
 
     def after_step(self, rows: int, prompt_tokens: int, took_s: float) -> bool:
         """Whether the number of threads changed."""

@@ -245,7 +245,7 @@ class Scheduler:
         self._parts = parts
         self._loaded.set_result(parts.backend)
         try:
-            while self._wait_for_work():
+            while self._wait_for_work(parts):
                 self._step(parts)
             self._end(None)
         except BaseException as error:
@@ -254,11 +254,13 @@ class Scheduler:
         finally:
             parts.close()
 
-    def _wait_for_work(self) -> bool:
+    def _wait_for_work(self, parts: Parts) -> bool:
         with self._wake:
             while not (self._closing or self._running or len(self._queue)):
+                parts.runner.rest()
                 self._moved_s = self._clock()
                 self._wake.wait(timeout=1.0)
+            parts.runner.resume()
             if not self._running:
                 self._wake.wait_for(lambda: self._closing or not self._expected, GATHER_S)
             self._moved_s = self._clock()

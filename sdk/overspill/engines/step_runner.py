@@ -63,6 +63,16 @@ class StepRunner:
             # All steps take another time from now on.
             self._costs.distrust()
 
+    def rest(self) -> None:
+        """No step comes for a while."""
+        if self._threads is not None:
+            self._threads.rest()
+
+    def resume(self) -> None:
+        """Steps come again."""
+        if self._threads is not None:
+            self._threads.resume()
+
     def _take(self, batch: Batch, logits: Logits) -> None:
         """One token for each whose prompt is computed."""
         ready = [generation for generation, row in batch if row.wants_logits]

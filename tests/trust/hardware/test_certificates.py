@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa, x25519
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -365,7 +365,7 @@ def test_critical_extensions_have_to_be_known(makers):
         .not_valid_after(makers.CLOCK + timedelta(days=1))
         .public_key(root.key.public_key())
         .add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b""), True)
-        .sign(root.key, makers.SHA384())
+        .sign(root.key, SHA384())
     )
     leaf = parse_certificate(built.public_bytes(Encoding.DER))
     with pytest.raises(EvidenceRejected, match="certificate_extension"):
