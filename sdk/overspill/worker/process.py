@@ -190,8 +190,9 @@ _WORKER_ENVIRONMENT = {
     "GGML_NO_BACKTRACE": "1",
     # OpenMP's threads spin while they wait for each other at every layer. Without a bound, threads
     # whose cores have other work were eight to a hundred times slower; sleeping at once made the
-    # short steps of a small model twice as slow. So many rounds are some tenths of a millisecond.
-    "GOMP_SPINCOUNT": "20000",
+    # short steps of a small model twice as slow. So many rounds are a millisecond or two; with a
+    # fifth of them a first token of such a model still took a tenth longer.
+    "GOMP_SPINCOUNT": "100000",
 }
 
 
