@@ -92,7 +92,9 @@ class LoadMeter:
         self._clock = clock
         self._rests = False
         self._last = self._read()
-        self._forget()
+        self._since_s = self._last[0]
+        self._seen_s = 0.0
+        self._others_s: float | None = 0.0
 
     @property
     def works(self) -> bool:
@@ -137,8 +139,7 @@ class LoadMeter:
 
     def _forget(self) -> None:
         self._since_s = self._last[0]
-        self._seen_s = 0.0
-        self._others_s: float | None = 0.0
+        self._seen_s, self._others_s = 0.0, 0.0
 
 
 class ThreadControl:
