@@ -115,12 +115,7 @@ def with_a_window(display: tuple[str, ...], action: str, home: Path) -> list[str
 
 def test_the_desktop_app_answers_says_where_and_cancels(display, tmp_path):
     answer = "Answer: 14, 21, 35 | brook on the device; 0 bytes left"
-    first, second, left = with_a_window(display, "desktop", tmp_path)
-    assert first == second == answer
-    # A word or two may have come before the button was pressed.
-    said, status = left.split(" | ")
-    assert status == "Cancelled."
-    assert len(said) < 40
+    assert with_a_window(display, "desktop", tmp_path) == [answer, answer, " | Cancelled."]
 
 
 def test_the_dialog_is_shown_for_each_request_and_what_is_not_granted_stays(display, tmp_path):

@@ -46,10 +46,6 @@ class Frames(asyncio.Protocol):
         self._why = why
         self._transport.abort()
 
-    def close(self) -> None:
-        """End the connection once all is sent."""
-        self._transport.close()
-
     # What asyncio calls -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
