@@ -129,7 +129,7 @@ async def r15(scale: Scale, folder: Path) -> Measured:
     histories: list[History] = []
     with running(folder, 2, "--worker", "--echo-delay-s", "0.02", "--slots", "16") as fleet:
         await fleet.enrol()
-        for turn in range(scale.of(3, short=1)):
+        for turn in range(scale.of(5, short=1)):
             for kind in (signal.SIGKILL, signal.SIGSTOP):
                 not_serving_s, serving_s = await _worker_gone(fleet, kind, turn, histories)
                 told.append(not_serving_s)

@@ -50,7 +50,7 @@ async def r3(scale: Scale, folder: Path) -> Measured:
             different += bool(history.violation)
             failed += not history.is_complete
             resumed += connections > 1
-    async for history in _link_flaps(scale, folder / "linked", scale.of(50, short=2), seed):
+    async for history in _link_flaps(scale, folder / "linked", scale.of(cuts, short=2), seed):
         different += bool(history.violation)
         failed += not history.is_complete
     print(f"R3: {resumed} of {2 * cuts} streams went on over another connection", flush=True)

@@ -34,7 +34,7 @@ STREAMS = 16
 
 async def s3(scale: Scale, folder: Path) -> Measured:
     """Throughput sealed, beside that of the same service whose frames are not sealed."""
-    rounds, tokens = scale.of(5, short=2), scale.of(2000, short=300)
+    rounds, tokens = scale.of(7, short=2), scale.of(4000, short=300)
     async with AsyncExitStack() as stack:
         engines = []
         for flags in ((), ("--unsealed",)):
