@@ -1,6 +1,7 @@
 """`overspill bench engine` as a user runs it."""
 
 import json
+import sys
 
 import pytest
 
@@ -59,6 +60,15 @@ def test_a_wrong_option_is_one_line_and_a_usage_error(home, capsys, arguments, s
     assert main(["bench", "engine", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["engine", "trust", "daemon"])
+def test_without_any_engine_the_extra_is_named(home, monkeypatch, capsys, kind):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert main(["bench", kind, "--quick"]) == 2
+    error = capsys.readouterr().err
+    assert "overspill[bench]" in error
     assert error.count("\n") == 1
 
 

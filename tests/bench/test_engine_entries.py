@@ -14,8 +14,9 @@ import pytest
 from overspill.bench.engine import ENTRIES
 from overspill.bench.peers import PeerPaths
 from overspill.bench.plot import draw
-from overspill.bench.suite import chosen_entries, run_entry, run_suite
+from overspill.bench.suite import QUICK, Bench, chosen_entries, run_entry, run_suite
 from overspill.bench.watched import Step, longest_wait
+from overspill.engines.backend import BatchRow
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 NEED_NO_PEER = [
@@ -83,6 +84,7 @@ def test_figures_have_stable_names_of_their_own():
         ("engine.cancel.late_steps", "at_most", 1),
         ("engine.lookup.q05.copying_vs_off", "at_least", 1.4),
         ("engine.lookup.q05.not_copying_vs_off", "at_least", 0.97),
+        ("engine.lookup.q05.misleading_vs_off", "at_least", 0.97),
         ("engine.lora4.q05.vs_none", "at_least", 0.6),
         ("engine.lora4.q05.longest_wait_steps", "at_most", 4),
         ("engine.contended.q05.vs_llama_bench", "at_least", 1.7),
@@ -151,6 +153,19 @@ async def test_without_the_family_river_s_figures_say_why(small_bench):
 
 
 @pytest.mark.anyio
+async def test_with_mlx_alone_each_figure_says_that_it_is_llama_cpp_s(
+    tmp_path, repository, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    bench = Bench(QUICK, PeerPaths(), tmp_path, family=repository / "examples" / "family")
+    figures = [figure for entry in ENTRIES for figure in (await run_entry(entry, bench)).figures]
+    assert all(figure.value is None for figure in figures)
+    assert all("llama.cpp" in figure.reason for figure in figures)
+    assert all("pip install" in figure.reason for figure in figures)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.anyio
 async def test_a_report_can_be_drawn(small_bench, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
     chosen = chosen_entries(ENTRIES, ["fit.tiny"])
@@ -160,7 +175,10 @@ async def test_a_report_can_be_drawn(small_bench, tmp_path):
 
 
 def steps(*sequences):
-    return [Step(float(n), n + 0.5, None, frozenset(group)) for n, group in enumerate(sequences)]
+    return [
+        Step(float(n), n + 0.5, None, tuple(BatchRow(s, n, [0], True) for s in group))
+        for n, group in enumerate(sequences)
+    ]
 
 
 @pytest.mark.parametrize(

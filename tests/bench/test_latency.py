@@ -1,7 +1,9 @@
 """A long prompt that joins, on streams whose pieces come when the test says."""
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from statistics import median
 
 import pytest
 
@@ -50,11 +52,32 @@ def effort(small_bench):
 async def test_a_stall_shows_in_the_joined_p99_and_not_in_the_idle_one(effort):
     target = Scripted(effort)
     async with latency._decoders(target, effort, 0) as clocks:
-        idle_ms, joined_ms = await latency._itl_p99_ms(target, effort, clocks, 0)
+        join = await latency._join(target, effort, clocks, 0)
     # The gap in which the long prompt arrived is the stall itself, however slow the machine is.
-    assert joined_ms >= 1e3 * target.stall_s / 2
-    assert idle_ms > 0
+    assert join.joined_ms >= 1e3 * target.stall_s / 2
+    assert join.idle_ms > 0
     assert target.cancelled == effort.decoders
+
+
+@pytest.mark.anyio
+async def test_the_long_prompt_s_own_first_token_is_measured_beside_the_decoders(
+    small_bench, monkeypatch
+):
+    effort = replace(small_bench.effort, window_s=0.05)
+    target = Scripted(effort, stall_s=0.1)
+
+    @asynccontextmanager
+    async def in_process(model, options):
+        yield target
+
+    monkeypatch.setattr(latency.ours, "in_process", in_process)
+    entry = latency.long_prompt_joins("join", "mini", asked=3.0)
+    outcome = await entry.run(replace(small_bench, effort=effort))
+    (ttfts,) = (s.values for s in outcome.samples if s.side == "TTFT of the long prompt")
+    assert len(ttfts) == effort.rounds
+    assert min(ttfts) >= target.stall_s / 2
+    rate = outcome.values["engine.join.long_prompt_tokens_per_s"]
+    assert rate == effort.long_prompt_tokens / median(ttfts)
 
 
 @pytest.mark.anyio

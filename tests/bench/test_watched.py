@@ -4,6 +4,7 @@ from contextlib import aclosing
 
 import pytest
 
+from overspill.bench.lookup import _misleading
 from overspill.bench.models import made_model
 from overspill.bench.ours import serving
 from overspill.bench.throughput import plain_options
@@ -76,8 +77,29 @@ async def test_an_answer_of_fresh_words_gives_lookup_nothing(made_models):
         assert usage.accepted_tokens == 0
 
 
+@pytest.mark.anyio
+async def test_a_misleading_answer_gives_lookup_many_guesses_and_no_right_one(made_models):
+    options = EngineOptions(
+        context_tokens=256, max_sequences=1, scheduler=SchedulerOptions(speculation="always")
+    )
+    engine, watch = watched_engine(made_model("mini", made_models), options)
+    async with serving(engine) as target:
+        request = target.request(PROMPT_TOKENS, ANSWER_TOKENS, 4)
+        misleading = watch.backend.tokenize(_misleading(request, ANSWER_TOKENS, 4))
+        watch.backend.forced = ForcedAnswer(PROMPT_TOKENS, misleading)
+        tokens, usage = await answer(engine, request)
+        assert tokens == misleading
+        assert usage.accepted_tokens == 0
+        guesses = sum(len(row.tokens) > 1 for row in each_row(watch.backend.steps[1:]))
+        assert guesses > ANSWER_TOKENS / 2
+
+
+def each_row(steps):
+    return [row for step in steps for row in step.rows]
+
+
 def test_what_lies_between_steps_is_outside_the_runtime():
-    steps = [Step(0.0, 3.0, None, frozenset({0})), Step(4.0, 7.0, None, frozenset({0}))]
+    steps = [Step(0.0, 3.0, None, ()), Step(4.0, 7.0, None, ())]
     assert outside_share(steps) == pytest.approx(1 / 7)
     with pytest.raises(EngineError, match="no two steps"):
         outside_share(steps[:1])

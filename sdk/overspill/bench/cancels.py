@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from overspill.bench.figures import FigureSpec, at_most
 from overspill.bench.ours import OurTarget, serving
@@ -13,7 +16,7 @@ from overspill.bench.rounds import Samples
 from overspill.bench.stats import percentile
 from overspill.bench.suite import Bench, Entry, Outcome
 from overspill.bench.throughput import plain_options
-from overspill.bench.watched import WatchedBackend, watched_engine
+from overspill.bench.watched import Step, WatchedBackend, slot_of, watched_engine
 from overspill.engines.scheduled import ScheduledEngine
 from overspill.errors import EngineError
 from overspill.types.chat import Request
@@ -23,6 +26,7 @@ GROUP = 4
 PROMPT_TOKENS, ANSWER_TOKENS = 600, 1200
 LATEST_PREFILL_CANCEL_S = 0.01
 FREED_WITHIN_S = 2.0
+LOOK_EVERY_S = 0.0005
 
 
 def cancels(name: str, shape: str) -> Entry:
@@ -78,57 +82,93 @@ class _Trial:
         """
         chosen = random.Random(number)  # noqa: S311 - when to cancel, no secret
         in_prefill = number % 2 == 0
-        streams = [_Stream(self._request(number, index)) for index in range(GROUP)]
-        tasks = [asyncio.create_task(stream.read(self._engine)) for stream in streams]
+        streams = [self._stream(number, index) for index in range(GROUP)]
+        for stream in streams:
+            stream.start(self._engine)
         try:
+            await self._submitted(streams)
             if in_prefill:
                 await asyncio.sleep(chosen.uniform(0, LATEST_PREFILL_CANCEL_S))
             else:
                 await asyncio.gather(*(stream.began.wait() for stream in streams))
-            for left in reversed(range(GROUP)):
-                await self._cancel(tasks.pop(chosen.randrange(len(tasks))), left)
+            left = list(streams)
+            while left:
+                await self._cancel(left.pop(chosen.randrange(len(left))), len(left))
         finally:
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            await asyncio.gather(*(stream.leave() for stream in streams))
+        # Counted when all have left: no slot was given to a second stream until now, and what was
+        # computed of one after it had been called free is late too.
+        steps = tuple(self._backend.steps)
+        self.late_steps += [stream.late_steps(steps) for stream in streams]
         self._backend.steps.clear()
 
-    def _request(self, number: int, index: int) -> Request:
-        return self._target.request(PROMPT_TOKENS, ANSWER_TOKENS, number, index)
+    def _stream(self, number: int, index: int) -> _Stream:
+        request = self._target.request(PROMPT_TOKENS, ANSWER_TOKENS, number, index)
+        # Without a template around it the prompt's tokens are known here: they tell its slot.
+        raw = replace(request, raw=True)
+        bos_id = self._backend.vocabulary.bos_id
+        tokens = self._backend.tokenize(raw.messages[-1].content)
+        return _Stream(raw, tokens if bos_id is None else [bos_id, *tokens])
 
-    async def _cancel(self, task: asyncio.Task[None], left: int) -> None:
+    async def _submitted(self, streams: Sequence[_Stream]) -> None:
+        """Wait until the scheduler has all of them: before that there is no slot to free."""
+        while self._taken() < len(streams):
+            for stream in streams:
+                stream.check_goes_on()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _cancel(self, stream: _Stream, left: int) -> None:
         """One cancel, while ``left`` other streams go on."""
-        if task.done():
-            task.result()
-            raise EngineError("A stream came to its end before it was cancelled.")
-        task.cancel()
-        await asyncio.wait({task})
-        cancelled_s = time.perf_counter()
-        while (status := self._engine.status()) is not None and (
-            status.active + status.queued > left
-        ):
-            if time.perf_counter() - cancelled_s > FREED_WITHIN_S:
+        stream.check_goes_on()
+        await stream.leave()
+        while self._taken() > left:
+            if time.perf_counter() - stream.left_s > FREED_WITHIN_S:
                 raise EngineError(f"A slot was still taken {FREED_WITHIN_S:g} s after a cancel.")
             await asyncio.sleep(0)
-        freed_s = time.perf_counter()
-        self.freed_ms.append(1e3 * (freed_s - cancelled_s))
-        self.late_steps.append(
-            sum(
-                step.started_s > cancelled_s and len(step.sequences) > left
-                for step in tuple(self._backend.steps)
-            )
-        )
+        self.freed_ms.append(1e3 * (time.perf_counter() - stream.left_s))
+
+    def _taken(self) -> int:
+        """Streams that the scheduler has, with slots or in the queue."""
+        status = self._engine.status()
+        return 0 if status is None else status.active + status.queued
 
 
 class _Stream:
-    """A stream that is read until somebody cancels it; ``began`` is set at its first piece."""
+    """A stream that is read until somebody cancels it; ``began`` is set at its first piece.
 
-    def __init__(self, request: Request) -> None:
+    ``left_s`` is when it had been cancelled, in seconds of ``time.perf_counter``.
+    """
+
+    def __init__(self, request: Request, prompt: list[int]) -> None:
         self._request = request
+        self._prompt = prompt
+        self._task: asyncio.Task[None] | None = None
         self.began = asyncio.Event()
+        self.left_s = math.inf
 
-    async def read(self, engine: ScheduledEngine) -> None:
+    def start(self, engine: ScheduledEngine) -> None:
+        """Read it from now on."""
+        self._task = asyncio.create_task(self._read(engine))
+
+    def check_goes_on(self) -> None:
+        """Raise what ended it, or :class:`EngineError` where it came to its end by itself."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+            raise EngineError("A stream came to its end before it was cancelled.")
+
+    async def leave(self) -> None:
+        """Cancel it, where nobody has, and wait for its reader."""
+        if self._task is not None and self.left_s == math.inf:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self.left_s = time.perf_counter()
+
+    def late_steps(self, steps: Sequence[Step]) -> int:
+        """How many of them began after it had left, and computed it all the same."""
+        slot = slot_of(self._prompt, steps)
+        return sum(step.started_s > self.left_s and slot in step.sequences for step in steps)
+
+    async def _read(self, engine: ScheduledEngine) -> None:
         try:
             async with aclosing(engine.generate(self._request)) as chunks:
                 async for _ in chunks:

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from statistics import median
 
 from overspill.bench import ours, peers
 from overspill.bench.figures import FigureSpec, at_most
@@ -76,28 +78,51 @@ def long_prompt_joins(name: str, shape: str, *, asked: float) -> Entry:
         f"ITL p99 of 8 decoders, {shape}, while an 8,000-token prompt joins, to theirs before",
         at_most(asked),
     )
+    prefill = FigureSpec(
+        f"engine.{name}.long_prompt_tokens_per_s",
+        "tokens/s",
+        f"of the 8,000-token prompt, {shape}, beside 8 decoders: its tokens over its own TTFT",
+    )
 
     async def run(bench: Bench) -> Outcome:
         model, effort = await bench.model(shape), bench.effort
         async with ours.in_process(model, _options(effort)) as target:
 
-            async def idle_and_joined(number: int) -> tuple[float, float]:
+            async def joined(number: int) -> _Join:
                 async with _decoders(target, effort, number) as clocks:
-                    return await _itl_p99_ms(target, effort, clocks, number)
+                    return await _join(target, effort, clocks, number)
 
-            pairs = [
-                await idle_and_joined(number) for number in range(-effort.warmups, effort.rounds)
-            ][effort.warmups :]
-        idle, joined = ([pair[i] for pair in pairs] for i in (0, 1))
-        return Outcome(
-            {ratio.name: paired_ratio(joined, idle).value},
-            (
-                Samples("ITL p99 idle", "ms", tuple(idle)),
-                Samples("ITL p99 while a long prompt joins", "ms", tuple(joined)),
-            ),
-        )
+            joins = [await joined(number) for number in range(-effort.warmups, effort.rounds)]
+        return _joined(joins[effort.warmups :], effort, ratio, prefill)
 
-    return Entry(name, (ratio,), run)
+    return Entry(name, (ratio, prefill), run)
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    """ITL p99 of all decoders together, alone and beside a long prompt; that prompt's TTFT."""
+
+    idle_ms: float
+    joined_ms: float
+    ttft_s: float
+
+
+def _joined(
+    joins: Sequence[_Join], effort: Effort, ratio: FigureSpec, prefill: FigureSpec
+) -> Outcome:
+    idle, joined = [j.idle_ms for j in joins], [j.joined_ms for j in joins]
+    ttfts = tuple(j.ttft_s for j in joins)
+    return Outcome(
+        {
+            ratio.name: paired_ratio(joined, idle).value,
+            prefill.name: effort.long_prompt_tokens / median(ttfts),
+        },
+        (
+            Samples("ITL p99 idle", "ms", tuple(idle)),
+            Samples("ITL p99 while a long prompt joins", "ms", tuple(joined)),
+            Samples("TTFT of the long prompt", "s", ttfts),
+        ),
+    )
 
 
 def behind_long_prompt(name: str, shape: str, *, asked: float) -> Entry:
@@ -199,17 +224,17 @@ async def _more_pieces(
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
-async def _itl_p99_ms(
+async def _join(
     target: Target, effort: Effort, clocks: Sequence[StreamClock], number: int
-) -> tuple[float, float]:
-    """Of all decoders together: alone, then from the long prompt's arrival to a piece after it.
+) -> _Join:
+    """The decoders alone, then from the long prompt's arrival to a piece of each after it.
 
     The gap in which it arrives, and the one in which it ends, belong to the second.
     """
     began_s = time.perf_counter()
     await asyncio.sleep(effort.window_s)
     arrived_s = time.perf_counter()
-    await target.stream(effort.long_prompt_tokens, 1, number, effort.decoders)
+    long = await target.stream(effort.long_prompt_tokens, 1, number, effort.decoders)
     await _more_pieces(clocks, (), 1)
     ended_s = time.perf_counter()
 
@@ -219,7 +244,7 @@ async def _itl_p99_ms(
             raise EngineError("The decoders gave no two pieces in the time that was looked at.")
         return 1e3 * percentile(gaps, 0.99)
 
-    return p99_ms(began_s, arrived_s), p99_ms(arrived_s, ended_s)
+    return _Join(p99_ms(began_s, arrived_s), p99_ms(arrived_s, ended_s), long.ttft_s)
 
 
 async def _short_ttft_ms(target: Target, effort: Effort, number: int) -> float:

@@ -1,7 +1,8 @@
 """A process that loads a model, fills a context, and says what memory that took.
 
 ``python -m overspill.bench.load_probe FILE CONTEXT_TOKENS SEQUENCES`` prints one JSON object:
-``estimate`` is what the engine said before it loaded, ``taken`` what the process grew by.
+``estimate`` is what the engine said before it loaded, ``taken`` what the process grew by: its RSS,
+on macOS its footprint.
 """
 
 from __future__ import annotations
@@ -13,30 +14,16 @@ from pathlib import Path
 from overspill.engines.backend import BatchRow
 from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_cpp import LlamaCppBackend, LlamaCppOptions
-from overspill.errors import MissingExtra
+from overspill.engines.process_footprint import process_footprint
 
-_STATUS = Path("/proc/self/status")
 _TOKEN = 300
 """An ordinary token of every made vocabulary."""
 
 
-def resident_bytes() -> int:
-    """This process's own pages and those of files that it has mapped."""
-    if _STATUS.exists():
-        lines = (line.partition(":") for line in _STATUS.read_text("ascii").splitlines())
-        sizes = {key: value.split() for key, _, value in lines}
-        return sum(int(sizes[key][0]) * 1024 for key in ("RssAnon", "RssFile"))
-    try:
-        import psutil
-    except ImportError:
-        raise MissingExtra("Measuring memory on this system", "bench") from None
-    return int(psutil.Process().memory_info().rss)
-
-
 def measure(path: Path, context_tokens: int, sequences: int) -> dict[str, int]:
-    """Load, fill one sequence but for a last step that all take part in, and compare."""
+    """Load, run a step that all sequences take part in alike, fill one of them, and compare."""
     start_backends()
-    before = resident_bytes()
+    before = process_footprint()
     backend = LlamaCppBackend(
         path,
         name=path.stem,
@@ -44,13 +31,14 @@ def measure(path: Path, context_tokens: int, sequences: int) -> dict[str, int]:
     )
     step = backend.batch_tokens
     share = min(step // sequences, context_tokens)
-    full = context_tokens - share
-    for at in range(0, full, step):
-        backend.run([BatchRow(0, at, [_TOKEN] * min(step, full - at), wants_logits=False)])
-    rows = [BatchRow(0, full, [_TOKEN] * share, wants_logits=True)]
-    rows += [BatchRow(n, 0, [_TOKEN] * share, wants_logits=True) for n in range(1, sequences)]
-    backend.run(rows)
-    taken = resident_bytes() - before
+    # Alike: sequences of very different pasts would be computed apart.
+    backend.run([BatchRow(n, 0, [_TOKEN] * share, wants_logits=True) for n in range(sequences)])
+    at = share
+    while at < context_tokens:
+        size = (context_tokens - at) % step or step
+        backend.run([BatchRow(0, at, [_TOKEN] * size, wants_logits=True)])
+        at += size
+    taken = process_footprint() - before
     told = {"estimate": backend.card.memory_bytes, "taken": taken}
     backend.close()
     return told

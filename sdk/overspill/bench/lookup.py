@@ -1,10 +1,14 @@
-"""Prompt lookup: what it gains where an answer copies its prompt, and costs where it doesn't."""
+"""Prompt lookup: what it gains where an answer copies its prompt, and costs where it doesn't.
+
+It costs most where it guesses again and again, and wrongly: on a text whose turns of phrase come
+back and go on in another way each time. Where nothing comes back it only looks.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from overspill.bench.suite import Bench, Entry, Outcome
 from overspill.bench.throughput import RATIO, TOKENS_PER_S, plain_options
 from overspill.bench.vocabulary import make_words
 from overspill.bench.watched import ForcedAnswer, WatchedBackend, watched_engine
+from overspill.engines.drafts import NGRAM_TOKENS
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.registry import open_engine
 from overspill.errors import ConfigurationError, EngineError
@@ -32,37 +37,48 @@ Answer = Callable[[Request, int, int], str]
 
 
 def lookup(name: str, shape: str, *, copying: float, not_copying: float) -> Entry:
-    """One stream with speculation as it decides by itself, against the same without."""
-    copies = FigureSpec(
-        f"engine.{name}.copying_vs_off",
-        RATIO,
-        f"one stream, {shape}, that copies its prompt (forced tokens), to itself without lookup",
-        at_least(copying),
+    """One stream with speculation as it decides by itself, against the same without.
+
+    An engine for each kind of text, as what one has learned of the others' would help it; the one
+    without stands beside all three, for to it all tokens are the same.
+    """
+
+    def figure(kind: str, which: str, asked: float) -> FigureSpec:
+        about = f"one stream, {shape}, {which} (forced tokens), to one without lookup"
+        return FigureSpec(f"engine.{name}.{kind}_vs_off", RATIO, about, at_least(asked))
+
+    copies = figure("copying", "that copies its prompt", copying)
+    wanders = figure("not_copying", "whose tokens stand nowhere before", not_copying)
+    misleads = figure(
+        "misleading",
+        f"whose last {NGRAM_TOKENS} tokens stood before and now go on otherwise",
+        not_copying,
     )
-    wanders = FigureSpec(
-        f"engine.{name}.not_copying_vs_off",
-        RATIO,
-        f"one stream, {shape}, whose tokens stand nowhere before, to itself without lookup",
-        at_least(not_copying),
-    )
+    texts = ((copies, _copied), (wanders, _unrelated), (misleads, _misleading))
 
     async def run(bench: Bench) -> Outcome:
         model = await bench.model(shape)
         off = plain_options(1, PROMPT_TOKENS + bench.effort.answer_tokens + 64)
         auto = replace(off, scheduler=SchedulerOptions(speculation="auto"))
-        values, samples = {}, []
-        for figure, answer in ((copies, _copied), (wanders, _unrelated)):
-            with_lookup, without = watched_engine(model, auto), watched_engine(model, off)
-            async with serving(with_lookup[0]) as mine, serving(without[0]) as plain:
-                taken = await bench.alternate(
-                    _side(f"{figure.name}: auto", bench, mine, with_lookup[1].backend, answer),
-                    _side(f"{figure.name}: off", bench, plain, without[1].backend, answer),
-                )
-            values[figure.name] = paired_ratio(taken[0].values, taken[1].values).value
-            samples += taken
-        return Outcome(values, samples)
+        async with AsyncExitStack() as stack:
 
-    return Entry(name, (copies, wanders), run)
+            async def side(of: str, options: EngineOptions, answer: Answer) -> Side:
+                engine, watch = watched_engine(model, options)
+                target = await stack.enter_async_context(serving(engine))
+                return _side(of, bench, target, watch.backend, answer)
+
+            sides = [await side(f"{spec.name}: auto", auto, answer) for spec, answer in texts]
+            sides.append(await side("off", off, _unrelated))
+            *taken, plain = await bench.alternate(*sides)
+        return Outcome(
+            {
+                spec.name: paired_ratio(samples.values, plain.values).value
+                for (spec, _), samples in zip(texts, taken, strict=True)
+            },
+            [*taken, plain],
+        )
+
+    return Entry(name, (copies, wanders, misleads), run)
 
 
 def _side(
@@ -89,6 +105,19 @@ def _copied(request: Request, tokens: int, number: int) -> str:
 def _unrelated(request: Request, tokens: int, number: int) -> str:
     """Words that are neither the prompt's nor ordered as any before."""
     return make_words(tokens, (_UNRELATED_SEED, number, tokens))
+
+
+def _misleading(request: Request, tokens: int, number: int) -> str:
+    """Two of the prompt's words in an order in which the last three have been there before, but
+    for the beginning, and are followed by the other word than the last time."""
+    one, other = list(dict.fromkeys(request.messages[-1].content.split()))[:2]
+    followed: dict[tuple[str, ...], str] = {}
+    answer: list[str] = []
+    for _ in range(tokens):
+        before = tuple(answer[-NGRAM_TOKENS:])
+        followed[before] = other if followed.get(before) == one else one
+        answer.append(followed[before])
+    return "".join(f" {word}" for word in answer)
 
 
 # --- a trained model ----------------------------------------------------------------------------

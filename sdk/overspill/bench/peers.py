@@ -1,4 +1,7 @@
-"""The peers: where their programs are, and how each is run. They run with their own defaults."""
+"""The peers: where their programs are, and how each is run.
+
+They run with their own defaults, but for what README.md names with its reason.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from overspill.bench.models import made_adapter, made_model
 from overspill.bench.peers import PeerPaths, need
 from overspill.bench.rounds import Samples, Side, alternate
 from overspill.bench.stats import spread
-from overspill.errors import OverspillError, UsageError
+from overspill.errors import MissingExtra, OverspillError, UsageError
 
 NOT_CHOSEN = "not chosen for this run"
 PACKAGES = ("llama-cpp-python", "numpy", "grpcio", "protobuf")
@@ -76,7 +77,12 @@ class Bench:
     family: Path | None = None
 
     async def model(self, name: str) -> Path:
-        """The file of a shape, made now if it isn't there."""
+        """The file of a shape, made now if it isn't there: a GGUF, as all that is compared is.
+
+        Raises :class:`MissingExtra` without llama.cpp, on Apple silicon too, where MLX would run.
+        """
+        if find_spec("llama_cpp") is None:
+            raise MissingExtra("This figure, which is llama.cpp's (MLX is not measured),", "bench")
         shape = self.stand_ins.get(name, name)
         return await asyncio.to_thread(made_model, shape, self.models)
 

@@ -8,6 +8,7 @@ scheduler - works as with a model that would have said it by itself.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ _LIFTED = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One run of the backend; ``sequences`` are those that had tokens in it.
+    """One run of the backend, with the tokens that each sequence had in it.
 
     Times are seconds of ``time.perf_counter``.
     """
@@ -35,7 +36,12 @@ class Step:
     started_s: float
     ended_s: float
     adapter: str | None
-    sequences: frozenset[int]
+    rows: tuple[BatchRow, ...]
+
+    @property
+    def sequences(self) -> frozenset[int]:
+        """Those that had tokens in it."""
+        return frozenset(row.sequence for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,7 @@ class WatchedBackend:
             logits = self._backend.run(rows)
         finally:
             # An interrupted run is a step too.
-            sequences = frozenset(row.sequence for row in rows)
-            self.steps.append(Step(started_s, time.perf_counter(), self._adapter, sequences))
+            self.steps.append(Step(started_s, time.perf_counter(), self._adapter, tuple(rows)))
         if self.forced is not None:
             _force(self.forced, rows, logits)
         return logits
@@ -121,6 +126,18 @@ def longest_wait(steps: Sequence[Step]) -> int:
             longest = max(longest, number - seen.get(sequence, number - 1) - 1)
             seen[sequence] = number
     return longest
+
+
+def slot_of(prompt: Sequence[int], steps: Sequence[Step]) -> int | None:
+    """The sequence in which these steps computed a prompt; None where they computed none of it.
+
+    Of sequences that were given some of its tokens by chance, that with most of them counts.
+    """
+    given: Counter[int] = Counter()
+    for row in (row for step in steps for row in step.rows):
+        if list(row.tokens) == prompt[row.position : row.position + len(row.tokens)]:
+            given[row.sequence] += len(row.tokens)
+    return max(given, key=given.__getitem__, default=None)
 
 
 def outside_share(steps: Sequence[Step]) -> float:

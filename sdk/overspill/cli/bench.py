@@ -7,12 +7,14 @@ import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from overspill.config import load_settings
+from overspill.errors import MissingExtra
 from overspill.terminal import Verbs, print_document
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def engine(
     Models with random weights are made in the cache folder. A peer that is absent leaves its
     figures null, with the reason. Exit 0 also where a figure is missed: the report says so.
     """
+    _require_bench()
     from overspill.bench.engine import ENTRIES
     from overspill.bench.peers import PeerPaths, find_peers
     from overspill.bench.suite import FULL, QUICK, Bench
@@ -107,6 +110,7 @@ def trust(
     Evidence is made on the spot by the tests' look-alike vendors; without a checkout what needs it
     is null, with the reason. No network. Exit 0 also where a figure is missed.
     """
+    _require_bench()
     from overspill.bench.peers import PeerPaths
     from overspill.bench.suite import FULL, QUICK, Bench
     from overspill.bench.trust import entries
@@ -127,6 +131,7 @@ def daemon(
     With brook, which is always there, and for the batch a model made in the cache folder. No
     network. Exit 0 also where a figure is missed.
     """
+    _require_bench()
     from overspill.bench.daemon import entries
     from overspill.bench.peers import PeerPaths
     from overspill.bench.suite import FULL, QUICK, Bench
@@ -134,6 +139,12 @@ def daemon(
     models = load_settings().places.cache / "bench"
     bench = Bench(QUICK if quick else FULL, PeerPaths(), models)
     return _measure("daemon", entries(), only, bench, json_file, context.obj)
+
+
+def _require_bench() -> None:
+    """Raises :class:`MissingExtra` where no engine is installed, and so no numpy."""
+    if find_spec("numpy") is None:
+        raise MissingExtra("A benchmark", "bench")
 
 
 def _measure(
