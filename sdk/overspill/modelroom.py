@@ -136,12 +136,14 @@ def judge_size(model: StoredModel | PullPlan, settings: Settings) -> SizeVerdict
 
 def _judge_gguf(model: StoredModel, settings: Settings, free: int | None) -> SizeVerdict:
     from overspill.engines.gguf_fit import GgufFitOptions, file_fit
+    from overspill.engines.options import SchedulerOptions
     from overspill.errors import DoesNotFit
 
     options = GgufFitOptions(
         context_tokens=settings.max_context_tokens,
         max_sequences=settings.device_slots,
         shrink_context=settings.shrink_context,
+        draft_tokens=SchedulerOptions(speculation=settings.speculation).checked_tokens,
     )
     try:
         fit = file_fit(model.path, model.name, options)

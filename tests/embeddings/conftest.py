@@ -75,7 +75,9 @@ def open_kind(embedding_file, request):
 
     def build(kind, **options):
         spec = str(find(kind.removeprefix("worker-")))
-        settings = EngineOptions(threads=1, context_tokens=256, **options)
+        # MLX chooses its threads by itself.
+        threads = None if kind.endswith("mlx") else 1
+        settings = EngineOptions(threads=threads, context_tokens=256, **options)
         if kind.startswith("worker-"):
             from overspill.worker import WorkerEmbedder
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overspill.engines import machine_load
 from overspill.engines.embedder import MAX_TEXTS, batches
 from overspill.engines.embedders import open_embedder
 from overspill.engines.options import EngineOptions
@@ -137,7 +139,7 @@ def open_file():
     pytest.importorskip("llama_cpp", reason="pip install 'overspill[llama]'")
 
     def build(path, **options):
-        return open_embedder(str(path), options=EngineOptions(threads=1, **options))
+        return open_embedder(str(path), options=EngineOptions(**{"threads": 1, **options}))
 
     return build
 
@@ -180,6 +182,24 @@ async def test_a_model_that_only_embeds_does_not_generate(embedding_file):
     with pytest.raises(ModelInvalid, match="embeds texts, and generates none"):
         await engine.start()
     await engine.aclose()
+
+
+async def test_it_takes_no_more_threads_than_its_quota_allows(
+    embedding_file, open_file, ask, tmp_path, monkeypatch
+):
+    quota = tmp_path / "cpu.max"
+    quota.write_text("200000 100000\n")
+    monkeypatch.setattr(machine_load, "_CPU_MAX", quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    async with open_file(embedding_file("bert"), threads=None) as embedder:
+        await embedder.embed(ask("a"))
+        assert native_threads(embedder) == 2
+
+
+def native_threads(embedder):
+    import llama_cpp
+
+    return llama_cpp.llama_n_threads(embedder._loaded.model._context)
 
 
 async def test_a_damaged_file_is_refused(tmp_path, open_file):

@@ -166,8 +166,11 @@ def open_kind(tiny_gguf, tiny_folder, tmp_path_factory):
         spec = {"echo": "echo", "llama.cpp": str(tiny_gguf), "mlx": str(tiny_folder)}[runtime]
         # Echo without a delay ends before anybody reads; a model takes its time by itself.
         settings = EngineOptions(**{"context_tokens": 512, "token_delay_s": 0.001, **options})
-        # One thread: OpenMP's spinning costs tenfold on a machine that has other work.
-        settings = replace(settings, threads=1)
+        # One thread: OpenMP's spinning costs tenfold on a machine that has other work. MLX takes
+        # neither: it chooses its threads, and rounds no F32 weights.
+        is_mlx = runtime == "mlx"
+        exact = settings.exact_attention and not is_mlx
+        settings = replace(settings, threads=None if is_mlx else 1, exact_attention=exact)
         if kind.startswith("remote-"):
             pytest.importorskip("sqlalchemy", reason="pip install 'overspill[cloud]'")
             return RemoteOverNode(tmp_path_factory.mktemp("node"), settings)

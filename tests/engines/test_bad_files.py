@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -170,7 +171,7 @@ def mlx_copy(tiny_folder, tmp_path):
 )  # fmt: skip
 async def test_a_spoilt_mlx_folder_is_invalid(spoil, mlx_copy):
     spoil(mlx_copy)
-    engine = open_engine(str(mlx_copy), options=OPTIONS)
+    engine = open_engine(str(mlx_copy), options=replace(OPTIONS, threads=None))
     with pytest.raises(ModelInvalid) as caught:
         await engine.start()
     _one_line(caught.value)

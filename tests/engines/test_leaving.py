@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 
 from overspill.engines.echo import EchoBackend, EchoOptions
 from overspill.engines.scheduled import ScheduledEngine
 from overspill.errors import DeadlineExceeded, EngineDied, EngineError
-from overspill.types.chat import FinishReason
+from overspill.types.chat import FinishReason, Message, Request
 
 
 @pytest.fixture
@@ -193,6 +194,22 @@ async def test_a_first_token_that_is_late_is_an_error_in_the_queue_too(stepped):
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(("deadline_s", "first_token_s"), [(5.0, 100.0), (100.0, 5.0)])
+async def test_who_is_late_is_told_the_limit_that_passed(
+    backend, stepped, deadline_s, first_token_s
+):
+    clock = stepped.Clock()
+    async with stepped.engine_of(backend, clock) as engine:
+        request = stepped.ask(100, deadline_s=deadline_s, first_token_s=first_token_s)
+        late = asyncio.create_task(stepped.collect(engine, request))
+        await stepped.until(lambda: engine.status() and engine.status().active)
+        clock.now_s = 6.0
+        backend.allow()
+        with pytest.raises(DeadlineExceeded, match="within 5 s"):
+            await late
+
+
+@pytest.mark.anyio
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once(stepped):
     clock = stepped.Clock()
     backend = stepped.SteppedEcho()
@@ -252,6 +269,63 @@ async def test_a_backend_that_keeps_failing_is_a_dead_engine(backend, failure, s
         health = await engine.health()
         assert not health.ok
         assert "ended" in health.detail
+
+
+@pytest.fixture
+def spoiled(stepped):
+    """Echo that computes no numbers for texts with ``poison`` in them, as long as it ``spoils``."""
+
+    class Spoiled(stepped.SteppedEcho):
+        spoils = True
+
+        def run(self, rows):
+            logits, at = super().run(rows), 0
+            for row in rows:
+                count = row.outputs if row.wants_logits else 0
+                said = bytes(t for t in self._cache[row.sequence].tokens if t < 256)
+                if self.spoils and b"poison" in said:
+                    logits[at : at + count] = np.nan
+                at += count
+            return logits
+
+    backend = Spoiled()
+    backend.allow()
+    return backend
+
+
+def _ask_for(text, **options):
+    return Request((Message("user", text),), max_tokens=40, **options)
+
+
+@pytest.mark.anyio
+async def test_one_streams_bad_numbers_end_no_other_stream_and_not_the_engine(spoiled, stepped):
+    async with stepped.engine_of(spoiled, max_failed_steps=2) as engine:
+        others = [
+            asyncio.create_task(stepped.collect(engine, _ask_for(f"number {n} " * 3)))
+            for n in range(3)
+        ]
+        for _ in range(3):
+            with pytest.raises(EngineError, match="not numbers") as caught:
+                await stepped.collect(engine, _ask_for("poison", cache_scope="s"))
+            assert not isinstance(caught.value, EngineDied)
+        assert all(chunks[-1].finish for chunks in await asyncio.gather(*others))
+        # Nor is a spoiled cache kept for whoever asks the like.
+        spoiled.spoils = False
+        answer = await stepped.collect(engine, _ask_for("poison", cache_scope="s"))
+        assert answer[-1].finish.usage.cached_tokens == 0
+        again = await stepped.collect(engine, _ask_for("poison", cache_scope="s"))
+        assert again[-1].finish.usage.cached_tokens > 0
+
+
+@pytest.mark.anyio
+async def test_a_model_that_computes_no_numbers_for_anybody_is_a_dead_engine(spoiled, stepped):
+    async with stepped.engine_of(spoiled, max_failed_steps=2) as engine:
+        for _ in range(2):
+            asked = [stepped.collect(engine, _ask_for("poison")) for _ in range(4)]
+            errors = await asyncio.gather(*asked, return_exceptions=True)
+            assert all(isinstance(error, EngineError) for error in errors)
+        with pytest.raises(EngineDied, match="not numbers"):
+            await stepped.collect(engine, _ask_for("poison"))
 
 
 @pytest.mark.anyio

@@ -116,7 +116,7 @@ def vast_folder(tiny_folder, tmp_path):
 async def test_a_cache_that_cannot_fit_is_refused_before_it_is_made(request, fixture, module):
     pytest.importorskip(module)
     path = request.getfixturevalue(fixture)
-    options = EngineOptions(context_tokens=1 << 24, max_sequences=64, threads=1)
+    options = EngineOptions(context_tokens=1 << 24, max_sequences=64)
     engine = open_engine(str(path), options=options)
     with pytest.raises(DoesNotFit, match="for the KV cache"):
         await engine.start()

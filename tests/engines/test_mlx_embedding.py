@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ TEXTS = ("one", "a few words more", "naïve 😀", "a text that takes several ch
 
 
 async def _vectors(spec, pooling):
-    options = EngineOptions(threads=1, context_tokens=512, exact_attention=True)
+    options = EngineOptions(context_tokens=512)
+    if not spec.is_dir():
+        options = replace(options, threads=1, exact_attention=True)
     async with open_embedder(str(spec), options=options) as embedder:
         reply = await embedder.embed(EmbedRequest(TEXTS, pooling=pooling))
     assert max(embedding.tokens for embedding in reply.embeddings) > 256

@@ -21,7 +21,7 @@ def _image(number, at) -> Image:
 
 
 def _rendered(marks) -> str:
-    return "".join(f"[{m.role}]{m.content}" for m in GUARD.mark_messages(marks.messages))
+    return "".join(f"[{m.role}]{GUARD.mark(m.content)}" for m in marks.messages)
 
 
 texts = st.text(st.sampled_from("ab <|end>\ufdd0\ufdd2\ufdd3:0"), max_size=30)

@@ -15,11 +15,10 @@ from overspill.engines.distributions import (
     certainty,
     draw,
     filter_candidates,
-    log_softmax,
     top_tokens,
     uniform,
 )
-from overspill.engines.sampling import TokenSampler, choose_tokens, margin
+from overspill.engines.sampling import Choice, TokenSampler, choose_tokens
 from overspill.errors import EngineError
 from overspill.types.chat import Sampling
 
@@ -31,10 +30,15 @@ def _sampler(sampling, size, top_logprobs=None):
     return TokenSampler(sampling, vocabulary_size=size, top_logprobs=top_logprobs)
 
 
+def _log_softmax(row):
+    wide = row.astype(np.float64)
+    return wide - np.logaddexp.reduce(wide)
+
+
 @given(rows)
 def test_certainty_is_that_of_the_whole_distribution(row):
     found = certainty(row)
-    logs = log_softmax(row)
+    logs = _log_softmax(row)
     best = np.sort(logs)[::-1]
     assert found.largest == row.max()
     assert found.largest + found.normalizer == pytest.approx(
@@ -190,11 +194,6 @@ def test_without_a_seed_two_requests_differ():
     assert samplers[0].seed != samplers[1].seed
 
 
-@given(rows)
-def test_log_probabilities_sum_to_one(row):
-    assert math.fsum(np.exp(log_softmax(row))) == pytest.approx(1.0)
-
-
 @given(rows, st.integers(1, 50))
 def test_top_tokens_are_the_largest_in_order(row, count):
     found = top_tokens(row, count)
@@ -208,15 +207,9 @@ def test_log_probs_ignore_bias_penalties_and_temperature(row):
     sampler = _sampler(odd, row.size, top_logprobs=2)
     sampler.observe(0)
     choice = sampler.choose(row, 5)
-    assert choice.logprob == pytest.approx(float(log_softmax(row)[choice.token]))
-    assert [p for _, p in choice.top] == sorted(log_softmax(row), reverse=True)[:2]
-
-
-def test_the_margin_is_how_far_the_best_leads():
-    row = np.array([1.0, 3.0, 2.5], np.float32)
-    top = _sampler(Sampling(), 3, top_logprobs=2).choose(row, 0).top
-    assert margin(top) == pytest.approx(0.5)
-    assert margin(top[:1]) == math.inf
+    assert choice.logprob == pytest.approx(float(_log_softmax(row)[choice.token]))
+    expected = sorted(_log_softmax(row), reverse=True)[:2]
+    assert [p for _, p in choice.top] == pytest.approx(expected)
 
 
 def test_penalties_lower_what_was_said():
@@ -260,7 +253,10 @@ def test_a_batch_gives_each_row_what_it_gets_alone(logits, greedy):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
-def test_logits_that_are_no_numbers_are_an_error(bad, sampling):
-    logits = np.array([[1.0, bad, 0.0]], np.float32)
-    with pytest.raises(EngineError, match="not numbers"):
-        choose_tokens([_sampler(sampling, 3)], logits, [0])
+def test_logits_that_are_no_numbers_fail_their_own_row_alone(bad, sampling):
+    logits = np.array([[1.0, 2.0, 0.0], [1.0, bad, 0.0], [0.0, 1.0, 2.0]], np.float32)
+    samplers = [_sampler(which, 3) for which in (Sampling(), sampling, Sampling())]
+    first, spoiled, last = choose_tokens(samplers, logits, [0, 0, 0])
+    assert isinstance(spoiled.failure, EngineError)
+    assert "not numbers" in spoiled.failure.message
+    assert (first, last) == (Choice(1), Choice(2))

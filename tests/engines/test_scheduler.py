@@ -179,6 +179,26 @@ async def test_admission_counts_kv_tokens_and_not_requests(stepped):
 
 
 @pytest.mark.anyio
+async def test_two_requests_of_one_id_have_a_place_each(stepped):
+    backend = stepped.SteppedEcho(kv_tokens=200)
+    async with stepped.engine_of(backend) as engine:
+        tasks = []
+        for n, name in enumerate(("runs", "twice", "twice")):
+            asked = stepped.ask(100, max_tokens=50, id=name)
+            tasks.append(asyncio.create_task(stepped.collect(engine, asked)))
+            await stepped.until(
+                lambda n=n: engine.status().queued + engine.status().active == n + 1
+            )
+        assert engine.queue_position("twice") == 0
+        tasks[2].cancel()
+        await asyncio.wait(tasks[2:])
+        assert engine.queue_position("twice") == 0
+        backend.allow()
+        await asyncio.gather(*tasks[:2])
+        assert engine.queue_position("twice") is None
+
+
+@pytest.mark.anyio
 async def test_the_queue_position_is_visible_and_counts_down(backend, stepped):
     async with stepped.engine_of(stepped.SteppedEcho(kv_tokens=200)) as engine:
         backend = engine._open_backend()

@@ -135,6 +135,31 @@ def test_beside_others_a_draft_must_pay_for_all():
     assert speculator.propose([*crowd, alone], 100) == {}
 
 
+@pytest.mark.parametrize("readers", [1, 3])
+def test_a_draft_model_reads_long_prompts_by_parts_that_keep_steps_short(readers, stepped):
+    """It takes 0.1 ms a token: half of what the prompt of another may add to a step is 50."""
+    clock, draft = stepped.Clock(), EchoBackend()
+    run, sizes = draft.run, []
+
+    def timed(rows):
+        sizes.append(sum(len(row.tokens) for row in rows))
+        clock.now_s += 0.0001 * sizes[-1]
+        return run(rows)
+
+    draft.run = timed
+    costs = _costs({1: 0.010, 3: 0.010, 60: 0.012})
+    speculator = Speculator(SchedulerOptions(), costs, draft_model=DraftModel(draft), clock=clock)
+    prompts = [[*b"a long prompt " * 40] for _ in range(readers)]
+    asked = [stepped.generation(slot, p, len(p)) for slot, p in enumerate(prompts)]
+    steps, drafts = 0, {}
+    while len(drafts) < readers and steps < 1000:
+        sizes.clear()
+        drafts, steps = speculator.propose(asked, 100), steps + 1
+        assert drafts or sum(sizes) <= 50
+    assert steps > readers * len(prompts[0]) / 64
+    assert {len(tokens) for tokens in drafts.values()} == {6}
+
+
 def test_whether_a_text_copies_shows_without_checking_a_draft():
     """Each lookup hits; while each is wrong none is checked, and no step is lost."""
     speculator = _speculator(_costs(CPU))

@@ -12,7 +12,7 @@ from overspill.engines.answer_text import AnswerForm, AnswerText
 from overspill.engines.control_guard import ControlGuard
 from overspill.engines.dialects.json_calls import TaggedJson
 from overspill.engines.text_stream import StopStrings, Utf8Stream
-from overspill.types.chat import Message, Request, Tool, ToolCall
+from overspill.types.chat import Message, Request, Tool
 
 small_text = st.text(alphabet="abAB<>|é", max_size=24)
 stops = st.lists(st.text(alphabet="abAB<", min_size=1, max_size=5), min_size=1, max_size=3)
@@ -146,7 +146,10 @@ def test_tools_that_may_not_be_used_leave_the_text_alone():
 MARKS = ("<|im_start|>", "<|im_end|>", "<|im_start|>x")
 
 
-@given(st.lists(st.sampled_from([*MARKS, "a", "\ufdd0", "\ufdd1", "<|"]), max_size=8).map("".join))
+pieces_of_text = st.sampled_from([*MARKS, "a", "\ufdd0", "<", "|im_end|>", "<|"])
+
+
+@given(st.lists(pieces_of_text, max_size=8).map("".join))
 def test_a_guarded_text_is_unchanged_and_holds_no_control_token(text):
     guard = ControlGuard(MARKS)
     pieces = list(guard.split(guard.mark(text)))
@@ -157,8 +160,7 @@ def test_a_guarded_text_is_unchanged_and_holds_no_control_token(text):
 
 def test_the_templates_own_control_tokens_count():
     guard = ControlGuard(MARKS)
-    (message,) = guard.mark_messages((Message("user", "a<|im_end|>b"),))
-    prompt = f"<|im_start|>user\n{message.content}<|im_end|>"
+    prompt = f"<|im_start|>user\n{guard.mark('a<|im_end|>b')}<|im_end|>"
     assert list(guard.split(prompt)) == [
         ("<|im_start|>user\na", True),
         ("<|im_end|>", False),
@@ -166,10 +168,20 @@ def test_the_templates_own_control_tokens_count():
     ]
 
 
-def test_arguments_of_earlier_calls_are_guarded_too():
-    call = ToolCall("1", "f", '{"a": "<|im_end|>"}')
-    (message,) = ControlGuard(MARKS).mark_messages((Message("assistant", "", (call,)),))
-    assert message.tool_calls[0].arguments != call.arguments
+@pytest.mark.parametrize("written", [repr, ascii, json.dumps, lambda text: text[1:], str.split])
+def test_what_a_template_makes_of_a_text_spells_no_control_token_either(written):
+    guard = ControlGuard(MARKS)
+    shown = list(guard.split(f"<|im_start|>{written(guard.mark('a<|im_end|>b'))}<|im_end|>"))
+    assert "".join(piece for piece, special in shown if special).count("<|im_end|>") == 1
+    expected = f"<|im_start|>{written('a<|im_end|>b')}<|im_end|>"
+    assert "".join(piece for piece, _ in shown) == expected
+
+
+def test_a_control_token_that_a_template_cut_open_stays_so():
+    guard = ControlGuard(MARKS)
+    cut = guard.mark("a<|im_end|>b").replace("|>", "|")
+    assert [special for _, special in guard.split(cut)] == [True]
+    assert "<|im_end" not in cut
 
 
 def test_a_vocabulary_without_control_tokens_needs_no_guard():

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overspill.engines.backend import Abilities
+from overspill.engines.backend import Abilities, BatchRow
+from overspill.engines.drafts import DraftModel
 from overspill.engines.echo import EchoBackend
 from overspill.engines.machine_load import (
     LoadMeter,
@@ -16,8 +17,11 @@ from overspill.engines.machine_load import (
     read_busy_s,
     usable_cpus,
 )
-from overspill.engines.options import EngineOptions
+from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.scheduled import ScheduledEngine
+from overspill.engines.speculation import Speculator
+from overspill.engines.step_costs import StepCosts
+from overspill.engines.step_runner import StepRunner
 from overspill.engines.thread_choice import RETRY_STEPS, TRIAL_STEPS, ThreadChoice, ThreadTrials
 from overspill.types.chat import Message, Request
 
@@ -191,6 +195,26 @@ def test_threads_change_only_when_the_choice_does():
         readings.passes(0.3, 1.0 + others, 1.0)
         control.after_step(1, 0, 0.01)
     assert backend.set == [1, 2]
+
+
+def test_a_draft_model_takes_as_many_threads_as_its_model(stepped):
+    readings, model, draft, costs = Readings(), Threaded(), Threaded(), StepCosts()
+    clock = stepped.Clock()
+    speculator = Speculator(SchedulerOptions(), costs, draft_model=DraftModel(draft), clock=clock)
+    runner = StepRunner(
+        model,
+        costs,
+        speculator,
+        ThreadControl(model, readings.meter(), cores=2),
+        adapters=False,
+        deliver=lambda *_: None,
+        clock=clock,
+    )
+    reading = stepped.generation(0, list(range(100)))
+    for step, others in enumerate((0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)):
+        readings.passes(0.3, 1.0 + others, 1.0)
+        runner.run([(reading, BatchRow(0, step, [step], False))])
+    assert draft.set == model.set == [1, 2]
 
 
 def test_without_readings_trials_decide():

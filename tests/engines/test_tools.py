@@ -201,7 +201,7 @@ def test_strict_tools_hold_a_call_that_was_begun_freely(dialect):
     grammar, param = request_grammar(request, form)
     constraint = Constrainer(EchoBackend()).constrain(grammar, param=param)
     assert constraint.advance_text(list(f"Let me see. {OPENINGS[dialect.name]}".encode()))
-    assert not constraint.is_complete
+    assert not constraint.allows(END)
     assert ord("z") not in constraint.allowed_ids()
 
 
@@ -211,9 +211,20 @@ def test_one_call_at_most_leaves_no_room_for_a_second():
     constraint = Constrainer(EchoBackend()).constrain(grammar, param=param)
     call = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
     assert constraint.advance_text(list(call.encode()))
-    assert constraint.is_complete
+    assert constraint.allows(END)
     assert ord("<") not in constraint.allowed_ids()
     assert Constrainer(EchoBackend()).constrain(grammar, param=param).advance_text(list(b"Hi."))
+
+
+def test_gpt_oss_makes_one_call_at_most_anyway():
+    """A call ends its turn: nothing is held then, and nothing refused."""
+    form = form_of(Harmony(), with_tokens=True)
+    request = ask(tools=TOOLS, parallel_tool_calls=False)
+    assert request_grammar(request, form) is None
+    strict = replace(request, tools=(replace(CLOCK, strict=True),))
+    with pytest.raises(UnsupportedOption, match="strict"):
+        request_grammar(strict, form)
+    assert request_grammar(replace(request, tool_choice="required"), form) is not None
 
 
 @pytest.mark.parametrize(

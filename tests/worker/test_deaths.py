@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from overspill.engines.options import EngineOptions
-from overspill.errors import EngineDied, EngineError
+from overspill.errors import EngineDied, EngineError, ModelInvalid
 from overspill.transport.local.options import LocalOptions
 from overspill.types.chat import Message, Request
 from overspill.types.embedding import EmbedRequest
@@ -67,6 +67,37 @@ async def test_while_it_loads(monkeypatch):
     await _works_again(engine)
     await engine.aclose()
     assert len(born) == 1
+
+
+async def test_workers_that_die_while_loading_are_counted(monkeypatch):
+    born = []
+    real = WorkerProcess._load
+
+    async def killed(self, *how):
+        born.append(self.pid)
+        os.kill(self.pid, signal.SIGKILL)
+        return await real(self, *how)
+
+    monkeypatch.setattr(WorkerProcess, "_load", killed)
+    engine = WorkerEngine("echo", worker=WorkerOptions(max_deaths=2, deaths_window_s=600))
+    for _ in range(2):
+        with pytest.raises(EngineDied, match="killed while it loaded"):
+            await engine.start()
+    for _ in range(2):
+        with pytest.raises(EngineDied, match="died 2 times within 600 s"):
+            await engine.start()
+    assert len(born) == 2
+    await engine.aclose()
+
+
+async def test_a_model_that_is_refused_is_no_death(tmp_path):
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + bytes(64))
+    engine = WorkerEngine(str(bad), worker=WorkerOptions(max_deaths=1, deaths_window_s=600))
+    for _ in range(3):
+        with pytest.raises(ModelInvalid):
+            await engine.start()
+    await engine.aclose()
 
 
 async def test_while_it_is_idle():

@@ -189,6 +189,11 @@ class Backend(Protocol):
         """The model's own jinja2 template, untrusted; None for a model without one."""
 
     @property
+    def tool_template(self) -> str | None:
+        """The one that the model keeps for tools (named ``tool_use``), untrusted; None where the
+        other one serves for all."""
+
+    @property
     def max_sequences(self) -> int:
         """Sequences that can live at once: numbered from 0."""
 

@@ -1,73 +1,74 @@
 """From messages to a prompt, by the model's own jinja2 template.
 
-A model file is untrusted input, so its template runs in jinja2's immutable sandbox with a budget
-of loop steps and of output. That stops loops and floods; a template that eats memory some other
-way is held by the worker process.
+A model file is untrusted input, so its template runs in a sandbox with a budget of steps and of
+text (``chat_sandbox.py``). That stops loops and floods; a template that eats time some other way
+is held by the worker process.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import datetime
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from overspill.engines.backend import Backend
+from overspill.engines.chat_bounds import MAX_PROMPT_CHARS, BudgetSpent, budget
 from overspill.engines.chat_probe import RenderStyle, TemplateAbilities, probe
+from overspill.engines.chat_sandbox import Sandbox
 from overspill.errors import InvalidRequest, ModelInvalid, UnsupportedOption
 from overspill.types.chat import Message, Tool
 
 MAX_TEMPLATE_CHARS = 256 * 1024
-MAX_STEPS = 200_000
-MAX_PROMPT_CHARS = 16 * 1024 * 1024
-_TICK = "__overspill_tick__"
+_MAX_INDENT = 16
 _FAIL = "raise_exception"
+
+Mark: TypeAlias = Callable[[str], str]
+"""What is done to each text that a request brings, before the template sees it."""
+
+
+def _as_it_is(text: str) -> str:
+    return text
 
 
 class _TemplateRefusal(Exception):
     """The template itself refused the messages by ``raise_exception``."""
 
 
-class _BudgetSpent(Exception):
-    """The template ran for too many steps or wrote too much."""
-
-
 class _Given(list[Any]):
     """A list that a template may read only."""
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox, with growing operators bounded.
+class ChatTemplates:
+    """A model's templates: the one named for tools, where it has one, and the one for the rest.
 
-    A template's own lists may grow and shrink at their end: Kimi K2's keeps its calls' ids so.
+    Hermes and Command R keep two: the other one has no place for tools. Raises
+    :class:`ModelInvalid` for a template that doesn't compile.
     """
 
-    intercepted_binops = frozenset({"*", "**", "%", "+"})
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return super().is_safe_attribute(obj, attr, value) or (
-            type(obj) is list and attr in ("append", "pop")
+    def __init__(self, backend: Backend, *, model: str) -> None:
+        vocabulary = backend.vocabulary
+        compiled = functools.partial(
+            ChatTemplate, model=model, bos_text=vocabulary.bos_text, eos_text=vocabulary.eos_text
         )
+        self.plain = self.for_tools = compiled(backend.chat_template)
+        if backend.tool_template is not None:
+            named = compiled(backend.tool_template)
+            # Calls in a form that is not known here would be refused.
+            if named.abilities.dialect is not None:
+                self.for_tools = named
 
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        if operator == "**":
-            raise _BudgetSpent
-        if operator == "*":
-            for text, times in ((left, right), (right, left)):
-                sized = isinstance(text, str | bytes | list | tuple)
-                if sized and isinstance(times, int) and len(text) * times > MAX_PROMPT_CHARS:
-                    raise _BudgetSpent
-        return super().call_binop(context, operator, left, right)
+    def choose(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> ChatTemplate:
+        """The one for a conversation: with tools on offer, or calls in its past, the one for tools.
+
+        Its abilities are those of every conversation of this kind.
+        """
+        called = any(message.tool_calls or message.role == "tool" for message in messages)
+        return self.for_tools if tools or called else self.plain
 
 
 class ChatTemplate:
@@ -93,20 +94,23 @@ class ChatTemplate:
             return TemplateAbilities(system=False)
         return probe(functools.partial(self._run, template), source)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), mark: Mark = _as_it_is
+    ) -> str:
         """The prompt, ready for the answer's first token.
 
+        ``mark`` goes over all texts of messages, calls and tools, names and keys too.
         Raises :class:`InvalidRequest` where the template refuses the messages,
         :class:`UnsupportedOption` for what it would leave out without a word,
         :class:`ModelInvalid` where it fails by itself.
         """
         self._refuse_lost(messages, tools)
         if self._template is None:
-            return self._plain(messages)
+            return mark(self._plain(messages))
         dialect = self.abilities.dialect
         if dialect is not None:
             messages = [_with_ids(message, dialect.call_id) for message in messages]
-        return self._run(self._template, messages, tools, self.abilities.style)
+        return self._run(self._template, messages, tools, self.abilities.style, mark)
 
     def _refuse_lost(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         """Refuse what the template, or whoever reads the answer, would lose."""
@@ -150,19 +154,10 @@ class ChatTemplate:
     def _compile(self, source: str) -> jinja2.Template:
         if len(source) > MAX_TEMPLATE_CHARS:
             self._invalid(f"is {len(source)} characters long (limit {MAX_TEMPLATE_CHARS})")
-        environment = _Sandbox(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _GenerationTag],
-        )
-        environment.filters["tojson"] = _to_json
         try:
-            tree = environment.parse(source)
-            _count_steps(tree)
-            code = environment.compile(tree)
+            return Sandbox({"tojson": _to_json}).compiled(source)
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError) as error:
             self._invalid(f"does not compile: {_line(error)}", error)
-        return jinja2.Template.from_code(environment, code, dict(environment.globals))
 
     def _run(
         self,
@@ -170,21 +165,23 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[Tool],
         style: RenderStyle,
+        mark: Mark = _as_it_is,
     ) -> str:
         parts: list[str] = []
         written = 0
         try:
-            for part in template.generate(**self._variables(messages, tools, style)):
-                parts.append(part)
-                written += len(part)
-                if written > MAX_PROMPT_CHARS:
-                    raise _BudgetSpent
+            with budget():
+                for part in template.generate(**self._variables(messages, tools, style, mark)):
+                    parts.append(part)
+                    written += len(part)
+                    if written > MAX_PROMPT_CHARS:
+                        raise BudgetSpent
         except _TemplateRefusal as refusal:
             raise InvalidRequest(
                 f"The chat template of {self._model} refuses these messages: {refusal}",
                 param="messages",
             ) from refusal
-        except _BudgetSpent as error:
+        except BudgetSpent as error:
             self._invalid("runs too long or writes too much", error)
         except Exception as error:
             # Any exception can come out of a stranger's template.
@@ -192,15 +189,15 @@ class ChatTemplate:
         return "".join(parts)
 
     def _variables(
-        self, messages: Sequence[Message], tools: Sequence[Tool], style: RenderStyle
+        self, messages: Sequence[Message], tools: Sequence[Tool], style: RenderStyle, mark: Mark
     ) -> dict[str, Any]:
         return {
-            "messages": _Given(_message(message, style) for message in messages),
-            "tools": [_tool(tool) for tool in tools] or ([] if style.tools_as_empty_list else None),
+            "messages": _Given(_message(message, style, mark) for message in messages),
+            "tools": [_tool(tool, mark) for tool in tools]
+            or ([] if style.tools_as_empty_list else None),
             "add_generation_prompt": True,
             _FAIL: _refuse,
             "strftime_now": _strftime_now,
-            _TICK: _Ticks(),
             **self._texts,
         }
 
@@ -208,43 +205,6 @@ class ChatTemplate:
         raise ModelInvalid(
             f"The chat template of {self._model} {what}.", mend="Use another file of this model."
         ) from cause
-
-
-class _GenerationTag(Extension):
-    """``{% generation %}``, by which transformers marks what a model is trained on: no effect."""
-
-    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Its body."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Ticks:
-    """Called once for each loop step and macro call of one rendering."""
-
-    def __init__(self) -> None:
-        self._left = MAX_STEPS
-
-    def __call__(self) -> str:
-        self._left -= 1
-        if self._left < 0:
-            raise _BudgetSpent
-        return ""
-
-
-def _count_steps(tree: nodes.Template) -> None:
-    """Put a tick at the head of each loop body and macro, where a template can repeat itself."""
-    repeating: list[nodes.For | nodes.Macro] = [
-        *tree.find_all(nodes.For),
-        *tree.find_all(nodes.Macro),
-    ]
-    for node in repeating:
-        tick = nodes.Call(nodes.Name(_TICK, "load"), [], [], None, None)
-        head = nodes.ExprStmt(tick)
-        head.set_lineno(node.lineno).set_environment(tree.environment)  # type: ignore[arg-type]  # parse() always sets it
-        node.body.insert(0, head)
 
 
 def _with_ids(message: Message, call_id: Callable[[str], str]) -> Message:
@@ -260,21 +220,24 @@ def _with_ids(message: Message, call_id: Callable[[str], str]) -> Message:
     )
 
 
-def _message(message: Message, style: RenderStyle) -> dict[str, Any]:
-    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+def _message(message: Message, style: RenderStyle, mark: Mark) -> dict[str, Any]:
+    shown: dict[str, Any] = {"role": message.role, "content": mark(message.content)}
     if message.tool_calls:
         shown["tool_calls"] = [
             {
-                "id": call.id,
+                "id": mark(call.id),
                 "type": "function",
-                "function": {"name": call.name, "arguments": _arguments(call.arguments, style)},
+                "function": {
+                    "name": mark(call.name),
+                    "arguments": _marked(_arguments(call.arguments, style), mark),
+                },
             }
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
-        shown["tool_call_id"] = message.tool_call_id
+        shown["tool_call_id"] = mark(message.tool_call_id)
     if message.name is not None:
-        shown["name"] = message.name
+        shown["name"] = mark(message.name)
     return shown
 
 
@@ -288,13 +251,24 @@ def _arguments(text: str, style: RenderStyle) -> Any:
         return text
 
 
-def _tool(tool: Tool) -> Mapping[str, Any]:
+def _marked(value: Any, mark: Mark) -> Any:
+    """A JSON value with its texts marked, keys too, and otherwise a copy."""
+    if isinstance(value, str):
+        return mark(value)
+    if isinstance(value, Mapping):
+        return {_marked(key, mark): _marked(inner, mark) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_marked(inner, mark) for inner in value]
+    return value
+
+
+def _tool(tool: Tool, mark: Mark) -> Mapping[str, Any]:
     return {
         "type": "function",
         "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": copy.deepcopy(dict(tool.parameters)),
+            "name": mark(tool.name),
+            "description": mark(tool.description),
+            "parameters": _marked(tool.parameters, mark),
         },
     }
 
@@ -316,13 +290,21 @@ def _to_json(
 ) -> str:
     # jinja2's own filter escapes for HTML, which models weren't trained on. The parameters are
     # those of transformers' filter, which templates are written for.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    if max(indent or 0, *map(len, separators or ("",))) > _MAX_INDENT:
+        raise BudgetSpent
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    if indent is None:
+        return encoder.encode(value)
+    parts, written = [], 0
+    # What is deep grows by its depth on every line.
+    for part in encoder.iterencode(value):
+        parts.append(part)
+        written += len(part)
+        if written > MAX_PROMPT_CHARS:
+            raise BudgetSpent
+    return "".join(parts)
 
 
 def _line(error: BaseException) -> str:

@@ -56,11 +56,6 @@ class Constraint:
         self._broken = ""
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the answer could end here."""
-        return self._matcher.is_accepting()
-
-    @property
     def is_finished(self) -> bool:
         """Whether nothing can follow: the answer is complete and may only end."""
         return self._matcher.is_stopped() and self._matcher.stop_reason() in _SATISFIED
@@ -101,18 +96,6 @@ class Constraint:
         """Take tokens that the answer already begins with; False where they break the grammar."""
         self._has_begun = True
         return self._matcher.try_consume_tokens(list(tokens)) == len(tokens)
-
-    def rollback(self, tokens: int) -> None:
-        """Take back the last tokens: a draft that was refused."""
-        if not self._matcher.rollback(tokens):
-            self._fail(f"{tokens} tokens cannot be taken back")
-
-    def forced_tokens(self) -> list[int]:
-        """Tokens that must come next, whatever the model says: a draft that costs nothing.
-
-        Often empty; a hint, for other tokens may spell the same text.
-        """
-        return list(self._matcher.compute_ff_tokens())
 
     def _fail(self, why: str) -> None:
         if not self._has_begun:

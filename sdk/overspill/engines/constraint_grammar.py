@@ -28,7 +28,7 @@ def request_grammar(request: Request, form: AnswerForm) -> tuple[str, str] | Non
     cannot be enforced.
     """
     _check_together(request)
-    if not request.needs_constraint:
+    if not request.needs_constraint or _ends_with_its_call(request, form):
         return None
     rules = _Rules(request, form)
     return rules.grammar(), rules.param
@@ -51,6 +51,11 @@ def _check_together(request: Request) -> None:
         raise InvalidRequest(
             "tool_choice is 'required', but there are no tools.", param="tool_choice"
         )
+
+
+def _ends_with_its_call(request: Request, form: AnswerForm) -> bool:
+    """Whether only a single call at most is asked for, of a model whose call ends its turn."""
+    return isinstance(form.dialect, Harmony) and not request.holds_content
 
 
 class _Rules:

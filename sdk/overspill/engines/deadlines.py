@@ -46,11 +46,8 @@ def check_reachable(
 
 
 def too_late(generation: Generation) -> DeadlineExceeded:
-    """The error of a request whose deadline has passed."""
-    request = generation.request
-    limit_s = request.deadline_s
-    if not generation.tokens and request.first_token_s is not None:
-        limit_s = request.first_token_s
+    """The error of a request whose deadline has passed, naming the limit that did."""
+    limit_s = generation.request.deadline_s if generation.tokens else first_limit_s(generation)
     return DeadlineExceeded(
         f"The answer was not there within {limit_s:g} s "
         f"({len(generation.tokens)} of at most {generation.max_tokens} tokens were).",

@@ -96,13 +96,6 @@ def certainty(logits: Row) -> Certainty:
     return Certainty(largest, normalizer, min(MOST_MARGIN, largest - second), max(0.0, entropy))
 
 
-def log_softmax(logits: Row) -> Weights:
-    """Natural-log probabilities, in float64."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    result: Weights = shifted - log_normalizer(logits)
-    return result
-
-
 def top_tokens(values: npt.NDArray[np.floating], count: int) -> Ids:
     """Ids of the ``count`` largest values, best first; of equals the lower id first."""
     count = min(count, values.size)

@@ -10,19 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from overspill.engines.backend import BatchRow
 from overspill.errors import ModelInvalid
 
 if TYPE_CHECKING:
-    from overspill.engines.backend import Backend
+    from overspill.engines.backend import Backend, Logits
     from overspill.engines.generation import Generation
+
+    Rows: TypeAlias = dict[Generation, BatchRow]
 
 NGRAM_TOKENS = 3
 """Fewer repeat by chance."""
 LOOKUP_PRIOR, DRAFT_PRIOR = 0.5, 0.9
 """How often a lookup is right before it was followed; a client who sends a draft is believed."""
+NEARLY_READ_TOKENS = 32
+"""So much of a text, at most, a draft model may have to read before it guesses: what steps without
+its guesses leave unread."""
 CHECKED_TOKENS = 512
 """So many of a vocabulary's tokens are compared to see whether two are the same."""
 
@@ -126,7 +131,6 @@ class DraftModel:
         self._backend = backend
         # By slot: whose it is, and the tokens that its cache holds.
         self._held: dict[int, tuple[Generation, list[int]]] = {}
-        self._chunk = max(1, backend.batch_tokens // backend.max_sequences)
 
     @property
     def memory_bytes(self) -> int:
@@ -141,31 +145,43 @@ class DraftModel:
                 mend="Use a draft model of the same family, or none.",
             )
 
-    def propose(self, wanting: Sequence[Generation], limit: int) -> dict[Generation, list[int]]:
-        """``limit`` tokens for each whose text it has read; a part of the text for the others."""
+    def unread(self, wanting: Sequence[Generation], limit: int) -> tuple[Rows, Rows]:
+        """What it has not read of each text that leaves room for ``limit`` more tokens: of those
+        that it can guess at once, and of those that it has to read first."""
         fit = self._backend.context_per_sequence - limit
-        rows = [
-            self._row(g)
-            for g in wanting
-            if g.pictures is None and len(g.prompt) + len(g.tokens) <= fit
-        ]
-        drafts: dict[Generation, list[int]] = {}
-        ready = [g for g in wanting if g.slot in self._held and self._held[g.slot][0] is g]
+        ready: Rows = {}
+        behind: Rows = {}
+        for generation in wanting:
+            if generation.pictures is None and len(generation.prompt + generation.tokens) <= fit:
+                row = self._row(generation)
+                is_near = len(row.tokens) <= NEARLY_READ_TOKENS
+                (ready if is_near else behind)[generation] = row
+        return ready, behind
+
+    def read(self, behind: Rows, most: int) -> int:
+        """Read on, first come first served, by at most ``most`` tokens; returns by how many."""
+        rows: list[BatchRow] = []
+        room = min(most, self._backend.batch_tokens)
+        for row in behind.values():
+            # All of it but the last token is read without asking for logits.
+            tokens = row.tokens[: min(room, len(row.tokens) - 1)]
+            if tokens:
+                rows.append(BatchRow(row.sequence, row.position, tokens, wants_logits=False))
+                room -= len(tokens)
+        self._run(rows)
+        return sum(len(row.tokens) for row in rows)
+
+    def propose(self, ready: Rows, limit: int) -> dict[Generation, list[int]]:
+        """``limit`` tokens for each."""
+        drafts: dict[Generation, list[int]] = {generation: [] for generation in ready}
+        rows = list(ready.values())
         for _ in range(limit):
-            if not rows:
-                break
-            logits = self._backend.run(rows)
-            writing = [row.sequence for row in rows if row.wants_logits]
-            guesses = dict(zip(writing, logits.argmax(axis=1).tolist(), strict=True))
-            for row in rows:
-                self._held[row.sequence][1].extend(row.tokens)
+            guesses = self._run(rows).argmax(axis=1).tolist()
             rows = []
-            for generation in ready:
-                guess = guesses.get(generation.slot)
-                if guess is not None:
-                    drafts.setdefault(generation, []).append(guess)
-                    held = self._held[generation.slot][1]
-                    rows.append(BatchRow(generation.slot, len(held), [guess], wants_logits=True))
+            for generation, guess in zip(ready, guesses, strict=True):
+                drafts[generation].append(guess)
+                held = self._held[generation.slot][1]
+                rows.append(BatchRow(generation.slot, len(held), [guess], wants_logits=True))
         return drafts
 
     def close(self) -> None:
@@ -176,8 +192,14 @@ class DraftModel:
         """As many as the model."""
         self._backend.set_threads(threads)
 
+    def _run(self, rows: Sequence[BatchRow]) -> Logits:
+        logits = self._backend.run(rows)
+        for row in rows:
+            self._held[row.sequence][1].extend(row.tokens)
+        return logits
+
     def _row(self, generation: Generation) -> BatchRow:
-        """What it hasn't read of a sequence, at most a chunk, its wrong guesses forgotten."""
+        """What it hasn't read of a sequence, its wrong guesses forgotten."""
         slot = generation.slot
         owner, held = self._held.get(slot, (None, []))
         if owner is not generation:
@@ -189,8 +211,7 @@ class DraftModel:
         if same < len(held):
             self._backend.forget(slot, same)
             del held[same:]
-        missing = text[same : same + self._chunk]
-        return BatchRow(slot, same, missing, wants_logits=same + len(missing) == len(text))
+        return BatchRow(slot, same, text[same:], wants_logits=True)
 
 
 def _agreeing(held: Sequence[int], text: Sequence[int]) -> int:

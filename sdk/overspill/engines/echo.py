@@ -104,7 +104,11 @@ class _Sequence:
 
 
 class EchoBackend:
-    """See the module's docstring; everything it knows of a prompt it reads from its cache."""
+    """See the module's docstring; everything it knows of a prompt it reads from its cache.
+
+    Threads, exact attention and a smaller context where memory is short are taken and change
+    nothing: it computes nothing, and has no weights.
+    """
 
     def __init__(self, options: EchoOptions | None = None) -> None:
         self._options = options or EchoOptions()
@@ -145,6 +149,11 @@ class EchoBackend:
     def chat_template(self) -> str | None:
         """ChatML, with tools."""
         return TEMPLATE
+
+    @property
+    def tool_template(self) -> str | None:
+        """The same."""
+        return None
 
     @property
     def max_sequences(self) -> int:

@@ -53,6 +53,9 @@ class EchoEmbeddingModel:
     def interrupt(self) -> None:
         """Nothing runs for long."""
 
+    def rearm(self) -> None:
+        """Nothing was interrupted."""
+
     def close(self) -> None:
         """Nothing is held."""
 

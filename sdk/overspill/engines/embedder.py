@@ -7,10 +7,12 @@ it a thread of its own and batches the texts. A worker process is an :class:`Emb
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, get_args
 
@@ -27,6 +29,9 @@ from overspill.types.card import ModelCard
 from overspill.types.embedding import Embedding, EmbedReply, EmbedRequest, Pooling
 
 MAX_TEXTS = 2048
+STALL_TOKENS = 256
+"""A batch may take ``stall_after_s`` for each so many tokens: a text is computed whole, where a
+generating engine takes a step for each chunk of it."""
 _T = TypeVar("_T")
 
 
@@ -106,7 +111,7 @@ def check_embedding(request: EmbedRequest) -> None:
 
 
 class EmbeddingModel(Protocol):
-    """A loaded model, used by one thread only but for ``interrupt``.
+    """A loaded model, used by one thread only but for ``interrupt`` and ``rearm``.
 
     ``pooling`` is its own, None where the file names none. ``run`` takes token lists that hold at
     most ``batch_tokens`` together, or one that is longer (up to ``context``), and returns raw
@@ -142,26 +147,94 @@ class EmbeddingModel(Protocol):
         """The vectors of each text."""
 
     def interrupt(self) -> None:
-        """Make a running ``run`` raise as soon as it can. *Any thread.*"""
+        """Make the running ``run``, or the next, raise as soon as it can. *Any thread.*"""
+
+    def rearm(self) -> None:
+        """Forget an ``interrupt``: the next ``run`` is another's. *Any thread.*"""
 
     def close(self) -> None:
         """Free everything; may be called twice."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
+class _Work:
+    """What one call has the thread do: some tokens, since when, and whether nobody wants it."""
+
+    tokens: int
+    began_s: float = 0.0
+    unwanted: bool = False
+
+
+@dataclass(slots=True)
 class _Loaded:
+    """A model and its thread, and what that works at."""
+
     model: EmbeddingModel
     thread: ThreadPoolExecutor
+    clock: Callable[[], float]
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    work: _Work | None = None
+    closing: bool = False
+
+    async def run(self, do: Callable[[], _T], tokens: int) -> _T:
+        """Have it done on the thread; whoever leaves stops his own work, begun or not."""
+        work = _Work(tokens)
+        try:
+            return await _on(self.thread, lambda: self._do(work, do))
+        except asyncio.CancelledError:
+            self._leave(work)
+            raise
+
+    def stop(self) -> None:
+        """Break off what runs, and begin nothing more."""
+        with self.guard:
+            self.closing = True
+            self.model.interrupt()
+
+    def is_stuck(self, stall_after_s: float) -> bool:
+        """Whether what runs takes longer than ``stall_after_s`` for each ``STALL_TOKENS``."""
+        with self.guard:
+            work = self.work
+        if work is None:
+            return False
+        parts = -(-work.tokens // STALL_TOKENS) or 1
+        return self.clock() - work.began_s > stall_after_s * parts
+
+    def _do(self, work: _Work, do: Callable[[], _T]) -> _T:
+        with self.guard:
+            if self.closing or work.unwanted:
+                raise EngineDied("The embedder was closed while it worked.", mend="Start it again.")
+            work.began_s, self.work = self.clock(), work
+            self.model.rearm()
+        try:
+            return do()
+        finally:
+            with self.guard:
+                self.work = None
+
+    def _leave(self, work: _Work) -> None:
+        with self.guard:
+            work.unwanted = True
+            if self.work is work:
+                self.model.interrupt()
 
 
 class ThreadedEmbedder(Embedder):
     """An :class:`EmbeddingModel` on a thread of its own; requests take turns batch by batch."""
 
     def __init__(
-        self, open_model: Callable[[], EmbeddingModel], *, name: str, runtime: str
+        self,
+        open_model: Callable[[], EmbeddingModel],
+        *,
+        name: str,
+        runtime: str,
+        stall_after_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_model = open_model
         self._card = ModelCard(name=name, context=0, runtime=runtime)
+        self._stall_after_s = stall_after_s
+        self._clock = clock
         self._loaded: _Loaded | None = None
         self._guard = asyncio.Lock()
 
@@ -179,41 +252,37 @@ class ThreadedEmbedder(Embedder):
         async with self._guard:
             loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            loaded.model.interrupt()
+            loaded.stop()
             await _on(loaded.thread, loaded.model.close)
             loaded.thread.shutdown(wait=False, cancel_futures=True)
 
     async def health(self) -> EngineHealth:
-        """``ok`` when loaded."""
-        ok = self._loaded is not None
-        return EngineHealth(ok=ok, detail="" if ok else "not loaded")
+        """``ok`` when loaded, unless a batch takes far too long."""
+        if self._loaded is None:
+            return EngineHealth(ok=False, detail="not loaded")
+        if self._loaded.is_stuck(self._stall_after_s):
+            return EngineHealth(ok=False, detail="the batch that runs has not ended in time")
+        return EngineHealth(ok=True)
 
     async def _embed(self, request: EmbedRequest) -> EmbedReply:
         loaded = await self._ready()
         model = loaded.model
         pooling = _pooling(request, model)
         _check_dimensions(request, model)
-        tokens = await _on(loaded.thread, lambda: [model.tokenize(t) for t in request.texts])
+        tokens = await loaded.run(
+            lambda: [model.tokenize(text) for text in request.texts],
+            sum(len(text) for text in request.texts),
+        )
         _check_lengths(tokens, model.card)
         found: dict[int, bytes] = {}
         for batch in batches([len(text) for text in tokens], model.batch_tokens, model.max_texts):
-            texts = [tokens[index] for index in batch]
-            vectors = await self._run(loaded, texts, pooling, request.normalize)
+            vectors = await _run(loaded, [tokens[index] for index in batch], pooling, request)
             found.update(zip(batch, vectors, strict=True))
         embeddings = tuple(
             Embedding(found[index], model.dimensions, len(text))
             for index, text in enumerate(tokens)
         )
         return EmbedReply(embeddings, model.card.name, pooling)
-
-    async def _run(
-        self, loaded: _Loaded, texts: list[list[int]], pooling: Pooling, normalize: bool
-    ) -> list[bytes]:
-        if self._loaded is not loaded:
-            raise EngineDied("The embedder was closed while it worked.", mend="Start it again.")
-        return await _on(
-            loaded.thread, lambda: loaded.model.run(texts, pooling, normalize=normalize)
-        )
 
     async def _ready(self) -> _Loaded:
         async with self._guard:
@@ -224,8 +293,17 @@ class ThreadedEmbedder(Embedder):
                 except BaseException:
                     thread.shutdown(wait=False)
                     raise
-                self._loaded, self._card = _Loaded(model, thread), model.card
+                self._loaded, self._card = _Loaded(model, thread, self._clock), model.card
             return self._loaded
+
+
+async def _run(
+    loaded: _Loaded, texts: list[list[int]], pooling: Pooling, request: EmbedRequest
+) -> list[bytes]:
+    return await loaded.run(
+        lambda: loaded.model.run(texts, pooling, normalize=request.normalize),
+        sum(len(text) for text in texts),
+    )
 
 
 async def _on(thread: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:

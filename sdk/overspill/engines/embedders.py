@@ -7,8 +7,22 @@ from pathlib import Path
 
 from overspill.engines.embedder import Embedder, EmbeddingModel, ThreadedEmbedder
 from overspill.engines.options import EngineOptions
-from overspill.engines.registry import RUNTIMES, name_of, runtime_of
+from overspill.engines.registry import (
+    ATTENDS_AS_WEIGHTS,
+    CHOOSES_THREADS,
+    RUNTIMES,
+    name_of,
+    refuse_unread,
+    runtime_of,
+)
 from overspill.errors import MissingExtra
+
+_GENERATING = dict.fromkeys(
+    ("adapters", "draft_model", "mmproj", "kv_bits"),
+    ("embeds texts here and generates none", "Leave it out."),
+)
+_UNREAD = {"mlx": {"threads": CHOOSES_THREADS, "exact_attention": ATTENDS_AS_WEIGHTS}}
+"""By runtime, as the registry's ``UNREAD``."""
 
 
 def open_embedder(
@@ -16,7 +30,8 @@ def open_embedder(
 ) -> Embedder:
     """An embedder for ``echo``, a ``.gguf`` file or an MLX folder; ``start`` loads it.
 
-    Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`.
+    Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`, and
+    :class:`UnsupportedOption` for what only an engine that generates heeds, or another runtime.
     """
     options = options or EngineOptions()
     runtime, path = runtime_of(spec)
@@ -24,6 +39,7 @@ def open_embedder(
     _, extra, modules = RUNTIMES[runtime]
     if any(find_spec(module) is None for module in modules):
         raise MissingExtra(f"The {runtime} runtime", extra)
+    refuse_unread(name, runtime, options, {**_GENERATING, **_UNREAD.get(runtime, {})})
 
     def open_model() -> EmbeddingModel:
         if runtime == "echo":
@@ -44,7 +60,12 @@ def open_embedder(
         )
         return LlamaEmbeddingModel(path, name=name, options=native)
 
-    return ThreadedEmbedder(open_model, name=name, runtime=runtime)
+    return ThreadedEmbedder(
+        open_model,
+        name=name,
+        runtime=runtime,
+        stall_after_s=options.scheduler.stall_after_s,
+    )
 
 
 def _open_mlx(path: Path, name: str, options: EngineOptions) -> EmbeddingModel:

@@ -26,6 +26,7 @@ class GgufFitOptions:
     """What of a backend's options its memory depends on; see ``LlamaCppOptions``.
 
     ``projector_bytes`` and ``adapter_bytes`` are the weights that lie beside the model's.
+    ``draft_tokens`` of each sequence are checked in one step: each takes a row of output.
     """
 
     context_tokens: int | None = None
@@ -35,6 +36,7 @@ class GgufFitOptions:
     shrink_context: bool = False
     projector_bytes: int = 0
     adapter_bytes: int = 0
+    draft_tokens: int = 0
 
 
 def gguf_fit(
@@ -60,6 +62,7 @@ def gguf_fit(
             cpu_features=features,
             cache_bytes_each=F32_BYTES if options.exact_attention else F16_BYTES,
             fused=is_fused(path, header, context_tokens, options),
+            draft_tokens=options.draft_tokens,
         )
         need = gguf_need(path, header, use)
         beside_bytes = options.projector_bytes + options.adapter_bytes

@@ -7,7 +7,7 @@ takes (``tests/engines/test_fit.py``):
   whose type has a faster layout on this CPU (``ggml_repack_get_optimal_repack_type``) is copied
   into it, and the pages of the file that held it are no longer read.
 - The KV cache is allocated whole: cells are a multiple of 256, per sequence. Layers with a sliding
-  window keep all cells too (``swa_full``, the runtime's default), unless told otherwise.
+  window keep all cells too (``swa_full``, the runtime's default).
   Recurrent layers hold a state of fixed size per sequence, in F32.
 - A step of ``batch_tokens`` tokens works in one buffer, as large as the largest moment of its
   graph: the feed-forward layer, attention where it isn't fused, or the logits.
@@ -76,7 +76,7 @@ class LlamaUse:
     """How a file is going to be used; ``context_tokens`` is per sequence.
 
     ``cpu_features`` are the names in llama.cpp's own ``llama_print_system_info``. ``fused``: flash
-    attention is on. ``full_windows`` keeps all cells of sliding windows.
+    attention is on.
     """
 
     context_tokens: int
@@ -85,16 +85,17 @@ class LlamaUse:
     cpu_features: frozenset[str] = frozenset()
     cache_bytes_each: int = F16_BYTES
     fused: bool = True
-    full_windows: bool = True
     outputs: int | None = None
-    """Rows of output in one step; None means one for each sequence."""
+    """Rows of output in one step; None means those of each sequence's next token and draft."""
+    draft_tokens: int = 0
+    """Of each sequence, checked in one step; what cannot be cut checks none."""
 
 
 def gguf_need(path: Path, header: GgufHeader, use: LlamaUse) -> MemoryNeed:
     """What loading and then filling the context takes. Reads a few arrays of the file."""
     shape = _Shape.read(path, header)
     mapped, repacked, dropped = _weights(header, use.cpu_features)
-    outputs = use.outputs or use.max_sequences
+    outputs = use.outputs or _outputs(shape, use)
     return MemoryNeed(
         weights_bytes=mapped,
         repacked_bytes=repacked,
@@ -157,7 +158,6 @@ class _Shape:
     gated: bool
     inner: int
     vocabulary: int
-    window: int
     has_cache: bool
 
     @classmethod
@@ -181,7 +181,6 @@ class _Shape:
             gated=any(".ffn_gate" in tensor.name for tensor in header.tensors),
             inner=facts.number("ssm.inner_size"),
             vocabulary=embedding.shape[-1] if embedding else facts.number("vocab_size"),
-            window=facts.number("attention.sliding_window"),
             has_cache=header.architecture not in _NO_CACHE,
         )
 
@@ -321,14 +320,8 @@ def _kv_bytes(shape: _Shape, use: LlamaUse) -> int:
     if not shape.has_cache:
         return 0
     cells = _cells(use.context_tokens)
-    windowed = cells
-    if not use.full_windows:
-        windowed = min(cells, _cells(shape.window + use.batch_tokens))
-    numbers = sum(
-        (layer.keys + layer.values) * (windowed if layer.window else cells)
-        for layer in shape.layers
-    )
-    return numbers * use.cache_bytes_each * use.max_sequences
+    numbers = sum(layer.keys + layer.values for layer in shape.layers)
+    return numbers * cells * use.cache_bytes_each * use.max_sequences
 
 
 def _state_bytes(shape: _Shape, use: LlamaUse) -> int:
@@ -363,6 +356,12 @@ def _compute_bytes(shape: _Shape, use: LlamaUse, outputs: int) -> int:
     # What only embeds computes no logits, though it keeps room for them among its outputs.
     logits = outputs * (shape.vocabulary + 2 * shape.width) * F32_BYTES if shape.has_cache else 0
     return max(max(forward, recurrent, scores) + mask, logits)
+
+
+def _outputs(shape: _Shape, use: LlamaUse) -> int:
+    """llama.cpp makes room for a row of each sequence, and for more when a step first wants it."""
+    checked = 0 if any(layer.state for layer in shape.layers) else use.draft_tokens
+    return max(use.max_sequences, min(use.batch_tokens, use.max_sequences * (1 + checked)))
 
 
 def _vocabulary_bytes(header: GgufHeader) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import llama_cpp as native
 
-from overspill.engines.gguf_header import read_header
+from overspill.engines.adapter_file import adapter_header
 from overspill.engines.llama_adapter_swap import AdapterSwap, LoadedAdapter
 from overspill.engines.llama_native import native_log
 from overspill.errors import EngineError, ModelInvalid
@@ -63,12 +63,7 @@ def adapter_bytes(files: Mapping[str, str]) -> int:
 
 
 def _load(model: Any, name: str, path: Path) -> LoadedAdapter:
-    header = read_header(path)
-    if header.metadata.get("general.type") != "adapter":
-        raise ModelInvalid(
-            f"{path}, given as adapter {name!r}, is no adapter.",
-            mend="Give a LoRA adapter in GGUF, as convert_lora_to_gguf.py writes it.",
-        )
+    header = adapter_header(name, path)
     log = native_log()
     log.take()
     adapter = native.llama_adapter_lora_init(model, os.fsencode(path))

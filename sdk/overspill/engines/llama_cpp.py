@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +27,7 @@ from overspill.engines.gguf_header import ArrayInfo, GgufHeader, read_header
 from overspill.engines.llama_adapters import NativeAdapters, adapter_bytes
 from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
+from overspill.engines.llama_passes import calls
 from overspill.engines.llama_pictures import PictureRows
 from overspill.engines.loading import on_loaded
 from overspill.engines.machine_load import usable_cpus
@@ -55,9 +57,9 @@ class LlamaCppOptions:
     Flash attention is used where it is faster (``gguf_memory.fuses_attention``).
     ``exact_attention`` keeps the cache in F32 and leaves flash attention out, which rounds to half
     precision (errors of 4e-3 in the logits instead of 2e-6): twice the memory, and the same tokens
-    as a reference implementation. ``adapters`` are LoRA files in GGUF, by name. With
-    ``shrink_context`` a context that does not fit the memory is made smaller, and the card says so.
-    ``mmproj`` is the projector file by which the model reads images.
+    as a reference implementation. ``adapters`` are LoRA files in GGUF, by name. ``shrink_context``
+    makes a context that does not fit the memory smaller, and the card says so. ``mmproj`` is the
+    projector by which it reads images. ``draft_tokens`` a sequence are checked in one step.
     """
 
     context_tokens: int | None = None
@@ -68,6 +70,7 @@ class LlamaCppOptions:
     shrink_context: bool = False
     adapters: Mapping[str, str] = field(default_factory=dict)
     mmproj: Path | None = None
+    draft_tokens: int = 0
 
 
 class LlamaCppBackend:
@@ -81,7 +84,7 @@ class LlamaCppBackend:
         self._pieces: dict[int, bytes] = {}
         header = read_header(path)
         self._log = native_log()
-        wanted = _fit_options(options)
+        wanted = fit_options(options)
         fit = gguf_fit(path, header, name, wanted)
         self._context_tokens = fit.context_tokens
         self._fused = is_fused(path, header, fit.context_tokens, wanted)
@@ -99,6 +102,7 @@ class LlamaCppBackend:
             raise
         self._memory = native.llama_get_memory(self._context)
         self._batch = NativeBatch(options.batch_tokens)
+        self._collected: Logits = np.empty((0, 0), np.float32)
         self._options = options
         self._vision: LlamaVision | None = None
         self._pictures = PictureRows(self._context)
@@ -130,8 +134,12 @@ class LlamaCppBackend:
     @property
     def chat_template(self) -> str | None:
         """``tokenizer.chat_template`` of the file."""
-        template = native.llama_model_chat_template(self._model, None)
-        return None if template is None else template.decode("utf-8", "replace")
+        return _template(self._model, None)
+
+    @property
+    def tool_template(self) -> str | None:
+        """``tokenizer.chat_template.tool_use`` of the file."""
+        return _template(self._model, b"tool_use")
 
     @property
     def max_sequences(self) -> int:
@@ -180,22 +188,56 @@ class LlamaCppBackend:
         return piece
 
     def run(self, rows: Sequence[BatchRow]) -> Logits:
-        """One ``llama_decode``; the logits are a view that the next call overwrites.
+        """One ``llama_decode``, or several where pasts differ much (see ``llama_passes``); the
+        logits are a view that the next call overwrites.
 
         Vectors and tokens don't mix in one: pictures come first, one by one.
         """
-        status = 0
         if self._vision is not None:
-            status = self._pictures.run(rows)
+            self._check(self._pictures.run(rows))
             rows = self._pictures.text_rows(rows)
+        asking = []
+        for call in calls(rows):
+            part = [rows[number] for number in call]
+            if any(row.wants_logits for row in part):
+                asking.append((call, part))
+            else:
+                self._decode(part)
+        if len(asking) < 2:
+            return self._logits(sum(self._decode(part) for _, part in asking))
+        return self._collect(rows, asking)
+
+    def _decode(self, rows: Sequence[BatchRow]) -> int:
+        """Run the rows; returns how many rows of logits there are then."""
         wanted = self._batch.fill(rows)
-        if status == 0 and rows:
-            status = native.llama_decode(self._context, self._batch.native)
+        if rows:
+            self._check(native.llama_decode(self._context, self._batch.native))
+        return wanted
+
+    def _check(self, status: int) -> None:
         if status == _ABORTED:
             raise Interrupted
         if status != 0:
             raise EngineError(f"llama.cpp could not run a batch (status {status}{self._said()}).")
-        return self._logits(wanted)
+
+    def _collect(
+        self,
+        rows: Sequence[BatchRow],
+        asking: Sequence[tuple[Sequence[int], Sequence[BatchRow]]],
+    ) -> Logits:
+        """The logits of several calls, in the order of the rows."""
+        outputs = [row.outputs if row.wants_logits else 0 for row in rows]
+        ends = list(accumulate(outputs))
+        total = ends[-1]
+        if len(self._collected) < total:
+            self._collected = np.empty((total, self._vocabulary.size), np.float32)
+        for call, part in asking:
+            logits, at = self._logits(self._decode(part)), 0
+            for number in call:
+                count = outputs[number]
+                self._collected[ends[number] - count : ends[number]] = logits[at : at + count]
+                at += count
+        return self._collected[:total]
 
     def forget(self, sequence: int, position: int) -> None:
         """Drop from ``position`` on; recurrent models can only forget everything."""
@@ -354,6 +396,11 @@ class _EndTokens(Container[int]):
         return bool(native.llama_vocab_is_eog(self._vocab, token))
 
 
+def _template(model: Any, name: bytes | None) -> str | None:
+    template = native.llama_model_chat_template(model, name)
+    return None if template is None else template.decode("utf-8", "replace")
+
+
 def _check_options(options: LlamaCppOptions) -> None:
     limits = (
         ("context_tokens", options.context_tokens, 1 << 24),
@@ -372,7 +419,8 @@ def _check_options(options: LlamaCppOptions) -> None:
         )
 
 
-def _fit_options(options: LlamaCppOptions) -> GgufFitOptions:
+def fit_options(options: LlamaCppOptions) -> GgufFitOptions:
+    """What the memory estimate wants to know of them. Raises as ``projector_bytes`` does."""
     return GgufFitOptions(
         context_tokens=options.context_tokens,
         max_sequences=options.max_sequences,
@@ -381,6 +429,7 @@ def _fit_options(options: LlamaCppOptions) -> GgufFitOptions:
         shrink_context=options.shrink_context,
         projector_bytes=0 if options.mmproj is None else projector_bytes(options.mmproj),
         adapter_bytes=adapter_bytes(options.adapters),
+        draft_tokens=options.draft_tokens,
     )
 
 

@@ -22,6 +22,7 @@ from overspill.engines.gguf_header import GgufHeader, read_header
 from overspill.engines.gguf_memory import F32_BYTES, LlamaUse, gguf_need
 from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
+from overspill.engines.machine_load import usable_cpus
 from overspill.engines.memory import F16_BYTES, Fit, MemoryNeed, available_memory, settle
 from overspill.errors import (
     DoesNotFit,
@@ -128,7 +129,6 @@ class LlamaEmbeddingModel:
     ) -> list[bytes]:
         """One batch, each text a sequence."""
         context = self._context_for(pooling)
-        self._abort.clear()
         memory = native.llama_get_memory(context)
         if memory:
             native.llama_memory_clear(memory, False)
@@ -148,6 +148,10 @@ class LlamaEmbeddingModel:
     def interrupt(self) -> None:
         """llama.cpp looks at the flag between the operations of a batch."""
         self._abort.set()
+
+    def rearm(self) -> None:
+        """Take the flag down."""
+        self._abort.clear()
 
     def close(self) -> None:
         """Free batch, context and model."""
@@ -190,7 +194,7 @@ class LlamaEmbeddingModel:
         if self._options.exact_attention:
             params.type_k = params.type_v = _GGML_TYPE_F32
             params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.n_threads = params.n_threads_batch = self._options.threads or _cpus()
+        params.n_threads = params.n_threads_batch = self._options.threads or usable_cpus()
         params.no_perf = True
         params.abort_callback, params.abort_callback_data = self._abort.callback, self._abort.data
         context = native.llama_init_from_model(self._model, params)
@@ -296,9 +300,3 @@ def _scaled(vectors: np.ndarray[Any, np.dtype[np.float32]], normalize: bool) -> 
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = (vectors / np.where(length == 0, 1, length)).astype(np.float32)
     return vectors.astype("<f4").tobytes()
-
-
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

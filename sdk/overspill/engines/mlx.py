@@ -106,6 +106,11 @@ class MlxBackend:
         return self._tokenizer.chat_template
 
     @property
+    def tool_template(self) -> str | None:
+        """The tokenizer's."""
+        return self._tokenizer.tool_template
+
+    @property
     def max_sequences(self) -> int:
         """As the options say."""
         return self._options.max_sequences

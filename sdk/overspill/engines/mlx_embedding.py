@@ -100,7 +100,6 @@ class MlxEmbeddingModel:
         self, texts: Sequence[Sequence[int]], pooling: Pooling, *, normalize: bool
     ) -> list[bytes]:
         """One pass, or chunk by chunk where it is one text."""
-        self._stopped.clear()
         try:
             states = self._alone(texts[0]) if len(texts) == 1 else self._together(texts)
             return [
@@ -114,6 +113,10 @@ class MlxEmbeddingModel:
     def interrupt(self) -> None:
         """Seen between two passes."""
         self._stopped.set()
+
+    def rearm(self) -> None:
+        """Go on."""
+        self._stopped.clear()
 
     def close(self) -> None:
         """Drop the model."""

@@ -37,7 +37,9 @@ class FolderTokenizer:
         self._config = read_json(folder / "tokenizer_config.json", required=False)
         self._added = self._tokenizer.get_added_tokens_decoder()
         self._is_byte_level = "ByteLevel" in json.dumps(_decoder(folder))
-        self.chat_template = _chat_template(folder, self._config)
+        templates = _templates(folder, self._config)
+        self.chat_template = templates.get("default")
+        self.tool_template = templates.get("tool_use")
         self.vocabulary = self._vocabulary(folder, size)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
@@ -102,15 +104,23 @@ def _decoder(folder: Path) -> Any:
     return read_json(folder / "tokenizer.json").get("decoder")
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    separate = folder / "chat_template.jinja"
-    if separate.exists():
-        return separate.read_text(encoding="utf-8", errors="replace")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by their names, as transformers reads them: files come before the config."""
+    files = {
+        name: path.read_text(encoding="utf-8", errors="replace")
+        for name, path in (
+            ("default", folder / "chat_template.jinja"),
+            ("tool_use", folder / "additional_chat_templates" / "tool_use.jinja"),
+        )
+        if path.exists()
+    }
+    if files:
+        return files
+    listed = config.get("chat_template")
+    if not isinstance(listed, list):
+        listed = [{"name": "default", "template": listed}]
+    named = {entry.get("name"): entry.get("template") for entry in listed}
+    return {name: text for name, text in named.items() if isinstance(text, str)}
 
 
 @cache

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
+
+from overspill.errors import ConfigurationError
+
+Speculation = Literal["auto", "always", "off"]
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
-    """Limits of one scheduler; the defaults suit a laptop."""
+    """Limits of one scheduler; the defaults suit a laptop.
+
+    Raises :class:`ConfigurationError` for a number that is out of its bounds.
+    """
 
     prefill_chunk_tokens: int = 256
     prefill_stretch: float = 2.0
@@ -26,7 +34,7 @@ class SchedulerOptions:
     """So many failing steps in a row end the thread."""
     prefix_cache_bytes: int = 256 << 20
     """Computed prompts kept in host memory, outside the KV cache; 0 keeps none there."""
-    speculation: Literal["auto", "always", "off"] = "auto"
+    speculation: Speculation = "auto"
     """``auto`` checks drafts where measured steps say that it pays, ``always`` wherever it can."""
     max_draft_tokens: int = 16
     gather_s: float = 0.0
@@ -35,6 +43,51 @@ class SchedulerOptions:
     longer than this."""
     max_adapters: int = 5
     """Adapter sets that run at once, taking turns: no one waits for more than the others' steps."""
+
+    def __post_init__(self) -> None:
+        for name, (least, most, kind) in _BOUNDS.items():
+            _check_number(name, getattr(self, name), least, most, kind)
+        if self.speculation not in get_args(Speculation):
+            raise ConfigurationError(
+                f"speculation is {self.speculation!r}.",
+                mend=f"Use {', '.join(get_args(Speculation))}.",
+            )
+
+    @property
+    def checked_tokens(self) -> int:
+        """Tokens of a draft that one step may check for each sequence."""
+        return 0 if self.speculation == "off" else self.max_draft_tokens
+
+
+_BOUNDS: Mapping[str, tuple[float, float, type[int] | type[float]]] = {
+    "prefill_chunk_tokens": (1, 1 << 20, int),
+    # A step that computes a prompt is not shorter than one that only decodes.
+    "prefill_stretch": (1.0, math.inf, float),
+    "short_prompt_stretch": (1.0, math.inf, float),
+    "max_queued": (0, 1 << 20, int),
+    "batch_ageing_s": (0.0, math.inf, float),
+    "stall_after_s": (0.001, math.inf, float),
+    "max_failed_steps": (1, 1 << 20, int),
+    "prefix_cache_bytes": (0, 1 << 50, int),
+    "max_draft_tokens": (0, 1 << 16, int),
+    "gather_s": (0.0, 60.0, float),
+    "max_adapters": (1, 1 << 20, int),
+}
+"""Of :class:`SchedulerOptions`: least, most, and whether a fraction makes sense."""
+
+
+def _check_number(
+    name: str, value: Any, least: float, most: float, kind: type[int] | type[float]
+) -> None:
+    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if number and least <= value <= most:
+        return
+    what = "a whole number" if kind is int else "a number"
+    to = "" if most == math.inf else f" to {most:,.10g}"
+    raise ConfigurationError(
+        f"{name} is {value!r}; it must be {what} from {least:,.10g}{to}.",
+        mend="Leave it out for the default.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +103,8 @@ class EngineOptions:
     ``draft_model`` is a smaller model of the same tokenizer, whose guesses the model checks.
     ``mmproj`` is the projector file by which a GGUF model reads images; other runtimes refuse it.
     ``kv_bits`` (8 or 4) quantizes the caches on MLX, at the price of batches; others refuse it.
+    MLX refuses ``threads`` and ``exact_attention``: it chooses its threads, and computes in the
+    weights' type. What embeds refuses all that only generating takes.
     """
 
     context_tokens: int | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from overspill.errors import MissingExtra, ModelInvalid, ModelNotFound, Unsuppor
 
 if TYPE_CHECKING:
     from overspill.engines.backend import Backend
+    from overspill.engines.llama_cpp import LlamaCppOptions
     from overspill.engines.scheduled import ScheduledEngine
 
 __all__ = ["BROOK", "RUNTIMES", "EngineOptions", "name_of", "open_engine", "runtime_of"]
@@ -37,20 +38,24 @@ def _open_echo(path: Path, name: str, options: EngineOptions) -> Backend:
 
 
 def _open_llama_cpp(path: Path, name: str, options: EngineOptions) -> Backend:
-    from overspill.engines.llama_cpp import LlamaCppBackend, LlamaCppOptions
+    from overspill.engines.llama_cpp import LlamaCppBackend
 
-    return LlamaCppBackend(
-        path,
-        name=name,
-        options=LlamaCppOptions(
-            context_tokens=options.context_tokens,
-            max_sequences=options.max_sequences,
-            threads=options.threads,
-            exact_attention=options.exact_attention,
-            shrink_context=options.shrink_context,
-            adapters=options.adapters,
-            mmproj=None if options.mmproj is None else Path(options.mmproj),
-        ),
+    return LlamaCppBackend(path, name=name, options=llama_options(options))
+
+
+def llama_options(options: EngineOptions) -> LlamaCppOptions:
+    """The options as the llama.cpp backend has them; loads its library."""
+    from overspill.engines.llama_cpp import LlamaCppOptions
+
+    return LlamaCppOptions(
+        context_tokens=options.context_tokens,
+        max_sequences=options.max_sequences,
+        threads=options.threads,
+        exact_attention=options.exact_attention,
+        shrink_context=options.shrink_context,
+        adapters=options.adapters,
+        mmproj=None if options.mmproj is None else Path(options.mmproj),
+        draft_tokens=options.scheduler.checked_tokens,
     )
 
 
@@ -77,6 +82,26 @@ RUNTIMES: dict[str, tuple[Opener, str, tuple[str, ...]]] = {
     "echo": (_open_echo, "local", ("numpy", "jinja2")),
     "llama.cpp": (_open_llama_cpp, "llama", ("llama_cpp", "numpy", "jinja2")),
     "mlx": (_open_mlx, "mlx", ("mlx_lm", "numpy", "jinja2")),
+}
+
+_LEAVE_OUT = "Leave it out."
+_NO_IMAGES = ("reads no images", "Leave it out, or use the model as a GGUF file.")
+_PLAIN_CACHE = ("quantizes no cache", "Leave it out: it is for MLX.")
+CHOOSES_THREADS = ("chooses its threads by itself", _LEAVE_OUT)
+ATTENDS_AS_WEIGHTS = (
+    "computes attention in the type of the weights",
+    "Leave it out; with F32 weights attention is exact.",
+)
+
+UNREAD: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    # runtime: the options that its opener does not read, why, and the mend
+    "echo": {"mmproj": _NO_IMAGES, "kv_bits": _PLAIN_CACHE},
+    "llama.cpp": {"kv_bits": _PLAIN_CACHE},
+    "mlx": {
+        "mmproj": _NO_IMAGES,
+        "threads": CHOOSES_THREADS,
+        "exact_attention": ATTENDS_AS_WEIGHTS,
+    },
 }
 
 BROOK = Path(__file__).resolve().parent.parent / "models" / "brook" / "brook-q8_0.gguf"
@@ -115,16 +140,21 @@ def open_engine(
     """An engine for ``echo``, ``brook``, a ``.gguf`` file or an MLX folder; ``start`` loads it.
 
     Raises :class:`ModelNotFound`, :class:`ModelInvalid`, :class:`MissingExtra`, and
-    :class:`UnsupportedOption` for a projector where the runtime has no vision, and for a
-    quantized cache where it has none.
+    :class:`UnsupportedOption` for what the runtime would not heed: a projector where it has no
+    vision, say, or threads where it chooses them by itself.
     """
     options = options or EngineOptions()
     open_backend, runtime = _opener(spec, name or name_of(spec), options)
     open_draft = None
     if options.draft_model is not None:
-        # Adapters belong to the model; its draft model works for all of them.
+        # Adapters belong to the model; its draft model works for all of them, and checks no drafts.
         plain = dataclasses.replace(
-            options, adapters={}, draft_model=None, mmproj=None, kv_bits=None
+            options,
+            adapters={},
+            draft_model=None,
+            mmproj=None,
+            kv_bits=None,
+            scheduler=dataclasses.replace(options.scheduler, speculation="off"),
         )
         open_draft, _ = _opener(options.draft_model, name_of(options.draft_model), plain)
     from overspill.engines.scheduled import ScheduledEngine
@@ -143,16 +173,19 @@ def _opener(spec: str, name: str, options: EngineOptions) -> tuple[Callable[[], 
     opener, extra, modules = RUNTIMES[runtime]
     if any(find_spec(module) is None for module in modules):
         raise MissingExtra(f"The {runtime} runtime", extra)
-    if options.mmproj is not None and runtime != "llama.cpp":
-        raise UnsupportedOption(
-            f"{name} runs on {runtime}, which reads no images: mmproj has no use there.",
-            param="mmproj",
-            mend="Leave it out, or use the model as a GGUF file.",
-        )
-    if options.kv_bits is not None and runtime != "mlx":
-        raise UnsupportedOption(
-            f"{name} runs on {runtime}, whose cache is not quantized: kv_bits is for MLX.",
-            param="kv_bits",
-            mend="Leave it out.",
-        )
+    refuse_unread(name, runtime, options, UNREAD[runtime])
     return functools.partial(opener, path, name, options), runtime
+
+
+def refuse_unread(
+    name: str, runtime: str, options: EngineOptions, unread: Mapping[str, tuple[str, str]]
+) -> None:
+    """Raise :class:`UnsupportedOption` for what was asked for and would be dropped."""
+    plain = EngineOptions()
+    for option, (why, mend) in unread.items():
+        if getattr(options, option) != getattr(plain, option):
+            raise UnsupportedOption(
+                f"{name} runs on {runtime}, which {why}: {option} has no use there.",
+                param=option,
+                mend=mend,
+            )

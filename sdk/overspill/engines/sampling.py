@@ -43,7 +43,8 @@ class Choice:
     """A chosen token; ``logprob`` and ``top`` (id, log-probability) only where asked for, and
     ``signal`` for a watched one.
 
-    With ``failure`` there is none: this request's constraint gave up, and the others go on.
+    With ``failure`` there is none: its row holds no numbers, or its constraint gave up. That is
+    this request's affair, and the others go on.
     """
 
     token: int
@@ -95,11 +96,6 @@ def check_watch(watch: Watch | None, vocabulary_size: int) -> None:
                 param="watch",
                 mend="The policy's monitor was fitted on another model: calibrate again.",
             )
-
-
-def margin(top: Sequence[tuple[int, float]]) -> float:
-    """How far the best token leads the second, in log-probability; infinite with one candidate."""
-    return top[0][1] - top[1][1] if len(top) > 1 else math.inf
 
 
 class TokenSampler:
@@ -226,7 +222,7 @@ def choose_tokens(
 ) -> list[Choice]:
     """One choice for each row of ``logits``; plain greedy rows are done together.
 
-    Raises :class:`EngineError` where a row holds no number to choose by.
+    That of a row without a number to choose by is a ``failure``.
     """
     plain = [i for i, sampler in enumerate(samplers) if sampler.is_argmax]
     choices: dict[int, Choice] = {}
@@ -239,10 +235,14 @@ def choose_tokens(
         # argmax and max both find a NaN where there is one.
         best = logits[i, choices[i].token] if i in choices else logits[i].max()
         if not math.isfinite(best):
-            raise EngineError(
-                "The model computed logits that are not numbers.",
-                mend="Its weights may be damaged: check the file, or try another quantization.",
-            )
-        if i not in choices:
+            choices[i] = Choice(0, failure=_not_numbers())
+        elif i not in choices:
             choices[i] = sampler.choose(logits[i], positions[i])
     return [choices[i] for i in range(len(samplers))]
+
+
+def _not_numbers() -> EngineError:
+    return EngineError(
+        "The model computed logits that are not numbers.",
+        mend="Its weights may be damaged: check the file, or try another quantization.",
+    )

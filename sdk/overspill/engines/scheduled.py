@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from overspill.engines.answer_stream import AnswerStream
 from overspill.engines.answer_text import AnswerForm, AnswerText
 from overspill.engines.backend import Backend
 from overspill.engines.base import Engine, EngineHealth, no_vision
-from overspill.engines.chat_format import ChatTemplate
+from overspill.engines.chat_format import ChatTemplate, ChatTemplates
 from overspill.engines.constraint import Constrainer, Constraint, is_available
 from overspill.engines.constraint_grammar import request_grammar
 from overspill.engines.control_guard import ControlGuard
@@ -32,7 +32,7 @@ from overspill.errors import (
     OverspillError,
 )
 from overspill.types.card import ModelCard
-from overspill.types.chat import Chunk, Request
+from overspill.types.chat import Chunk, Message, Request, Tool
 
 MAX_STOPS = 16
 
@@ -41,11 +41,25 @@ MAX_STOPS = 16
 class _Loaded:
     scheduler: Scheduler
     backend: Backend
-    template: ChatTemplate
+    templates: ChatTemplates
     guard: ControlGuard
-    form: AnswerForm
+    forms: Mapping[ChatTemplate, AnswerForm]
     constrainer: Constrainer
     card: ModelCard
+
+    def template(self, request: Request) -> ChatTemplate:
+        """The one that writes this request's prompt."""
+        return self.templates.choose(request.messages, _offered(request))
+
+    def form(self, request: Request) -> AnswerForm:
+        """How its answer is written."""
+        return self.forms[self.template(request)]
+
+    def render(self, request: Request, messages: Sequence[Message]) -> str:
+        """The prompt of a request, its messages as given; control tokens in it are marked."""
+        template = self.template(request)
+        text = template.render(messages, _offered(request), self.guard.mark)
+        return text + self.guard.mark(request.prefix)
 
 
 class ScheduledEngine(Engine):
@@ -75,7 +89,8 @@ class ScheduledEngine(Engine):
         self._loading: asyncio.Future[_Loaded] | None = None
         self._loaded: _Loaded | None = None
         self._scheduler: Scheduler | None = None
-        self._generations: dict[str, Generation] = {}
+        # Nobody keeps an app from using one id twice.
+        self._generations: dict[str, list[Generation]] = {}
         self._share: float | None = None
 
     @property
@@ -129,10 +144,11 @@ class ScheduledEngine(Engine):
 
     def queue_position(self, request_id: str) -> int | None:
         """How many requests wait ahead of this one; None when it isn't queued (any more)."""
-        generation = self._generations.get(request_id)
-        if generation is None or self._scheduler is None:
+        if self._scheduler is None:
             return None
-        return self._scheduler.queue_position(generation)
+        same = self._generations.get(request_id, ())
+        positions = (self._scheduler.queue_position(generation) for generation in same)
+        return next((position for position in positions if position is not None), None)
 
     async def _generate(self, request: Request) -> AsyncGenerator[Chunk]:
         loaded = await self._ready()
@@ -140,13 +156,16 @@ class ScheduledEngine(Engine):
         with loaded.scheduler.expecting():
             generation = await asyncio.to_thread(self._prepare, loaded, request, stream)
         loaded.scheduler.submit(generation)
-        self._generations[request.id] = generation
+        same = self._generations.setdefault(request.id, [])
+        same.append(generation)
         try:
             async with aclosing(stream.chunks()) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            self._generations.pop(request.id, None)
+            same.remove(generation)
+            if not same:
+                self._generations.pop(request.id, None)
             loaded.scheduler.cancel(generation)
 
     def _prepare(self, loaded: _Loaded, request: Request, stream: AnswerStream) -> Generation:
@@ -165,7 +184,7 @@ class ScheduledEngine(Engine):
                 constraint=_constraint(loaded, request),
                 watch=request.watch,
             ),
-            text=AnswerText(request, loaded.form),
+            text=AnswerText(request, loaded.form(request)),
             stream=stream,
             submitted_s=submitted_s,
             pictures=pictures,
@@ -240,31 +259,35 @@ class ScheduledEngine(Engine):
                 f"{self._card.name} does not load: {type(error).__name__}: {error}",
                 mend="Check the file, or try another model.",
             ) from error
-        vocabulary = backend.vocabulary
         name = self._card.name
         try:
-            template = ChatTemplate(
-                backend.chat_template,
-                model=name,
-                bos_text=vocabulary.bos_text,
-                eos_text=vocabulary.eos_text,
-            )
-            form = await asyncio.to_thread(lambda: AnswerForm.of(template.abilities, backend))
+            templates = await asyncio.to_thread(lambda: ChatTemplates(backend, model=name))
+            forms = await asyncio.to_thread(_forms, templates, backend)
         except Exception:
             await asyncio.to_thread(scheduler.close)
             raise
-        tools = form.dialect is not None
         card = dataclasses.replace(
             backend.card,
             name=name,
-            tools=tools,
+            tools=forms[templates.for_tools].dialect is not None,
             json_schema=is_available(),
             memory_bytes=backend.card.memory_bytes + scheduler.draft_bytes,
             notes=backend.card.notes + scheduler.notes,
             tokenizer=tokenizer_fingerprint(backend),
         )
-        guard = ControlGuard(vocabulary.control_texts)
-        return _Loaded(scheduler, backend, template, guard, form, Constrainer(backend), card)
+        guard = ControlGuard(backend.vocabulary.control_texts)
+        return _Loaded(scheduler, backend, templates, guard, forms, Constrainer(backend), card)
+
+
+def _forms(templates: ChatTemplates, backend: Backend) -> dict[ChatTemplate, AnswerForm]:
+    return {
+        template: AnswerForm.of(template.abilities, backend)
+        for template in (templates.plain, templates.for_tools)
+    }
+
+
+def _offered(request: Request) -> Sequence[Tool]:
+    return request.tools if request.offers_tools else ()
 
 
 def _prompt(loaded: _Loaded, request: Request) -> tuple[list[int], PicturePrompt | None]:
@@ -275,9 +298,7 @@ def _prompt(loaded: _Loaded, request: Request) -> tuple[list[int], PicturePrompt
     if vision is None:
         raise no_vision(loaded.card.name)
     marks = ImageMarks(request.messages)
-    offered = () if request.tool_choice == "none" else request.tools
-    text = loaded.template.render(loaded.guard.mark_messages(marks.messages), offered)
-    text += loaded.guard.mark(request.prefix)
+    text = loaded.render(request, marks.messages)
     parts = tuple(marks.split(text, loaded.guard, loaded.card.name))
     tokens, spans = vision.measure(parts)
     if tokens[-1] < 0:
@@ -306,13 +327,10 @@ def _raw_tokens(loaded: _Loaded, request: Request) -> list[int]:
 
 
 def _chat_tokens(loaded: _Loaded, request: Request) -> list[int]:
-    offered = () if request.tool_choice == "none" else request.tools
-    guard = loaded.guard
-    text = loaded.template.render(guard.mark_messages(request.messages), offered)
-    text += guard.mark(request.prefix)
+    text = loaded.render(request, request.messages)
     return [
         token
-        for piece, special in guard.split(text)
+        for piece, special in loaded.guard.split(text)
         for token in loaded.backend.tokenize(piece, special=special)
     ]
 
@@ -338,7 +356,7 @@ def _check_options(request: Request, vocabulary_size: int) -> None:
 
 
 def _constraint(loaded: _Loaded, request: Request) -> Constraint | None:
-    demand = request_grammar(request, loaded.form)
+    demand = request_grammar(request, loaded.form(request))
     if demand is None:
         return None
     grammar, param = demand

@@ -393,10 +393,18 @@ class Scheduler:
         finally:
             with self._wake:
                 self._in_batch = ()
-        self._failed_steps = 0
+        failures = [g.failure for g in members if isinstance(g.failure, EngineError)]
+        if len(failures) == len(members) > 1:
+            # Several requests are hardly at fault at once: the model is.
+            self._fail_step(parts, members, failures[0])
+            return
+        if len(failures) < len(members):
+            self._failed_steps = 0
         for generation in members:
             if generation.ended:
-                self._leave(parts, generation)
+                # What is no number in a cache would spoil whoever goes on from there.
+                intact = not isinstance(generation.failure, EngineError)
+                self._leave(parts, generation, intact=intact)
 
     def _leave(self, parts: Parts, generation: Generation, *, intact: bool = True) -> None:
         """Free the slot and the reservation; what is computed stays there to be reused, unless

@@ -35,6 +35,11 @@ MEMORY = 0.98
 """Of what was measured, what is left after each further draft, or one that was not even tried."""
 RETRY_AFTER = 256
 """Drafts that were not worth it, before larger steps are measured anew."""
+READ_SHARE = 0.5
+"""Of the time by which a prompt may stretch a step, what a draft model may take to read: the model
+may compute a prompt in the same step."""
+FIRST_READ_TOKENS, LEAST_READ_TOKENS = 32, 8
+"""What it reads until it is known how long that takes; and however much the others have to wait."""
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -58,12 +63,14 @@ class Speculator:
     ) -> None:
         self._always = options.speculation == "always"
         self._longest = options.max_draft_tokens
+        self._stretch = options.prefill_stretch
         self._costs = costs
         self._clock = clock
         self._unworthy = 0
         self.draft_model = draft_model
         self._model_acceptance = Acceptance(MODEL_PRIOR, PRIOR_TRIALS, MEMORY)
         self._model_token_s = 0.0
+        self._read_token_s = 0.0
         self._modelled: set[Generation] = set()
         self.drafted = 0
         self.accepted = 0
@@ -96,6 +103,11 @@ class Speculator:
             self._modelled.discard(generation)
             # What stands behind the first wrong one says nothing.
             self._model_acceptance.note(accepted, min(offered, accepted + 1))
+
+    def set_threads(self, threads: int) -> None:
+        """For the draft model: as many as the model has."""
+        if self.draft_model is not None:
+            self.draft_model.set_threads(threads)
 
     def close(self) -> None:
         """Free the draft model."""
@@ -143,20 +155,40 @@ class Speculator:
                 acceptance.note(0, 0)
         if length < 1 or self.draft_model is None:
             return {}
-        started_s = self._clock()
         try:
-            drafts = self.draft_model.propose(decoding, length)
+            drafts = self._guesses(self.draft_model, decoding, length)
         except EngineError as error:
             # A broken draft model costs its drafts, and no answer.
             self.draft_problem = f"The draft model failed and was left out: {error.message}"
             self.draft_model.close()
             self.draft_model = None
             return {}
-        if len(drafts) == count:
-            # Else it was still reading.
-            self._model_token_s = (self._clock() - started_s) / length
         self._modelled = set(drafts)
         return dict(drafts)
+
+    def _guesses(
+        self, model: DraftModel, decoding: Sequence[Generation], length: int
+    ) -> dict[Generation, list[int]]:
+        """For those whose text the draft model has read; it reads the others' a part further."""
+        ready, behind = model.unread(decoding, length)
+        drafts: dict[Generation, list[int]] = {}
+        if ready:
+            started_s = self._clock()
+            drafts = model.propose(ready, length)
+            self._model_token_s = (self._clock() - started_s) / length
+        if behind:
+            started_s = self._clock()
+            tokens = model.read(behind, self._reading_tokens(len(decoding)))
+            self._read_token_s = (self._clock() - started_s) / tokens
+        return drafts
+
+    def _reading_tokens(self, rows: int) -> int:
+        """So many tokens may the draft model read beside a step: the others wait for it."""
+        decode_s = self._costs.decode_s(rows)
+        if not self._read_token_s or decode_s is None:
+            return FIRST_READ_TOKENS
+        most_s = READ_SHARE * (self._stretch - 1.0) * decode_s
+        return max(LEAST_READ_TOKENS, int(most_s / self._read_token_s))
 
 
 def check_draft(

@@ -24,9 +24,9 @@ Drafts = Mapping[Generation, Sequence[int]]
 Propose = Callable[[Sequence[Generation], int], Drafts]
 """Drafts for decoding sequences, at most so many tokens together."""
 
-MIN_CHUNK_TOKENS = 1
-"""A prompt goes on by so many in each step, however much the others have to wait for it. One is
-a row more in their pass over the weights, where longer chunks take a second pass."""
+MIN_CHUNK_TOKENS = 4
+"""A prompt goes on by so many in each step, however much the others have to wait for it: by less it
+would take most of its time for passes over the weights."""
 
 SHORT_TOKENS_A_ROW = 4
 """A short prompt goes on by so many at least for each row that decodes, however dear the chunks of

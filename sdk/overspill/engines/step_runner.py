@@ -62,6 +62,8 @@ class StepRunner:
         if self._threads is not None and self._threads.after_step(rows, prompt_tokens, took_s):
             # All steps take another time from now on.
             self._costs.distrust()
+            if self._speculator is not None:
+                self._speculator.set_threads(self._threads.threads)
 
     def rest(self) -> None:
         """No step comes for a while."""

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill.engines.backend import Backend, BatchRow
-from overspill.engines.chat_format import ChatTemplate
+from overspill.engines.chat_format import ChatTemplates
 from overspill.engines.options import EngineOptions
 from overspill.engines.registry import RUNTIMES, name_of, open_engine, runtime_of
 from overspill.errors import ContextOverflow, OverspillError, UnsupportedOption, UsageError
@@ -172,11 +172,11 @@ def _divergence(
                 f"{one.spec} and {reference.spec} have other vocabularies: they are two models.",
                 mend="Give files of one model.",
             )
-        template = _template(base, reference.card.name)
+        templates = ChatTemplates(base, model=reference.card.name)
         for prompt in prompts[: options.kl_prompts]:
             signals = reference.played[prompt.id].signals
             answer = [int(token) for token in signals["token_ids"]]
-            asked = _asked(base, template, prompt)
+            asked = _asked(base, templates, prompt)
             wanted, given = (_log_probs(backend, asked, answer) for backend in (base, other))
             divergences.append((np.exp(wanted) * (wanted - given)).sum(axis=1))
             same.append(wanted.argmax(axis=1) == given.argmax(axis=1))
@@ -200,15 +200,10 @@ def _backend(spec: str) -> Iterator[Backend]:
         backend.close()
 
 
-def _template(backend: Backend, model: str) -> ChatTemplate:
-    words = backend.vocabulary
-    texts = {"bos_text": words.bos_text, "eos_text": words.eos_text}
-    return ChatTemplate(backend.chat_template, model=model, **texts)
-
-
-def _asked(backend: Backend, template: ChatTemplate, prompt: Prompt) -> list[int]:
+def _asked(backend: Backend, templates: ChatTemplates, prompt: Prompt) -> list[int]:
     """The prompt's tokens, as the engine would ask it."""
     request = prompt.request(privacy=Privacy.DEVICE, max_tokens=1)
+    template = templates.choose(request.messages, request.tools)
     tokens = backend.tokenize(template.render(request.messages, request.tools))
     bos = backend.vocabulary.bos_id
     if bos is not None and tokens[:1] != [bos]:

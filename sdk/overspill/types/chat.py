@@ -243,13 +243,17 @@ class Request:
     @property
     def needs_constraint(self) -> bool:
         """Whether an engine has to hold the answer to something, token by token."""
+        return self.holds_content or (self.offers_tools and not self.parallel_tool_calls)
+
+    @property
+    def holds_content(self) -> bool:
+        """Whether what is said, or which tool is called how, is held to something."""
         if self.json_schema is not None or self.grammar is not None:
             return True
         if not self.offers_tools:
             return False
         forced = self.tool_choice == "required" or self.tool_name is not None
-        strict = any(tool.strict for tool in self.tools) or not self.parallel_tool_calls
-        return forced or strict
+        return forced or any(tool.strict for tool in self.tools)
 
 
 @dataclass(frozen=True, slots=True)

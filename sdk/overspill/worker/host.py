@@ -20,6 +20,7 @@ from overspill.engines.embedder import Embedder
 from overspill.engines.embedders import open_embedder
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.engines.registry import open_engine
+from overspill.garbage import collect_less
 from overspill.transport.local.options import LocalOptions
 from overspill.transport.local.worker_server import serve_worker
 from overspill.wire import convert
@@ -41,6 +42,7 @@ def main() -> None:
         target=_end_with_parent, args=(orders["folder"], orders["parent"]), daemon=True
     )
     watch.start()
+    collect_less()
     asyncio.run(_work(orders, answer))
 
 

@@ -14,7 +14,8 @@ Role = Literal["engine", "embedder"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """``max_deaths`` workers may die within ``deaths_window_s`` before no new one is started.
+    """``max_deaths`` workers may die within ``deaths_window_s`` before no new one is started, at
+    work or while they load; a model that is refused is no death.
 
     ``loopback`` uses TCP on 127.0.0.1 instead of a Unix socket: always so on Windows.
     ``gather_s`` is the engine's ``SchedulerOptions.gather_s`` over there: a message of several

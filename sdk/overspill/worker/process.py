@@ -34,6 +34,14 @@ _KILLED_BY_OTHERS = tuple(
 """A file that breaks the runtime ends it by another signal; the system's memory killer by these."""
 
 
+class DiedLoading(Exception):
+    """The process ended before it said anything of its model; ``error`` is what callers see."""
+
+    def __init__(self, error: errors.OverspillError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 class WorkerProcess:
     """One running worker: its process, its folder and the connection to it."""
 
@@ -53,7 +61,10 @@ class WorkerProcess:
         role: Role,
         on_loading: OnLoaded,
     ) -> WorkerProcess:
-        """Start a worker and wait until its model is loaded; ``on_loading`` is told how far."""
+        """Start a worker and wait until its model is loaded; ``on_loading`` is told how far.
+
+        Raises what the worker refused the model with, and :class:`DiedLoading`.
+        """
         folder = Path(tempfile.mkdtemp(prefix="overspill-"))
         token = secrets.token_urlsafe(32)
         address = "127.0.0.1:0" if options.loopback else f"unix:{folder / 'engine.sock'}"
@@ -71,8 +82,7 @@ class WorkerProcess:
         self = cls(await _spawn(folder), folder)
         try:
             address = await self._load(orders, name, on_loading)
-            self.client = await WorkerClient.connect(address, token=token, options=options.local)
-            self.card = (await self.client.status()).card
+            await self._connect(address, token, options)
         except BaseException:
             self.kill()
             await self._process.wait()
@@ -149,11 +159,19 @@ class WorkerProcess:
             line = await stdout.readline()
             if not line:
                 await self._process.wait()
-                raise self._died_loading(name)
+                raise DiedLoading(self._died_loading(name))
             answer = json.loads(line)
         if "error" in answer:
             raise convert.error_from_bytes(base64.b64decode(answer["error"]))
         return str(answer["address"])
+
+    async def _connect(self, address: str, token: str, options: WorkerOptions) -> None:
+        try:
+            self.client = await WorkerClient.connect(address, token=token, options=options.local)
+            self.card = (await self.client.status()).card
+        except errors.TransportError as error:
+            # It had just said that it listens.
+            raise DiedLoading(error) from error
 
     def _died_loading(self, name: str) -> errors.OverspillError:
         _, code = self._state()

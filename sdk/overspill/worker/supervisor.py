@@ -13,7 +13,7 @@ from overspill.engines.registry import name_of, runtime_of
 from overspill.transport.local.worker_client import WorkerClient
 from overspill.types.card import ModelCard
 from overspill.worker.options import Role, WorkerOptions
-from overspill.worker.process import WorkerProcess
+from overspill.worker.process import DiedLoading, WorkerProcess
 
 _DEATH_PATIENCE_S = 1.0
 
@@ -174,14 +174,19 @@ class Supervisor:
             await self._process.stop(0.0)
             self._process = None
         self._refuse_if_dying()
-        process = await WorkerProcess.start(
-            self._spec,
-            self._card.name,
-            self._engine_options,
-            self._options,
-            self._role,
-            self._note_share,
-        )
+        try:
+            process = await WorkerProcess.start(
+                self._spec,
+                self._card.name,
+                self._engine_options,
+                self._options,
+                self._role,
+                self._note_share,
+            )
+        except DiedLoading as death:
+            # A model that is refused is told, and no death: another try does no harm.
+            self._deaths.append(time.monotonic())
+            raise death.error from death.__cause__
         self._process, self._card = process, process.card
         return process
 
