@@ -6,14 +6,23 @@ The reader drives: what the engine said since is sealed when he comes for it. Wh
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from overspill.errors import EngineError, ModelError, OverspillError
+from overspill.errors import (
+    ContextOverflow,
+    DoesNotFit,
+    EngineDied,
+    EngineError,
+    ModelError,
+    OverspillError,
+    error_of,
+)
 from overspill.sealing.receipt import ReceiptClaims, commitment, response_content
+from overspill.sealing.signing import RequestSignature
 from overspill.types.chat import Chunk, Finish, FinishReason, Request, ToolCall, merge_chunks
 from overspill.types.usage import Usage
 from overspill.wire import plaintext
@@ -26,6 +35,8 @@ from overspill_cloud.streams import Run, Stop, StreamLimits
 FIRST_WAIT_S = 0.005
 READY_BYTES = 64 << 10
 """Frames that are ready go together up to here."""
+KEPT_BYTES = 16 << 10
+"""What an answer takes while it is kept, beside what it says: keys, claims, timers."""
 
 
 class Displaced(Exception):
@@ -34,17 +45,27 @@ class Displaced(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked, by whom, over which keys, of which model."""
+    """Of what was asked what outlives the engine's work: by whom, over which keys, of which model.
+
+    The request itself, which may be large, is not here; ``commitment`` stands for its bytes.
+    """
 
     stream: SealedStream
-    sealed: SealedRequest
-    request: Request
+    signature: RequestSignature
+    commitment: bytes
+    attempt: int
     model: ServedModel
     admitted: Admitted
 
+    @property
+    def id(self) -> str:
+        """The request's name at the engine: its own, so that sessions of a node share nothing."""
+        return self.signature.request_id.hex()
+
 
 class LiveAnswer:
-    """An answer under way, or one that ended and can still be had again.
+    """An answer under way, or one that ended and can still be had again. ``request`` goes to the
+    engine and is not kept.
 
     ``refused`` makes of any error what may be told; ``left`` is called whenever a reader goes
     and nobody took over; ``settled`` once, when the engine has let go. ``clock`` gives Unix
@@ -54,6 +75,7 @@ class LiveAnswer:
     def __init__(
         self,
         asked: Asked,
+        request: Request,
         limits: StreamLimits,
         *,
         clock: Callable[[], float],
@@ -65,10 +87,10 @@ class LiveAnswer:
         self.ring = FrameRing(limits.ring_bytes, limits.ring_s, time.monotonic)
         self.is_forgotten = False
         self._limits = limits
+        self._gather_s = limits.batch_gather_s if request.lane == "batch" else limits.gather_s
         self._clock = clock
         self._refused = refused
         self._left = left
-        self._body_sha256 = hashlib.sha256(asked.sealed.body).digest()
         self._text: list[str] = []
         self._calls: list[ToolCall] = []
         self._finish: Finish | None = None
@@ -76,7 +98,7 @@ class LiveAnswer:
         self._said_s = -math.inf
         """When words were sealed last, on the monotonic clock."""
         self.ring.append(asked.stream.event(plaintext.Accepted(asked.model.name)))
-        chunks = asked.model.engine.generate(asked.request)
+        chunks = asked.model.engine.generate(request)
         self.run = Run(chunks, limits, lambda: settled(self))
 
     @property
@@ -86,10 +108,16 @@ class LiveAnswer:
 
     def is_same_start(self, sealed: SealedRequest) -> bool:
         """Whether a repeated start is the one that began this answer, byte for byte."""
-        mine = self.asked.sealed.signature
-        return (
-            sealed.signature == mine and hashlib.sha256(sealed.body).digest() == self._body_sha256
-        )
+        asked = self.asked
+        found = commitment(asked.stream.keys.commitment_salt, sealed.body)
+        return sealed.signature == asked.signature and hmac.compare_digest(found, asked.commitment)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What it takes in memory while it is kept, roughly."""
+        said = sum(len(text) for text in self._text)
+        said += sum(len(call.arguments) for call in self._calls)
+        return KEPT_BYTES + self.ring.size_bytes + self.run.queued_bytes + said
 
     async def frames(self, start: int) -> AsyncGenerator[Sequence[bytes]]:
         """Frames from ``start`` to the end, kept ones first, each time those that are ready;
@@ -150,7 +178,7 @@ class LiveAnswer:
         comes by itself: signing it must not hold back the words before it."""
         if self._finish is None:
             await self.run.ready(self._limits.heartbeat_s)
-            await self.run.gather(self._said_s + self._limits.gather_s - time.monotonic())
+            await self.run.gather(self._said_s + self._gather_s - time.monotonic())
         if self._seal_said(mine):
             return
         if self._finish is not None or self.run.ended:
@@ -182,7 +210,7 @@ class LiveAnswer:
             self._finish = replace(chunk.finish, model=self.asked.model.name)
 
     def _heartbeat(self) -> plaintext.Heartbeat:
-        position = self.asked.model.engine.queue_position(self.asked.request.id)
+        position = self.asked.model.engine.queue_position(self.asked.id)
         return plaintext.Heartbeat(position or 0)
 
     async def _seal_end(self, mine: object) -> None:
@@ -204,6 +232,8 @@ class LiveAnswer:
         except Exception as error:
             end = stream.error(self._refused(error))
         self.ring.append(end, closes=True)
+        # The receipt has named them: from here on the frames are all that can be asked for.
+        self._text, self._calls = [], []
 
     def _cancelled(self) -> Finish:
         return Finish(FinishReason.CANCELLED, self.usage, self.asked.model.name)
@@ -215,8 +245,8 @@ class LiveAnswer:
         claims = ReceiptClaims(
             nkc_sha256=epoch.nkc_sha256,
             th=keys.th,
-            request_id=asked.sealed.signature.request_id,
-            request_commitment=commitment(keys.commitment_salt, asked.sealed.body),
+            request_id=asked.signature.request_id,
+            request_commitment=asked.commitment,
             response_commitment=commitment(keys.commitment_salt, content),
             model=finish.model,
             model_sha256=asked.model.sha256,
@@ -231,9 +261,18 @@ class LiveAnswer:
 
 
 def _failure(run: Run) -> OverspillError:
-    if isinstance(run.ending, ModelError):
-        # A worker that started anew names the file as this machine knows it.
+    """How the run failed, for its reader. What is not about the request itself is said in words of
+    the node's own: an engine's may be a path, a line of a log, or of another device's request."""
+    ending = run.ending
+    if isinstance(ending, ModelError):
         return EngineError("The node's model cannot be loaded any more.")
-    if isinstance(run.ending, OverspillError):
-        return run.ending
+    if isinstance(ending, DoesNotFit) and not isinstance(ending, ContextOverflow):
+        return DoesNotFit("The node's model does not fit its machine any more.")
+    if isinstance(ending, EngineDied):
+        return EngineDied("The node's engine is gone.", mend="Ask again: it starts anew.")
+    if isinstance(ending, EngineError):
+        words = {"message": "The node's engine failed at this request.", "mend": "Try again."}
+        return error_of(ending.code, words)
+    if isinstance(ending, OverspillError):
+        return ending
     return EngineError("The engine stopped without an end.")

@@ -32,13 +32,14 @@ from overspill_cloud.attester.nvidia import MANIFESTS_FOLDER, NvidiaGpu, open_gp
 from overspill_cloud.certificates import TlsFiles
 from overspill_cloud.closed import close_or_refuse
 from overspill_cloud.fleet.addresses import AddressFile
+from overspill_cloud.fleet.dns import DnsReplicas
 from overspill_cloud.keeper import SILENCE_S, STALL_AFTER_S, Keeper
 from overspill_cloud.keys import KeyRing
-from overspill_cloud.limits import AdmissionLimits
+from overspill_cloud.limits import DRAIN_S, AdmissionLimits
 from overspill_cloud.listen import check_address, check_listen
 from overspill_cloud.machine import Machine
-from overspill_cloud.measure import measure_node, node_settings
-from overspill_cloud.models import ServedModel, measure
+from overspill_cloud.measure import NodeMeasurements, measure_node, node_settings
+from overspill_cloud.models import Measurement, ServedModel, measure
 from overspill_cloud.node import Node, NodeParts
 from overspill_cloud.ops.observing import Observing, observing, ops_address
 from overspill_cloud.release import ReleaseFile
@@ -90,7 +91,8 @@ class NodeOptions:
     machine's; ``open_ports`` are those of the machine that are meant to be open beside the node's
     own; ``metrics`` is where the ops port listens (``HOST:PORT``), ``traces`` the URL of an
     OpenTelemetry collector; ``replicas`` a file with the addresses of the fleet's nodes, a line
-    each."""
+    each, or ``replicas_dns`` a name that stands for all of them
+    (:class:`~overspill_cloud.fleet.dns.DnsReplicas`)."""
 
     models: tuple[ModelSpec, ...]
     listen: str
@@ -101,13 +103,14 @@ class NodeOptions:
     open_ports: tuple[int, ...] = ()
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    drain_timeout_s: float = 20.0
+    drain_timeout_s: float = DRAIN_S
     engine: EngineOptions = field(default_factory=EngineOptions)
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     streams: StreamLimits = field(default_factory=StreamLimits)
     metrics: str | None = None
     traces: str | None = None
     replicas: Path | None = None
+    replicas_dns: str | None = None
     database: str | None = None
 
 
@@ -223,27 +226,48 @@ def with_weights(models: Sequence[ModelSpec], texts: Sequence[str]) -> tuple[Mod
 def check_options(options: NodeOptions) -> TlsFiles | None:
     """What can be refused without starting anything. Raises ``UsageError`` or
     ``ConfigurationError`` or ``BusyError``; returns certificate and key, if there are any."""
-    names = [model.name for model in options.models]
+    check_models(options.models)
+    check_address(options.listen)
+    tls = tls_files(options)
+    check_reach(options.listen, has_tls=tls is not None)
+    check_listen(options.listen)
+    return tls
+
+
+def check_models(models: Sequence[ModelSpec]) -> None:
+    """Whether they can be served together. Raises ``UsageError``."""
+    names = [model.name for model in models]
     if not names:
         raise UsageError("No model to serve.", mend="Give --model NAME=FILE")
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"The model name '{name}' is given twice.", mend="Rename one.")
-    check_address(options.listen)
-    tls = _tls(options)
-    if tls is None and not is_local_address(options.listen):
-        raise ConfigurationError(
-            f"{options.listen} is not a loopback address, and there is no certificate.",
-            mend="Give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path.",
-        )
-    for model in options.models:
+    for model in models:
         if is_upstream(model.source) and (model.adapters or model.mmproj):
             raise UsageError(
                 f"'{model.name}' is an upstream's: adapters and projectors are its own.",
                 mend="Give them to the upstream.",
             )
-    check_listen(options.listen)
-    return tls
+
+
+def dns_replicas(options: NodeOptions) -> DnsReplicas | None:
+    """Where the fleet's nodes are named, if it is by DNS. Raises ``UsageError``."""
+    if options.replicas_dns is None:
+        return None
+    if options.replicas is not None:
+        raise UsageError(
+            "--replicas and --replicas-dns name the same thing twice.", mend="Give one of them."
+        )
+    return DnsReplicas(options.replicas_dns)
+
+
+def check_reach(listen: str, *, has_tls: bool) -> None:
+    """Nothing but loopback and Unix sockets goes without TLS. Raises ``ConfigurationError``."""
+    if not has_tls and not is_local_address(listen):
+        raise ConfigurationError(
+            f"{listen} is not a loopback address, and there is no certificate.",
+            mend="Give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path.",
+        )
 
 
 @asynccontextmanager
@@ -263,6 +287,7 @@ async def serve(
     Raises ``UsageError``, ``ConfigurationError``, ``ModelError`` or ``DoesNotFit``.
     """
     tls = check_options(options)
+    names = dns_replicas(options)
     ops = ops_address(options.metrics, options.open_ports)
     options = replace(options, attester=choose_attester(options.attester, options.state))
     async with AsyncExitStack() as stack:
@@ -275,11 +300,15 @@ async def serve(
             gpu = await asyncio.to_thread(gpus, options.state / MANIFESTS_FOLDER)
             stack.callback(gpu.close)
         closed = _closed(attester, machine or Machine(), options)
-        check_upstreams(attester, options)
+        check_upstreams(attester.assurance, options.models)
         models = [await _load(spec, options.engine, stack, watch, log) for spec in options.models]
         database = Database(Store(options.state, options.database), log.write)
         stack.callback(database.close)
         keys = await asyncio.to_thread(_keys, options, attester, gpu, models, clock, log, closed)
+        replicas = AddressFile(options.replicas).read
+        if names is not None:
+            stack.enter_context(names.following())
+            replicas = names.read
         named = {model.name: model for model in models}
         admission = Admission(database, clock, options.admission)
         node = Node(
@@ -291,7 +320,7 @@ async def serve(
                 log=log,
                 clock=clock,
                 limits=options.streams,
-                replicas=AddressFile(options.replicas).read,
+                replicas=replicas,
             )
         )
         if tls is not None:
@@ -320,22 +349,8 @@ async def _load(
     log: events.EventLog,
 ) -> ServedModel:
     """Measure, load, and make sure that what was loaded is what was measured."""
-    file = None
-    if spec.measured_path is not None:
-        file = await asyncio.to_thread(measure, Path(spec.measured_path))
-    adapters = {
-        name: await asyncio.to_thread(measure, Path(source)) for name, source in spec.adapters
-    }
-    if spec.mmproj is not None:
-        adapters[PROJECTOR] = await asyncio.to_thread(measure, Path(spec.mmproj))
-    stalls = min(options.scheduler.stall_after_s, STALL_AFTER_S)
-    settings = replace(
-        options,
-        adapters=dict(spec.adapters),
-        mmproj=spec.mmproj,
-        scheduler=replace(options.scheduler, stall_after_s=stalls),
-    )
-    engine = _open(spec, settings)
+    file, adapters = await _files(spec)
+    engine = _open(spec, settings_of(spec, options))
     stack.push_async_callback(engine.aclose)
     await engine.start()
     if isinstance(engine, WorkerEngine):
@@ -351,6 +366,39 @@ async def _load(
     )
     await model.check_unchanged()
     return model
+
+
+async def _files(spec: ModelSpec) -> tuple[Measurement | None, dict[str, Measurement]]:
+    """The model's own files, read whole, and its adapters'; the projector is one of those."""
+    file = None
+    if spec.measured_path is not None:
+        file = await asyncio.to_thread(measure, Path(spec.measured_path))
+    sources = dict(spec.adapters) | ({} if spec.mmproj is None else {PROJECTOR: spec.mmproj})
+    return file, {name: await asyncio.to_thread(measure, Path(at)) for name, at in sources.items()}
+
+
+async def measured_unloaded(options: NodeOptions, closed: tuple[str, ...]) -> NodeMeasurements:
+    """What a node of these options would measure; every file is read whole, nothing is loaded.
+
+    Raises ``ModelNotFound``, ``ModelInvalid``, and as opening an engine does.
+    """
+    models = []
+    for spec in options.models:
+        file, adapters = await _files(spec)
+        engine = _open(spec, options.engine)
+        models.append(ServedModel(spec.name, engine, file, adapters, stands_for=spec.stands_for))
+    return _measured(options, models, closed)
+
+
+def settings_of(spec: ModelSpec, options: EngineOptions) -> EngineOptions:
+    """The engine's options with what is this model's own."""
+    stalls = min(options.scheduler.stall_after_s, STALL_AFTER_S)
+    return replace(
+        options,
+        adapters=dict(spec.adapters),
+        mmproj=spec.mmproj,
+        scheduler=replace(options.scheduler, stall_after_s=stalls),
+    )
 
 
 @asynccontextmanager
@@ -379,15 +427,21 @@ def _keys(
     log: events.EventLog,
     closed: tuple[str, ...],
 ) -> KeyRing:
-    upstreams = [spec.name for spec in options.models if is_upstream(spec.source)]
-    settings = node_settings(
-        options.attester, options.admission, closed, options.open_ports, upstreams
-    )
-    measured = measure_node(models, settings)
+    measured = _measured(options, models, closed)
     release = None
     if options.release is not None:
         release = ReleaseFile(options.release, measured)
     return KeyRing(attester, measured, models, clock, log, release, gpu)
+
+
+def _measured(
+    options: NodeOptions, models: Sequence[ServedModel], closed: tuple[str, ...]
+) -> NodeMeasurements:
+    upstreams = [spec.name for spec in options.models if is_upstream(spec.source)]
+    settings = node_settings(
+        options.attester, options.admission, closed, options.open_ports, upstreams
+    )
+    return measure_node(models, settings)
 
 
 def _closed(attester: Attester, machine: Machine, options: NodeOptions) -> tuple[str, ...]:
@@ -397,14 +451,14 @@ def _closed(attester: Attester, machine: Machine, options: NodeOptions) -> tuple
     return close_or_refuse(machine, options.open_ports)
 
 
-def check_upstreams(attester: Attester, options: NodeOptions) -> None:
+def check_upstreams(assurance: Assurance, models: Sequence[ModelSpec]) -> None:
     """On hardware nothing answers whose weights evidence cannot name.
 
     Raises ``ConfigurationError``.
     """
-    for spec in options.models:
+    for spec in models:
         unnamed = is_upstream(spec.source) and spec.weights is None
-        if unnamed and attester.assurance >= Assurance.HARDWARE_TPM:
+        if unnamed and assurance >= Assurance.HARDWARE_TPM:
             raise ConfigurationError(
                 f"Evidence of hardware cannot name what '{spec.name}' is: its upstream loads it.",
                 mend=f"Give --weights {spec.name}=PATH, what the upstream was started with.",
@@ -415,7 +469,9 @@ def _dev_root(attester: Attester) -> str | None:
     return attester.root.hex() if isinstance(attester, UnsafeDevAttester) else None
 
 
-def _tls(options: NodeOptions) -> TlsFiles | None:
+def tls_files(options: NodeOptions) -> TlsFiles | None:
+    """Certificate and key, if they are given. Raises ``UsageError`` for one without the other,
+    ``ConfigurationError`` for files that cannot be used."""
     certificate, key = options.tls_certificate, options.tls_key
     if certificate is None and key is None:
         return None

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from overspill.errors import BusyError, InvalidRequest
+from overspill.errors import BusyError, InvalidRequest, OverspillError
 from overspill_cloud.streams import StreamLimits
 
 
@@ -19,16 +19,19 @@ class Place:
     begun_s: float
     timeout_s: float
     _reading: asyncio.Timeout | None = None
+    _refusal: OverspillError | None = None
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """While the request is read. Raises ``InvalidRequest`` when it takes too long."""
-        self._reading = asyncio.timeout(self.timeout_s)
+        """While the request is read. Raises ``InvalidRequest`` when it takes too long, or what it
+        was refused with."""
+        self._reading = asyncio.timeout(0 if self._refusal else self.timeout_s)
         try:
             async with self._reading:
                 yield
         except TimeoutError:
-            raise InvalidRequest("The request did not arrive in time.") from None
+            late = InvalidRequest("The request did not arrive in time.")
+            raise self._refusal or late from None
         finally:
             self._reading = None
 
@@ -39,6 +42,11 @@ class Place:
         self._reading.reschedule(asyncio.get_running_loop().time())
         return True
 
+    def refuse(self, why: OverspillError) -> None:
+        """End the reading with ``why``, now or as soon as it begins."""
+        self._refusal = why
+        self.give_way()
+
 
 class Arrivals:
     """Places for requests on their way. A request that dawdles gives way to a newer one, so that
@@ -48,6 +56,8 @@ class Arrivals:
         self._limits = limits
         self._clock = clock
         self._places: dict[Place, None] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     @contextmanager
     def place(self) -> Iterator[Place]:
@@ -56,10 +66,22 @@ class Arrivals:
             self._make_room()
         place = Place(self._clock(), self._limits.request_timeout_s)
         self._places[place] = None
+        self._empty.clear()
         try:
             yield place
         finally:
             self._places.pop(place, None)
+            if not self._places:
+                self._empty.set()
+
+    async def drain(self, timeout_s: float, why: OverspillError) -> None:
+        """Wait until all have arrived; after ``timeout_s`` refuse the rest with ``why``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            for place in tuple(self._places):
+                place.refuse(why)
 
     def _make_room(self) -> None:
         late = self._clock() - self._limits.arriving_grace_s

@@ -52,15 +52,15 @@ def backup_database(
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the database while nodes go on; for PostgreSQL, say the command that does it."""
+    """Copy the database while nodes go on; PostgreSQL by its own pg_dump."""
     from overspill_cloud.store import open_backend
-    from overspill_cloud.store.backup import backup_sqlite, dump_command, restore_command
+    from overspill_cloud.store.backup import backup_postgres, backup_sqlite, restore_command
 
     with closing(open_backend(state_folder(state), database)) as backend:
         if database is not None:
-            dump, restore = dump_command(database, to), restore_command(database, to)
-            text = f"{dump}\n# comes back into an empty database by:\n# {restore}"
-            report({"dump": dump, "restore": restore}, text, as_json)
+            size, restore = backup_postgres(database, to), restore_command(database, to)
+            text = f"{to}: {size} bytes. Comes back into an empty database by:\n{restore}"
+            report({"backup": str(to), "bytes": size, "restore": restore}, text, as_json)
             return
         _need_file(backend)
         size = backup_sqlite(backend, to)

@@ -23,6 +23,7 @@ from overspill_cloud.cli_options import (
     report,
     state_folder,
 )
+from overspill_cloud.limits import DRAIN_S
 
 if TYPE_CHECKING:
     from overspill_cloud.app import ModelSpec, NodeOptions
@@ -70,6 +71,13 @@ Replicas = Annotated[
     Path | None,
     typer.Option(help="File with the fleet's addresses, a line each; read anew as it changes."),
 ]
+ReplicasDns = Annotated[
+    str | None,
+    typer.Option(
+        help="NAME:PORT whose addresses are the fleet's, or '*.NAME:PORT' for the names that "
+        "Kubernetes gives them; asked every 5 s."
+    ),
+]
 TlsCertificate = Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")]
 TlsKey = Annotated[Path | None, typer.Option(help="Private key, PEM.")]
 Slots = Annotated[int, typer.Option(min=1, help="Sequences that a model runs at once.")]
@@ -105,6 +113,7 @@ def serve(
     metrics: Metrics = None,
     traces: Traces = None,
     replicas: Replicas = None,
+    replicas_dns: ReplicasDns = None,
     tls_cert: TlsCertificate = None,
     tls_key: TlsKey = None,
     slots: Slots = 4,
@@ -113,7 +122,7 @@ def serve(
     max_streams: MaxStreams = 64,
     quota_tokens: QuotaTokens = None,
     quota_hours: QuotaHours = 24,
-    drain_s: DrainS = 20.0,
+    drain_s: DrainS = DRAIN_S,
     echo_delay_s: EchoDelayS = 0.0,
     stop_with_stdin: StopWithStdin = False,
     as_json: JsonOption = False,
@@ -125,7 +134,7 @@ def serve(
     from overspill_cloud.loop import run
 
     options = NodeOptions(
-        models=_served(model, weights or (), adapter or (), mmproj or (), price or ()),
+        models=served_models(model, weights or (), adapter or (), mmproj or (), price or ()),
         listen=listen,
         state=state_folder(state),
         attester=attester,
@@ -135,6 +144,7 @@ def serve(
         metrics=metrics,
         traces=traces,
         replicas=replicas,
+        replicas_dns=replicas_dns,
         tls_certificate=tls_cert,
         tls_key=tls_key,
         drain_timeout_s=drain_s,
@@ -154,7 +164,7 @@ def serve(
     run(serve_until_told(options, as_json=as_json, stop_with_stdin=stop_with_stdin))
 
 
-def _served(
+def served_models(
     models: Sequence[str],
     weights: Sequence[str],
     adapters: Sequence[str],

@@ -35,7 +35,8 @@ class WriterLimits:
 @dataclass(frozen=True, slots=True)
 class WriterNews:
     """Who is told, on the writer's thread: of the first failure and of the recovery, of a line that
-    the database does not take, and how many were lost at the end."""
+    the database does not take, and how many were lost at the end; of one that comes after it, on
+    the thread of who puts it."""
 
     unavailable: Callable[[StoreUnavailable], None] = lambda error: None
     recovered: Callable[[], None] = lambda: None
@@ -62,17 +63,22 @@ class LedgerWriter:
         self._awaited = 0
         """Who waits for the disk: for them nothing is gathered."""
         self._failing = False
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="overspill-ledger", daemon=True)
         self._thread.start()
 
     def put(self, entry: UsageEntry) -> None:
-        """Take a line; never waits."""
+        """Take a line; never waits. One that comes when the writer has ended is lost."""
         with self._changed:
-            self._waiting.append(entry)
+            is_lost = self._ended
+            if not is_lost:
+                self._waiting.append(entry)
             # While lines gather the writer looks again by itself: a thread that is woken for each
             # takes the interpreter from the request that this line is about.
             if len(self._waiting) in (1, self._limits.max_batch):
                 self._changed.notify_all()
+        if is_lost:
+            self._news.lost(1)
 
     @property
     def backlog(self) -> int:
@@ -108,7 +114,7 @@ class LedgerWriter:
             retry_s = self._limits.first_retry_s
             while not self._written(batch):
                 if not self._may_retry(retry_s):
-                    self._news.lost(len(batch) + len(self._waiting))
+                    self._news.lost(len(batch) + self._end())
                     return
                 retry_s = min(2 * retry_s, self._limits.max_retry_s)
             with self._changed:
@@ -125,7 +131,14 @@ class LedgerWriter:
                 for _ in range(min(len(self._waiting), self._limits.max_batch))
             ]
             self._writing = len(batch)
+            self._ended = not batch
             return batch
+
+    def _end(self) -> int:
+        """Take no more lines; how many are left."""
+        with self._changed:
+            self._ended = True
+            return len(self._waiting)
 
     def _has_gathered(self) -> bool:
         full = len(self._waiting) >= self._limits.max_batch

@@ -1,10 +1,15 @@
-"""Quotas, apart from what enforces them: they are part of what a node measures."""
+"""Quotas and the drain's time, apart from what enforces them; quotas are part of what a node
+measures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from overspill.sealing.signing import MAX_CLOCK_SKEW_S
+
+DRAIN_S: Final = 20.0
+"""Running streams get so long to end, unless an operator says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ class LiveAnswers:
         self._timers: dict[LiveAnswer, asyncio.TimerHandle] = {}
         self._kept: dict[LiveAnswer, int] = {}
         self._kept_bytes = 0
+        self._is_over = False
+        """Whoever begins from now on goes on elsewhere."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -46,19 +48,22 @@ class LiveAnswers:
         """Admit a stream, to the end: a reader who leaves meanwhile can come back to it."""
         task = asyncio.create_task(admit)
         self._beginning[stream] = task
+        self._idle.clear()
         task.add_done_callback(lambda done: self._begun(stream, done))
         return await asyncio.shield(task)
 
     def _begun(self, stream: bytes, task: asyncio.Task[LiveAnswer]) -> None:
         self._beginning.pop(stream, None)
         if task.cancelled() or task.exception() is not None:
+            self._rest()
             return
         answer = task.result()
         self._answers[stream] = answer
         self._busy.add(answer)
-        self._idle.clear()
         if answer.run.ended:
             self.settled(answer)
+        elif self._is_over:
+            answer.run.stop(Stop.DRAINED)
         else:
             self._expect_reader(answer, max(_FIRST_READ_S, self._limits.detach_grace_s))
 
@@ -93,6 +98,9 @@ class LiveAnswers:
 
     def settled(self, answer: LiveAnswer) -> None:
         """The engine let go: settle, and keep what was sent for a while."""
+        if answer.is_forgotten:  # by a drain that did not wait for its engine
+            self._settle(answer)
+            return
         if answer.asked.stream.id not in self._answers:
             return  # it ended before it was begun: comes again from there
         self._settle(answer)
@@ -101,9 +109,11 @@ class LiveAnswers:
             self._free(answer)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until all ended; after ``timeout_s`` tell the rest to go on elsewhere."""
+        """Wait until all ended, those too whose admission is under way; after ``timeout_s`` tell
+        the rest to go on elsewhere."""
         if await self._ended(timeout_s):
             return
+        self._is_over = True
         for answer in tuple(self._busy):
             answer.run.stop(Stop.DRAINED)
         if not await self._ended(_LAST_READ_S):
@@ -128,7 +138,7 @@ class LiveAnswers:
         self._time(answer, within_s, detach)
 
     def _keep(self, answer: LiveAnswer) -> None:
-        size = answer.ring.size_bytes + answer.run.queued_bytes
+        size = answer.kept_bytes
         self._kept[answer] = size
         self._kept_bytes += size
         self._time(answer, self._limits.ring_s, lambda: self._forget(answer))
@@ -137,8 +147,7 @@ class LiveAnswers:
 
     def _free(self, answer: LiveAnswer) -> None:
         self._busy.discard(answer)
-        if not self._busy:
-            self._idle.set()
+        self._rest()
         if answer.run.ending is Stop.CANCELLED:
             self._forget(answer)  # who asked for that does not come back
 
@@ -150,7 +159,10 @@ class LiveAnswers:
             timer.cancel()
         answer.forget()
         self._busy.discard(answer)
-        if not self._busy:
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self._busy and not self._beginning:
             self._idle.set()
 
     def _time(self, answer: LiveAnswer, delay_s: float, then: Callable[[], None]) -> None:

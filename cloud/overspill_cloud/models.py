@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from overspill.engines.base import Engine
-from overspill.errors import ModelInvalid, ModelNotFound
+from overspill.errors import ModelError, ModelInvalid, ModelNotFound
 from overspill.types.card import ModelCard
 
 _Stamp = tuple[tuple[str | int, ...], ...]
@@ -135,7 +135,10 @@ class ServedModel:
             raise self._changed() from None
         if found == known:
             return
-        again = await asyncio.to_thread(measure, measured.path)
+        try:
+            again = await asyncio.to_thread(measure, measured.path)
+        except ModelError:  # it names the file as this machine knows it
+            raise self._changed() from None
         if again.sha256 != measured.sha256:
             raise self._changed()
         self._checked[measured.path] = again.stamp

@@ -7,6 +7,7 @@ them. After it everything is sealed into the stream.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from overspill.errors import (
     StreamCorrupt,
     StreamTruncated,
 )
+from overspill.sealing.receipt import commitment
 from overspill.sealing.schedule import stream_id
 from overspill.transport.base import SealedHead
 from overspill.types.chat import Request
@@ -98,6 +100,11 @@ class Node:
     def models(self) -> Mapping[str, ServedModel]:
         """What is served, by name."""
         return self._parts.models
+
+    @property
+    def limits(self) -> StreamLimits:
+        """Bounds of its streams."""
+        return self._parts.limits
 
     # Trust ------------------------------------------------------------------------------------
 
@@ -187,10 +194,14 @@ class Node:
             self._refused(error, "cancel")
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no new streams; let those that run end, and move the rest after ``timeout_s``."""
+        """Take no new streams; let those that arrive or run end, and move the rest after
+        ``timeout_s``. Those that dawdle on their way are refused sooner: they lose nothing."""
         self._draining = True
         self._parts.log.write(events.NodeDraining())
-        await self._live.drain(timeout_s)
+        ends_s = time.monotonic() + timeout_s
+        grace_s = min(timeout_s, self._parts.limits.arriving_grace_s)
+        await self._arrivals.drain(grace_s, _shutting_down())
+        await self._live.drain(max(0.0, ends_s - time.monotonic()))
         await self._parts.database.written(LEDGER_TIMEOUT_S)
 
     # In calling order -------------------------------------------------------------------------
@@ -203,10 +214,7 @@ class Node:
             stream = self._open(head)
             yield (stream.response_nonce,)
             try:
-                sealed = await _read(stream, frames, place)
-                if await self._live.known(stream.id) is not None:
-                    raise Displaced("It began over another connection meanwhile.")
-                answer = await self._live.begin(stream.id, self._admit(stream, sealed))
+                answer = await self._begun(stream, frames, place)
             except Displaced:
                 raise
             except Exception as error:
@@ -215,6 +223,18 @@ class Node:
         async with aclosing(answer.frames(0)) as sealed_frames:
             async for ready in sealed_frames:
                 yield ready
+
+    async def _begun(
+        self, stream: SealedStream, frames: AsyncIterator[bytes], place: Place
+    ) -> LiveAnswer:
+        """Read and admit: a frame of its own, for what was read is not kept while it is answered.
+
+        Raises ``Displaced``, or why it is refused.
+        """
+        sealed = await _read(stream, frames, place)
+        if await self._live.known(stream.id) is not None:
+            raise Displaced("It began over another connection meanwhile.")
+        return await self._live.begin(stream.id, self._admit(stream, sealed))
 
     async def _again(
         self, answer: LiveAnswer, head: SealedHead, frames: AsyncIterator[bytes]
@@ -248,9 +268,7 @@ class Node:
 
     def _open(self, head: SealedHead) -> SealedStream:
         if self._draining:
-            raise BusyError(
-                "The node is shutting down.", mend="Use another one.", reason="DRAINING"
-            )
+            raise _shutting_down()
         epoch = self._parts.keys.lookup(head.nkc_sha256)
         if epoch is None:
             raise KeyUnknown("The node does not hold this key.", mend="Fetch its evidence again.")
@@ -260,17 +278,21 @@ class Node:
         signature, th, body = sealed.signature, stream.keys.th, sealed.body
         read = cache(lambda: plaintext.request_from_bytes(body))
         admitted = await self._parts.admission.admit(
-            signature, th=th, body=body, demand=lambda: _demand(self._parts.models, read())
+            signature,
+            th=th,
+            body=body,
+            demand=lambda: _demand(self._parts.models, read()),
         )
         try:
             request = read()
             model = pick(self._parts.models, request.model)
             await model.check_unchanged()
+            promise = commitment(stream.keys.commitment_salt, body)
+            asked = Asked(stream, signature, promise, request.attempt, model, admitted)
             # A name of its own for each request: sessions of a node share no prefix cache, no id.
-            own = sealed.signature.request_id.hex()
-            request = replace(request, id=own, app=own, cache_scope=None)
             return LiveAnswer(
-                Asked(stream, sealed, request, model, admitted),
+                asked,
+                replace(request, id=asked.id, app=asked.id, cache_scope=None),
                 self._parts.limits,
                 clock=self._parts.clock,
                 refused=lambda error: self._refused(error, "answer"),
@@ -293,8 +315,8 @@ class Node:
             )
         )
         entry = UsageEntry(
-            request_id=asked.sealed.signature.request_id,
-            attempt=asked.request.attempt,
+            request_id=asked.signature.request_id,
+            attempt=asked.attempt,
             thumbprint=asked.admitted.device.thumbprint,
             unix_s=int(self._parts.clock()),
             model=asked.model.name,
@@ -315,6 +337,10 @@ class Node:
             return error
         self._parts.log.write(events.InternalError(type(error).__name__, where))
         return EngineError("The node failed while it worked on this request.", mend="Try again.")
+
+
+def _shutting_down() -> BusyError:
+    return BusyError("The node is shutting down.", mend="Use another one.", reason="DRAINING")
 
 
 def _demand(models: Mapping[str, ServedModel], request: Request) -> Demand:

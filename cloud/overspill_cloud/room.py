@@ -8,8 +8,9 @@ cache to the interactive one, so that a flood of batch work never shuts people o
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,9 @@ BYTES_PER_TOKEN: Final = 3
 """Text is counted, not tokenized, before it is admitted: a little more than it will be."""
 ASSUMED_ANSWER_TOKENS: Final = 512
 """For a request that names no ``max_tokens``."""
+IMAGE_TOKENS: Final = 1024
+"""For each image, whose bytes say nothing of its tokens: projectors make some hundreds of them to
+some thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,26 @@ class Demand:
 
 
 def kv_demand(request: Request) -> int:
-    """KV tokens that a request may come to take, estimated from its length."""
-    said = sum(len(message.content.encode()) for message in request.messages)
-    prompt = (said + len(request.prefix.encode())) // BYTES_PER_TOKEN
+    """KV tokens that a request may come to take, estimated from the length of its prompt."""
+    said = sum(len(text.encode()) for text in _prompt_texts(request))
+    images = sum(len(message.images) for message in request.messages)
+    prompt = said // BYTES_PER_TOKEN + IMAGE_TOKENS * images
     return prompt + (request.max_tokens or ASSUMED_ANSWER_TOKENS)
+
+
+def _prompt_texts(request: Request) -> Iterator[str]:
+    """What a template writes out. A schema or grammar of the answer is not of it: it is compiled,
+    and holds the sampler."""
+    yield request.prefix
+    for message in request.messages:
+        yield message.content
+        for call in message.tool_calls:
+            yield call.name
+            yield call.arguments
+    for tool in request.tools:
+        yield tool.name
+        yield tool.description
+        yield json.dumps(tool.parameters, ensure_ascii=False)
 
 
 class Room:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -22,11 +22,11 @@ from overspill.types.evidence import EvidenceBundle
 from overspill.wire import convert
 from overspill.wire.v1 import sealed_pb2, sealed_pb2_grpc, trust_pb2, trust_pb2_grpc
 from overspill_cloud import events
-from overspill_cloud.answer import Displaced
 from overspill_cloud.certificates import TlsFiles, server_credentials
+from overspill_cloud.guard import Guard
 from overspill_cloud.health import Health, health_handler
 from overspill_cloud.node import Node
-from overspill_cloud.status import busy_details
+from overspill_cloud.writing import Writer, writing
 
 HALF_CLOSE_TIMEOUT_S = 2.0
 HEAD_TIMEOUT_S = 10.0
@@ -35,8 +35,14 @@ NONCE_WAIT_S = 2.0
 """The response nonce goes with the first frames, or alone when they take longer."""
 HANDSHAKE_TIMEOUT_MS = 10_000
 IDLE_CONNECTION_MS = 300_000
+CONNECTION_AGE_MS = 3_600_000
+CONNECTION_GRACE_MS = 600_000
+"""A connection is given up after its age, and cut after the grace: what a client never reads is
+kept for no longer. Whoever still streams then resumes over the next one."""
 MAX_CALLS = 4096
 """Of all kinds, at once: what comes beyond is refused before anything is allocated for it."""
+MAX_CONNECTION_CALLS = 1024
+"""Of one connection: what comes beyond waits at the client."""
 MAX_MESSAGE_BYTES = (1 << 20) + (1 << 16)
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Open = Callable[[SealedHead, AsyncIterator[bytes]], AsyncGenerator[Sequence[bytes]]]
@@ -56,10 +62,7 @@ class TrustServicer(trust_pb2_grpc.TrustServicer):
     async def Challenge(  # noqa: D102
         self, request: trust_pb2.ChallengeRequest, context: _Context
     ) -> trust_pb2.EvidenceBundle:
-        try:
-            return _bundle(await self._node.challenge(request.nonce))
-        except (BusyError, InvalidRequest) as error:
-            await _abort(context, error)
+        return _bundle(await self._node.challenge(request.nonce))
 
     async def GetCards(  # noqa: D102
         self, request: trust_pb2.GetCardsRequest, context: _Context
@@ -77,10 +80,7 @@ class FleetServicer(trust_pb2_grpc.FleetServicer):
     async def Locate(  # noqa: D102
         self, request: trust_pb2.LocateRequest, context: _Context
     ) -> trust_pb2.SignedReplicas:
-        try:
-            replicas, signature = await self._node.locate()
-        except InvalidRequest as error:
-            await _abort(context, error)
+        replicas, signature = await self._node.locate()
         return trust_pb2.SignedReplicas(replicas=replicas, signature=signature)
 
 
@@ -88,9 +88,8 @@ class SealedServicer(sealed_pb2_grpc.SealedServicer):
     """Sealed streams. Coroutines, not generators: a cancelled generator would only be closed by
     the garbage collector."""
 
-    def __init__(self, node: Node, log: events.EventLog) -> None:
+    def __init__(self, node: Node) -> None:
         self._node = node
-        self._log = log
 
     async def Chat(  # noqa: D102
         self, requests: AsyncIterator[sealed_pb2.SealedFrame], context: _Context
@@ -112,42 +111,37 @@ class SealedServicer(sealed_pb2_grpc.SealedServicer):
         self, request: sealed_pb2.ResumeRequest, context: _Context
     ) -> None:
         frames = self._node.resume(request.stream_id, request.mac, request.next_frame)
-        async with self._guarded(context, None), aclosing(frames):
+        async with self._answering(context, None) as writer, aclosing(frames):
             # Who resumes may be of any version: nothing says that he reads bundles.
-            await _write_frames(frames, context, bundles=False)
+            await _write_frames(frames, writer, bundles=False)
 
     async def _stream(
         self, serve: _Open, requests: AsyncIterator[sealed_pb2.SealedFrame], context: _Context
     ) -> None:
-        async with self._guarded(context, requests):
+        async with self._answering(context, requests) as writer:
             first = await _first(requests)
             head = SealedHead(first.head.nkc_sha256, first.head.sealed_key)
             async with aclosing(serve(head, _frames(first, requests))) as parts:
                 [nonce] = await anext(parts)
-                await _write_answer(nonce, parts, context, bundles=first.head.bundles)
+                await _write_answer(nonce, parts, writer, bundles=first.head.bundles)
             await _until_half_closed(requests)
 
     @asynccontextmanager
-    async def _guarded(
+    async def _answering(
         self, context: _Context, requests: AsyncIterator[sealed_pb2.SealedFrame] | None
-    ) -> AsyncIterator[None]:
-        """Make of every error what may be seen from outside."""
-        try:
-            yield
-        except (KeyUnknown, InvalidRequest) as error:
-            await context.write(sealed_pb2.SealedFrame(error=_public(error)))
-            if requests is not None:
-                await _until_half_closed(requests)
-        except BusyError as error:
-            if requests is not None:
-                await _until_half_closed(requests)
-            await _abort(context, error)
-        except Displaced:
-            await context.abort(grpc.StatusCode.ABORTED, "read over another connection")
-        except Exception as error:
-            # grpcio would log the traceback, and with it whatever the exception quotes.
-            self._log.write(events.InternalError(type(error).__name__, "stream"))
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+    ) -> AsyncIterator[Writer]:
+        """The call's writer; what is wrong before anything can be sealed it says in public."""
+        async with writing(context, self._node.limits.stall_timeout_s) as writer:
+            try:
+                yield writer
+            except (KeyUnknown, InvalidRequest) as error:
+                await writer.write(sealed_pb2.SealedFrame(error=_public(error)))
+                if requests is not None:
+                    await _until_half_closed(requests)
+            except BusyError:
+                if requests is not None:
+                    await _until_half_closed(requests)
+                raise
 
 
 async def start_server(
@@ -171,13 +165,17 @@ async def start_server(
             ("grpc.http2.ping_timeout_ms", 3_000),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
             ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MS),
+            ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
+            ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
+            ("grpc.max_concurrent_streams", MAX_CONNECTION_CALLS),
         ],
+        interceptors=(Guard(log),),
         maximum_concurrent_rpcs=MAX_CALLS,
     )
     server.add_generic_rpc_handlers((health_handler(Health(node)),))
     trust_pb2_grpc.add_TrustServicer_to_server(TrustServicer(node), server)  # type: ignore[no-untyped-call]  # generated
     trust_pb2_grpc.add_FleetServicer_to_server(FleetServicer(node), server)  # type: ignore[no-untyped-call]  # generated
-    sealed_pb2_grpc.add_SealedServicer_to_server(SealedServicer(node, log), server)  # type: ignore[no-untyped-call]  # generated
+    sealed_pb2_grpc.add_SealedServicer_to_server(SealedServicer(node), server)  # type: ignore[no-untyped-call]  # generated
     address = _bind(server, listen, tls)
     await server.start()
     return server, address
@@ -218,27 +216,27 @@ async def _first(requests: AsyncIterator[sealed_pb2.SealedFrame]) -> sealed_pb2.
 async def _write_answer(
     nonce: bytes,
     frames: AsyncGenerator[Sequence[bytes]],
-    context: _Context,
+    writer: Writer,
     *,
     bundles: bool,
 ) -> None:
     """The nonce with the first frames, where they come soon, and then the rest."""
     message = sealed_pb2.SealedFrame(response_nonce=nonce)
     if not bundles:
-        await context.write(message)
-        return await _write_frames(frames, context, bundles=False)
+        await writer.write(message)
+        return await _write_frames(frames, writer, bundles=False)
     coming = asyncio.ensure_future(anext(frames, ()))
     try:
         await asyncio.wait({coming}, timeout=NONCE_WAIT_S)
         if coming.done():
             message.more.extend(coming.result())
-            await context.write(message)
+            await writer.write(message)
         else:
-            await context.write(message)
-            await _write(await coming, context, bundles=True)
+            await writer.write(message)
+            await writer.send(await coming, bundles=True)
     finally:
         await _ended(coming)
-    await _write_frames(frames, context, bundles=True)
+    await _write_frames(frames, writer, bundles=True)
 
 
 async def _ended(coming: asyncio.Future[Any]) -> None:
@@ -251,18 +249,10 @@ async def _ended(coming: asyncio.Future[Any]) -> None:
 
 
 async def _write_frames(
-    frames: AsyncIterator[Sequence[bytes]], context: _Context, *, bundles: bool
+    frames: AsyncIterator[Sequence[bytes]], writer: Writer, *, bundles: bool
 ) -> None:
     async for ready in frames:
-        await _write(ready, context, bundles=bundles)
-
-
-async def _write(ready: Sequence[bytes], context: _Context, *, bundles: bool) -> None:
-    if bundles and ready:
-        await context.write(sealed_pb2.SealedFrame(frame=ready[0], more=ready[1:]))
-        return
-    for frame in ready:
-        await context.write(sealed_pb2.SealedFrame(frame=frame))
+        await writer.send(ready, bundles=bundles)
 
 
 async def _frames(
@@ -282,8 +272,11 @@ async def _until_half_closed(requests: AsyncIterator[sealed_pb2.SealedFrame]) ->
     error to it in place of what we answered."""
     with suppress(TimeoutError):
         async with asyncio.timeout(HALF_CLOSE_TIMEOUT_S):
-            async for _ in requests:
-                pass
+            while True:
+                with suppress(InvalidRequest):  # what else comes is nothing to us, message or not
+                    async for _ in requests:
+                        pass
+                    return
 
 
 def _public(error: OverspillError) -> sealed_pb2.PublicError:
@@ -292,12 +285,3 @@ def _public(error: OverspillError) -> sealed_pb2.PublicError:
     codes = sealed_pb2.PublicError
     unknown = isinstance(error, KeyUnknown)
     return codes(code=codes.UNKNOWN_KEY if unknown else codes.BAD_REQUEST)
-
-
-async def _abort(context: _Context, error: OverspillError) -> NoReturn:
-    if isinstance(error, BusyError):
-        code, trailing = grpc.StatusCode.RESOURCE_EXHAUSTED, busy_details(error)
-    else:
-        code, trailing = grpc.StatusCode.INVALID_ARGUMENT, ()
-    await context.abort(code, error.message, trailing)
-    raise AssertionError("abort always raises")

@@ -31,8 +31,9 @@ class StreamLimits:
     arriving_grace_s: float = 2.0
     request_timeout_s: float = 30.0
     """From the head to the last frame of the request."""
-    max_queued_bytes: int = 256 << 10
-    """What an engine may be ahead of the reader of its answer."""
+    max_queued_bytes: int = 192 << 10
+    """What an engine may be ahead of the reader of its answer: with the message that is being
+    written for him and the piece that fills it, he has not 256 KiB waiting."""
     stall_timeout_s: float = 30.0
     """A reader that leaves the queue full for so long counts as gone."""
     heartbeat_s: float = 2.0
@@ -40,13 +41,15 @@ class StreamLimits:
     """So long after a frame of words the next may follow, with all that was said meanwhile: where
     tokens come faster, a frame for each would be the dearest part of them, on both ends. An
     answer's beginning and its end never wait."""
+    batch_gather_s: float = 0.5
+    """The same in the batch lane, where nobody watches words come."""
     detach_grace_s: float = 5.0
     """How long a stream whose connection was lost goes on."""
     ring_bytes: int = 4 << 20
     ring_s: float = 120.0
     """For how long, and up to which size, what was sent can be had again."""
     max_kept_bytes: int = 64 << 20
-    """All rings of streams that ended, together."""
+    """All streams that ended and can still be had again, together."""
 
 
 class Stop(StrEnum):
@@ -124,7 +127,7 @@ class Run:
         self._room = asyncio.Event()
         self._wake = Wake()
         self._gathers = False
-        self._task = asyncio.create_task(self._pump(chunks))
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._pump(chunks))
         # Not in the pump: a task that is cancelled before its first step runs none of it.
         self._task.add_done_callback(self._on_done)
 
@@ -167,13 +170,14 @@ class Run:
 
     def stop(self, why: Stop) -> None:
         """Stop the engine's work; the first reason counts. Queued chunks can still be read."""
-        if self._stop is None and not self.ended:
+        if self._stop is None and self._task is not None:
             self._stop = why
             self._task.cancel()
 
     async def wait(self, timeout_s: float | None = None) -> None:
         """Wait until the engine let go, at most ``timeout_s`` seconds."""
-        await asyncio.wait([self._task], timeout=timeout_s)
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=timeout_s)
 
     async def _pump(self, chunks: AsyncGenerator[Chunk]) -> None:
         try:
@@ -183,6 +187,8 @@ class Run:
                     if self._queued_bytes >= self._limits.max_queued_bytes:
                         await self._until_read()
         except OverspillError as error:
+            # Without its history: the frames of a traceback hold the request, as long as it lives.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
             self.ending = error
         except Exception as error:
             # Only the kind: a foreign exception's text may quote the prompt.
@@ -211,7 +217,14 @@ class Run:
         self.ended = True
         self._wake.stop()
         self._wake.set()
-        self._then()
+        # The task, by its error, and whoever is told, who owns this run, hold it as it holds them:
+        # without that all are gone with their last reader, not when Python next looks for cycles.
+        then, self._then, self._task = self._then, _nothing, None
+        then()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _size(chunk: Chunk) -> int:

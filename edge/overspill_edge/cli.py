@@ -32,6 +32,7 @@ from overspill.cli.common import (
 from overspill.cli.units import UPGRADE, how_to_replace
 from overspill.config import child_environment, load_settings
 from overspill.errors import Cancelled, ConfigurationError, UsageError
+from overspill.garbage import collect_less
 from overspill.terminal import Verbs
 from overspill_edge import model_commands, ui_command
 from overspill_edge.batch_command import batch
@@ -129,6 +130,7 @@ def serve(
         replaceable=True,
         upgrade=upgrade,
     )
+    collect_less()
     received = asyncio.run(run_daemon(options, _announce_json if as_json else _announce))
     if received == signal.SIGINT:
         raise Cancelled("The daemon was stopped from the keyboard.")

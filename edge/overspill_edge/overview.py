@@ -18,6 +18,7 @@ from starlette.types import Scope as AsgiScope
 from overspill._version import __version__
 from overspill.cloud_gate import KnownCloud
 from overspill.engines.live_memory import available_memory
+from overspill.engines.process_footprint import process_footprint
 from overspill.types.card import ModelCard
 from overspill_edge.access import Caller, caller_of
 from overspill_edge.endpoint import Endpoint, Service
@@ -98,12 +99,11 @@ def _model(card: ModelCard | None, residence: Residence | None) -> dict[str, Any
 
 def _memory() -> dict[str, int | None]:
     """What the daemon and its workers hold now, and what is free, in bytes."""
-    own = psutil.Process()
-    held = own.memory_info().rss
-    for child in own.children(recursive=True):
+    held = process_footprint()
+    for child in psutil.Process().children(recursive=True):
         try:
-            held += child.memory_info().rss
-        except psutil.NoSuchProcess:
+            held += process_footprint(child.pid)
+        except ProcessLookupError:
             continue  # it ended since it was listed
     return {"daemon_bytes": held, "free_bytes": available_memory()}
 

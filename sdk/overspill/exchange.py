@@ -7,7 +7,6 @@ without gaps, FINAL, its transcript hash, its receipt.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
@@ -28,6 +27,7 @@ from overspill.errors import (
     TransportError,
     UsageError,
 )
+from overspill.patience import Patience
 from overspill.sealing.frames import CLIENT, SERVER, Frame, FrameOpener, FrameSealer, FrameType
 from overspill.sealing.hpke import seal_secret
 from overspill.sealing.receipt import ReceiptClaims, check_receipt, response_content
@@ -137,6 +137,7 @@ class Incoming:
         self._limits = limits
         self._reopen = reopen
         self._opener: FrameOpener | None = None
+        self._patience = Patience(limits.idle_timeout_s)
         self.resumed = 0
         """How often a lost connection was replaced."""
 
@@ -175,6 +176,8 @@ class Incoming:
 
     async def aclose(self) -> None:
         """Leave the call."""
+        self._patience.stop()
+        self._reopen = None  # its owner's method: they would hold each other
         await self._call.aclose()
 
     @property
@@ -213,9 +216,7 @@ class Incoming:
 
     async def _next(self) -> bytes | None:
         try:
-            # Not a scope of anyio's: for each token it would take as long as opening the frame.
-            async with asyncio.timeout(self._limits.idle_timeout_s):
-                return await anext(self._call, None)
+            return await self._patience.wait(anext(self._call, None))
         except TimeoutError:
             silent_s = self._limits.idle_timeout_s
             raise _Silent(f"The node was silent for {silent_s:g} s.", mend="Try again.") from None

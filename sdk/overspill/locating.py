@@ -55,11 +55,13 @@ class Locator:
         self._join = join
         self._clock = clock
         self._known = {replica.address: replica for replica in seeds}
+        self._leaving: frozenset[str] = frozenset()
+        """Those that the last list did not name any more."""
         self._ask_at = 0.0
 
     @property
     def all(self) -> tuple[Replica, ...]:
-        """Every replica that was ever opened: theirs are the roads to close."""
+        """Every replica that is open: theirs are the roads to close."""
         return tuple(self._known.values())
 
     async def refresh(self, current: Sequence[Replica]) -> Sequence[Replica]:
@@ -76,7 +78,10 @@ class Locator:
             except OverspillError:
                 continue  # the next one may be better off; requests will say what is wrong
             self._ask_at = now + max(1, found.valid_s)
-            return self._joined(replica, found) or current
+            joined = self._joined(replica, found)
+            if joined:
+                await self._let_go(joined)
+            return joined or current
         return current
 
     def _joined(self, teller: Replica, found: ReplicaList) -> tuple[Replica, ...]:
@@ -89,3 +94,14 @@ class Locator:
             if address not in self._known:
                 self._known[address] = self._join(address)
         return tuple(self._known[address] for address in told)
+
+    async def _let_go(self, told: Sequence[Replica]) -> None:
+        """Close the roads to replicas that two lists in a row did not name: a fleet that is renewed
+        often would leave one behind each time. Nothing new begins on them since the first of those
+        lists; what still runs there goes on."""
+        named = {replica.address for replica in (*told, *self._seeds)}
+        absent = frozenset(self._known.keys() - named)
+        gone = [address for address in absent & self._leaving if not self._known[address].streams]
+        self._leaving = absent - set(gone)
+        for address in gone:
+            await self._known.pop(address).transport.aclose()

@@ -45,6 +45,7 @@ from overspill.exchange import (
     seal_request,
 )
 from overspill.locating import Locator
+from overspill.picking import pick
 from overspill.receipt_records import KeptEvidence, make_record
 from overspill.replica import Attested, Replica, by_rendezvous
 from overspill.sealing.frames import FrameType
@@ -78,6 +79,8 @@ class RemoteOptions:
     max_tries: int = 4
     """Of one request, on all replicas together."""
     retry_pause_s: float = 0.05
+    rest_wait_s: float = 2.0
+    """So long is waited for nodes of a fleet that are gone, where nobody else may be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,17 @@ class RemoteEngine(Engine):
         self._options = options or RemoteOptions()
         self._clock = clock
         roads = transport if isinstance(transport, Sequence) else (transport,)
+        is_fleet = len(roads) > 1 or open_road is not None
+        guard = self._options.guard
+        if is_fleet:
+            # Streams wait for the first node that is back: it is looked for each second.
+            guard = replace(guard, max_open_s=guard.min_open_s)
 
         def behind(road: Transport) -> Replica:
             return Replica(
                 road,
                 policy,
-                Guard(self._options.guard, time.monotonic),
+                Guard(guard, time.monotonic),
                 clock=clock,
                 log_state=log_state,
                 refresh_before_s=self._options.refresh_before_s,
@@ -136,7 +144,7 @@ class RemoteEngine(Engine):
 
         replicas = [behind(road) for road in roads]
         self._limits = self._options.limits
-        if len(replicas) > 1 or open_road is not None:
+        if is_fleet:
             # Where there is another one, a node that is gone is not waited for.
             quick = min(self._limits.resume_timeout_s, QUICK_RESUME_S)
             self._limits = replace(self._limits, resume_timeout_s=quick)
@@ -278,7 +286,11 @@ class RemoteEngine(Engine):
         journey, failed = Continuation(request), list[Replica]()
         self._retries.earn()
         while True:
-            replica = self._pick(failed, request.id)
+            try:
+                replica = await pick(self._replicas, failed, wait_s=self._options.rest_wait_s)
+            except BusyError as error:
+                error.partial = journey.text
+                raise
             try:
                 async with aclosing(self._on(replica, journey)) as chunks:
                     async for chunk in chunks:
@@ -290,7 +302,7 @@ class RemoteEngine(Engine):
                     error.partial = journey.text
                     raise
                 self._move(journey, replica, error)
-                await anyio.sleep(self._options.retry_pause_s if not journey.text else 0)
+                await anyio.sleep(0 if journey.text else self._pause_s(len(failed)))
             except OverspillError as error:
                 error.partial = journey.text
                 raise
@@ -301,22 +313,6 @@ class RemoteEngine(Engine):
             found = await self._locator.refresh(self._replicas)
             self._replicas = by_rendezvous(found, self._sticky)
 
-    def _pick(self, failed: list[Replica], request_id: str) -> Replica:
-        """The preferred replica among those that did not fail this request yet, if there are any.
-
-        Raises ``BusyError`` when all are resting: nothing is sent.
-        """
-        fresh = [replica for replica in self._replicas if replica not in failed]
-        for replica in fresh or self._replicas:
-            if replica.guard.allow():
-                return replica
-        raise BusyError(
-            f"{self.address} refused or failed too much lately to be asked now.",
-            mend="Try again in a moment.",
-            retry_after_s=self._options.guard.min_open_s,
-            reason="THROTTLED",
-        )
-
     def _may_move(
         self, journey: Continuation, error: OverspillError, failed: list[Replica]
     ) -> bool:
@@ -324,12 +320,21 @@ class RemoteEngine(Engine):
         bounds tries for which nobody has worked yet."""
         if isinstance(error, DeadlineExceeded) or len(failed) >= self._options.max_tries:
             return False
+        if _is_about_device(error):
+            return False  # every replica counts the same
         alone = len(self._replicas) == 1
         if journey.text or isinstance(error, Migrated):
             return journey.is_possible and not alone
         if alone and not isinstance(error, TransportError):
             return False  # another try at the same node is for the road only
-        return self._retries.spend()
+        # Who was not there, or is leaving, did nothing for it: to ask the next one is no more work.
+        cost_nothing = isinstance(error, ConnectFailed) or _is_draining(error)
+        return (cost_nothing and not alone) or self._retries.spend()
+
+    def _pause_s(self, tries: int) -> float:
+        """Before the next try: longer each time where it is the same node, whose link may be down
+        for a moment."""
+        return self._options.retry_pause_s * (2**tries if len(self._replicas) == 1 else 1)
 
     def _move(self, journey: Continuation, replica: Replica, error: OverspillError) -> None:
         journey.changes.append(f"cloud {replica.address} -> cloud: {error.code}")
@@ -338,6 +343,7 @@ class RemoteEngine(Engine):
     async def _on(self, replica: Replica, journey: Continuation) -> AsyncGenerator[Chunk]:
         """The rest of the answer from one replica; its guard hears how that went."""
         taken = False
+        replica.streams += 1
         try:
             attested, exchange = await self._begin(replica, journey.request())
             before = journey.tokens
@@ -354,12 +360,17 @@ class RemoteEngine(Engine):
                         yield chunk
             finally:
                 await exchange.aclose()
-        except BusyError:
-            replica.guard.refused()
+        except BusyError as error:
+            if _is_draining(error):
+                replica.guard.leaving()
+            elif not _is_about_device(error):
+                replica.guard.refused()
             raise
         except (TransportError, EngineDied):
             replica.guard.failed()
             raise
+        finally:
+            replica.streams -= 1
 
     async def _begin(self, replica: Replica, request: Request) -> tuple[Attested, Exchange]:
         attested = await replica.verified()
@@ -447,6 +458,15 @@ class RemoteEngine(Engine):
 
     def _unix_ms(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _is_draining(error: OverspillError) -> bool:
+    return isinstance(error, BusyError) and error.reason == "DRAINING"
+
+
+def _is_about_device(error: OverspillError) -> bool:
+    """Whether a node had room, and this device has had its share."""
+    return isinstance(error, BusyError) and error.reason == "QUOTA"
 
 
 def _with_tokens(chunk: Chunk, before: int) -> Chunk:

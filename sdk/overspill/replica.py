@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
 
-from overspill.errors import EvidenceRejected, ReceiptInvalid
+from overspill.errors import BusyError, EvidenceRejected, ReceiptInvalid
 from overspill.exchange import parsed
 from overspill.log_watch import verify_remembering
 from overspill.sealing.receipt import check_cards
@@ -23,6 +24,8 @@ from overspill.trust.verifier import Context, verify
 from overspill.types.card import ModelCard
 from overspill.types.evidence import AttestationResult, EvidenceBundle
 from overspill.wire import plaintext
+
+CHALLENGE_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class Replica:
     ) -> None:
         self.transport = transport
         self.guard = guard
+        self.streams = 0
+        """Answers that come from there now."""
         self.cards: tuple[bytes, tuple[ModelCard, ...]] | None = None
         """The configuration under which they were signed, and the cards that were verified."""
         self._policy = policy
@@ -119,12 +124,25 @@ class Replica:
         lifetime = known.result.accepted_until - known.result.not_before
         return min(self._refresh_before_s, lifetime // 10)
 
+    async def _challenged(self, nonce: bytes) -> EvidenceBundle:
+        """Fresh evidence. A node makes so many a second: in a rush this one waits for its turn."""
+        until_s = time.monotonic() + CHALLENGE_WAIT_S
+        while True:
+            try:
+                return await self.transport.challenge(nonce)
+            except BusyError as error:
+                # Not all at one moment again: between half of it and one and a half.
+                pause_s = (error.retry_after_s or 1.0) * (0.5 + nonce[0] / 255)
+                if time.monotonic() + pause_s > until_s:
+                    raise
+            await anyio.sleep(pause_s)
+
     async def _fetch_and_verify(self, now_unix: int) -> Attested:
         nonce = os.urandom(NONCE_BYTES) if self._policy.freshness == "nonce" else None
         if nonce is None:  # (1)
             bundle = await self.transport.get_bundle()
         else:
-            bundle = await self.transport.challenge(nonce)
+            bundle = await self._challenged(nonce)
         context = Context(
             now_unix=now_unix,
             address=self.transport.address,

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from overspill.event_loop import new_event_loop
+from overspill.event_loop import new_event_loop, run
 
 
 def test_what_comes_after_the_end_is_dropped():
@@ -40,3 +40,15 @@ def test_another_error_is_not_hidden():
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(ask())
+
+
+def test_run_runs_on_such_a_loop_and_closes_it():
+    loops = []
+
+    async def look() -> str:
+        loops.append(asyncio.get_running_loop())
+        return "done"
+
+    assert run(look()) == "done"
+    assert loops[0].is_closed()
+    assert loops[0].call_soon_threadsafe(print, "late").cancelled()

@@ -8,7 +8,7 @@ import pytest
 
 from overspill.types.chat import Chunk, Finish, FinishReason
 from overspill.types.usage import Usage
-from overspill_cloud.streams import GATHERED_BYTES, Run, StreamLimits
+from overspill_cloud.streams import GATHERED_BYTES, Run, Stop, StreamLimits
 
 pytestmark = pytest.mark.anyio
 LONG_S = 3600.0
@@ -41,7 +41,7 @@ async def engine():
 async def run(engine):
     run = Run(engine.chunks(), StreamLimits(), lambda: None)
     yield run
-    run._task.cancel()
+    run.stop(Stop.CANCELLED)
     await run.wait()
 
 
@@ -88,3 +88,16 @@ async def test_nothing_is_gathered_behind_an_end_or_of_nothing(engine, run):
     await run.gather(LONG_S)
     await engine.say(END)
     await run.gather(LONG_S)
+
+
+async def test_batch_work_comes_in_larger_pieces_and_ends_at_once(cloud, tmp_path):
+    limits = StreamLimits(gather_s=0.0, batch_gather_s=LONG_S)
+    async with cloud.world(tmp_path, cloud.engine(token_delay_s=0.001), streams=limits) as here:
+        client = await here.enrolled()
+        pieces = {}
+        for lane in ("interactive", "batch"):
+            chunks = await cloud.collect(client, cloud.ask("word " * 20, lane=lane))
+            pieces[lane] = [chunk.text for chunk in chunks if chunk.text]
+        assert "".join(pieces["batch"]) == "".join(pieces["interactive"])
+        assert len(pieces["interactive"]) > 20
+        assert len(pieces["batch"]) <= 3  # the first words, and all others with the end

@@ -3,16 +3,19 @@ while; a repeated start is the same stream."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import time
+import tracemalloc
+from contextlib import aclosing, asynccontextmanager
 
 import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overspill.errors import BusyError, DeviceRejected, InvalidRequest, StreamBroken
+from overspill.errors import BusyError, ConnectFailed, DeviceRejected, InvalidRequest, StreamBroken
 from overspill.remote import RemoteEngine, RemoteOptions
 from overspill.testing import FakeEngine
+from overspill.transport.guard import GuardOptions
 from overspill.transport.memory import MemoryTransport
 from overspill.types.chat import Chunk
 from overspill_cloud.limits import AdmissionLimits
@@ -135,24 +138,91 @@ async def test_one_road_alone_ends_with_the_text_that_came(cloud, tmp_path):
         assert f"echo: {TEXT}".startswith(caught.value.partial)
 
 
-async def test_a_node_that_sheds_sends_the_request_to_its_neighbour(cloud, tmp_path):
-    full = AdmissionLimits(max_streams=1)
+class Counting(MemoryTransport):
+    """Counts the requests that were sent."""
+
+    def __init__(self, node, address):
+        super().__init__(node, address=address)
+        self.begun = 0
+        self.is_gone = False
+
+    def chat(self, head, frames):
+        self.begun += 1
+        if self.is_gone:
+            raise ConnectFailed("Nobody is there.")
+        return super().chat(head, frames)
+
+
+@asynccontextmanager
+async def _two_replicas(cloud, tmp_path, guard=None, **limits):
+    """Two nodes of one fleet, a client for both, and its roads, the preferred one first."""
+    admission = AdmissionLimits(**limits)
     async with (
-        cloud.world(tmp_path / "a", admission=full) as one,
-        cloud.world(tmp_path / "b") as other,
+        cloud.world(tmp_path, admission=admission) as one,
+        cloud.world(tmp_path, admission=admission) as other,
     ):
         key = cloud.device_key()
-        for node in (one, other):
-            await node.enrolled(key=key)
-        roads = [MemoryTransport(one.node, address="memory:a")]
-        engine = RemoteEngine(roads, one.policy, key, RemoteOptions(), clock=one.clock)
-        release = one.admission._room.take(b"d" * 32, Demand("echo"))
+        await one.enrolled(key=key)
+        worlds = {"memory:a": one, "memory:b": other}
+        roads = {name: Counting(here.node, name) for name, here in worlds.items()}
+        options = RemoteOptions(guard=guard or GuardOptions())
+        engine = RemoteEngine(list(roads.values()), one.policy, key, options, clock=one.clock)
+        first, second = engine.addresses
+        yield engine, worlds[first], (roads[first], roads[second])
+        await engine.aclose()
+
+
+async def test_a_node_that_sheds_sends_the_request_to_its_neighbour(cloud, tmp_path):
+    async with _two_replicas(cloud, tmp_path, max_streams=1) as (engine, preferred, roads):
+        release = preferred.admission.room.take(b"d" * 32, Demand("echo"))
+        request = cloud.ask(TEXT)
+        assert cloud.text_of(await cloud.collect(engine, request)) == f"echo: {TEXT}"
+        assert engine.moves(request.id) == (f"cloud {roads[0].address} -> cloud: busy",)
+        release()
+        again = cloud.ask(TEXT)
+        assert cloud.text_of(await cloud.collect(engine, again)) == f"echo: {TEXT}"
+        assert engine.moves(again.id) == ()
+
+
+async def test_a_node_that_stands_alone_says_that_it_is_full_and_until_when(cloud, tmp_path):
+    full = AdmissionLimits(max_streams=1)
+    async with cloud.world(tmp_path, admission=full) as here:
+        engine = await here.enrolled()
+        here.admission.room.take(b"d" * 32, Demand("echo"))
         with pytest.raises(BusyError) as caught:
             await cloud.collect(engine, cloud.ask(TEXT))
         assert caught.value.reason == "QUEUE_FULL"
         assert caught.value.retry_after_s == full.retry_after_s
-        release()
-        assert cloud.text_of(await cloud.collect(engine, cloud.ask(TEXT))) == f"echo: {TEXT}"
+
+
+async def test_a_quota_that_is_spent_is_spent_at_every_replica(cloud, tmp_path):
+    async with _two_replicas(cloud, tmp_path, quota_tokens=20) as (engine, _, roads):
+        for _ in range(30):  # more than the throttle and the circuit let pass of refusals
+            with pytest.raises(BusyError) as caught:
+                await cloud.collect(engine, cloud.ask(TEXT, max_tokens=100))
+            assert caught.value.reason == "QUOTA"
+        assert [road.begun for road in roads] == [30, 0]
+
+
+async def test_fresh_evidence_is_waited_for_when_many_ask(cloud, tmp_path, monkeypatch):
+    class Rushed(MemoryTransport):
+        refusals = 2
+
+        async def challenge(self, nonce):
+            if self.refusals:
+                self.refusals -= 1
+                raise BusyError("Too many challenges.", mend="Wait.", retry_after_s=0.01)
+            return await super().challenge(nonce)
+
+    async with cloud.world(tmp_path) as here:
+        assert here.policy.freshness == "nonce"
+        road = Rushed(here.node)
+        await here.client(road).attest()
+        assert road.refusals == 0
+        road.refusals = 10_000
+        monkeypatch.setattr("overspill.replica.CHALLENGE_WAIT_S", 0.05)
+        with pytest.raises(BusyError):
+            await here.client(road).attest()
 
 
 async def test_a_slow_reader_holds_no_more_than_his_queue(cloud, tmp_path):
@@ -178,6 +248,19 @@ async def test_a_slow_reader_holds_no_more_than_his_queue(cloud, tmp_path):
         assert len(made) == before
         assert answer.run.queued_bytes < 2 * limits.max_queued_bytes
         await stream.aclose()
+
+
+def test_a_ring_holds_little_beside_its_bytes():
+    """A hundred bytes of frame took two hundred of memory."""
+    ring = FrameRing(1 << 20, 100.0, time.monotonic)
+    tracemalloc.start()
+    for number in range(2000):
+        ring.append(number.to_bytes(2, "big") * 50)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ring.size_bytes == 200_000
+    assert taken < 1.5 * ring.size_bytes
+    assert ring.read(1999) == (1999).to_bytes(2, "big") * 50
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=60), limit=st.integers(1, 400))
@@ -251,3 +334,39 @@ def test_a_device_has_its_share():
     with pytest.raises(BusyError) as caught:
         room.take(b"d", Demand("m"))
     assert caught.value.reason == "QUOTA"
+
+
+async def test_failover_to_a_neighbour_asks_no_budget_while_a_node_is_replaced(cloud, tmp_path):
+    """A rolling upgrade has more requests meet a leaving node than second tries are allowed."""
+    async with _two_replicas(cloud, tmp_path) as (engine, preferred, roads):
+        await preferred.node.drain(0.0)
+        for _ in range(30):
+            assert cloud.text_of(await cloud.collect(engine, cloud.ask(TEXT))) == f"echo: {TEXT}"
+        assert roads[0].begun < 5  # it said so once, and is left alone for a while
+        assert roads[1].begun == 30
+
+
+async def test_a_neighbour_is_asked_without_a_budget_where_nobody_was_there(cloud, tmp_path):
+    patient = GuardOptions(open_after=1000, throttle_from=1000)
+    async with _two_replicas(cloud, tmp_path, patient) as (engine, _, roads):
+        roads[0].is_gone = True
+        for _ in range(30):
+            assert cloud.text_of(await cloud.collect(engine, cloud.ask(TEXT))) == f"echo: {TEXT}"
+        assert [road.begun for road in roads] == [30, 30]
+
+
+async def test_a_link_that_is_down_for_a_moment_fails_no_new_request(cloud, tmp_path):
+    class Down(MemoryTransport):
+        until_s = 0.0
+
+        def chat(self, head, frames):
+            if time.monotonic() < self.until_s:
+                raise ConnectFailed("The link is down.")
+            return super().chat(head, frames)
+
+    async with cloud.world(tmp_path) as here:
+        road = Down(here.node)
+        engine = await here.enrolled(road)
+        await engine.attest()
+        road.until_s = time.monotonic() + 0.5
+        assert cloud.text_of(await cloud.collect(engine, cloud.ask(TEXT))) == f"echo: {TEXT}"

@@ -86,6 +86,17 @@ def test_closing_writes_what_waits(open_store):
     assert len(reader.usage()) == 50
 
 
+def test_a_line_that_comes_after_the_end_is_lost_and_told(store):
+    news = News()
+    writer = LedgerWriter(store, news.sinks())
+    writer.put(entry(1))
+    writer.close()
+    writer.put(entry(2))
+    assert news.lines_lost == 1
+    assert writer.backlog == 0
+    assert len(store.usage()) == 1
+
+
 def test_a_line_that_is_not_taken_holds_no_other_back(store):
     news = News()
     writer = LedgerWriter(store, news.sinks())

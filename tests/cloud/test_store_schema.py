@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sqlite3
 import stat
@@ -244,21 +245,53 @@ def test_a_backup_overwrites_nothing(tmp_path, capsys):
     assert target.read_text() == "mine"
 
 
-def test_the_commands_that_backup_names_do_back_up_and_restore(postgres, tmp_path, capsys):
+@pytest.fixture
+def pg_programs(postgres, monkeypatch):
+    """The server's own programs, first on the PATH."""
+    monkeypatch.setenv("PATH", f"{postgres.bin}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_a_backup_of_postgresql_comes_back_by_the_command_that_it_names(
+    postgres, pg_programs, tmp_path, capsys
+):
     url, again = postgres.new_database(), postgres.new_database()
     with closing(open_backend(tmp_path, url)) as backend:
         upgrade(backend)
     with closing(Store(tmp_path, url)) as store:
         store.append_usage(line(1))
-    words = ["db", "backup", "--database", url, "--to", str(tmp_path / "d"), "--json"]
+    target = tmp_path / "dump"
+    words = ["db", "backup", "--database", url, "--to", str(target), "--json"]
     assert run_app(app, "overspill-cloud", words) == 0
     told = json.loads(capsys.readouterr().out)
-    for command in (told["dump"], told["restore"].replace(url, again)):
-        program, *rest = shlex.split(command)
-        subprocess.run([postgres.bin / program, *rest], check=True)
+    assert told["bytes"] == target.stat().st_size > 0
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    subprocess.run(shlex.split(told["restore"].replace(url, again)), check=True)
     with closing(open_backend(tmp_path, again)) as backend:
         assert check(backend, 0).is_good
         assert check(backend, 0).ledger_lines == 1
+    assert run_app(app, "overspill-cloud", words) == 2  # and nothing is written over
+
+
+def test_a_backup_of_postgresql_that_failed_says_so(postgres, pg_programs, tmp_path, capsys):
+    target = tmp_path / "dump"
+    url = postgres.url("there_is_no_such_database")
+    words = ["db", "backup", "--database", url, "--to", str(target)]
+    assert run_app(app, "overspill-cloud", words) == 2
+    assert "there_is_no_such_database" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_of_postgresql_without_pg_dump_says_the_command(
+    postgres, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    url = postgres.new_database()
+    words = ["db", "backup", "--database", url, "--to", str(tmp_path / "dump")]
+    assert run_app(app, "overspill-cloud", words) == 2
+    said = capsys.readouterr().err
+    assert "Nothing was backed up" in said
+    assert f"--file={tmp_path / 'dump'}" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_column_can_hold_a_prompt_or_an_address(store):

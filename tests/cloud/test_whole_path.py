@@ -13,12 +13,15 @@ from overspill.errors import (
     ConfigurationError,
     ContextOverflow,
     DeviceRejected,
+    DoesNotFit,
+    EngineDied,
     EngineError,
     EvidenceRejected,
     InvalidRequest,
     KeyUnknown,
     ModelInvalid,
     ModelNotFound,
+    OutputInvalid,
 )
 from overspill.exchange import Exchange, ExchangeLimits, seal_request
 from overspill.sealing.frames import CLIENT, FrameSealer, FrameType
@@ -246,7 +249,6 @@ async def test_the_request_picks_among_several_models(cloud, tmp_path):
     [
         ContextOverflow(900, 200, 1024, "fake"),
         BusyError("No room.", retry_after_s=3.0),
-        EngineError("It broke."),
         InvalidRequest("Not this.", param="stop"),
     ],
 )
@@ -461,9 +463,23 @@ async def test_an_unexpected_failure_is_sealed_without_its_text(cloud, tmp_path)
             raise RuntimeError(f"cannot count {request.messages[0].content}")
 
     async with cloud.world(tmp_path, Leaky()) as here:
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineError) as caught:
             await cloud.collect(await here.enrolled(), cloud.ask("CANARY-7432"))
+        assert str(caught.value) == "The node's engine failed at this request. Try again."
         assert "CANARY" not in here.log.getvalue()
+
+
+@pytest.mark.parametrize("kind", [EngineError, EngineDied, OutputInvalid, DoesNotFit])
+async def test_an_engines_own_words_stay_at_the_node(cloud, tmp_path, kind):
+    """They may be of another device's request: a batch that fails is told to all in it."""
+    told = kind("The worker is gone: it said CANARY-7433.", mend="See /var/lib/CANARY-7433.")
+    failing = FakeEngine("one two three", error=told, error_after=2)
+    async with cloud.world(tmp_path, failing) as here:
+        with pytest.raises(kind, match="The node's") as caught:
+            await cloud.collect(await here.enrolled(), cloud.ask())
+        assert type(caught.value) is kind
+        assert caught.value.partial == "one two"
+        assert "CANARY" not in repr(vars(caught.value)) + here.log.getvalue()
 
 
 async def test_what_is_the_nodes_own_is_not_told(cloud, tmp_path):

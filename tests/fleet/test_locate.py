@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from overspill.config import load_settings
-from overspill.errors import InvalidRequest, ReceiptInvalid, TransportError
+from overspill.errors import InvalidRequest, ReceiptInvalid, TransportError, UsageError
 from overspill.identity.keys import SoftwareKey
 from overspill.locating import Locator, locate
 from overspill.opening import open_cloud
@@ -25,6 +26,7 @@ from overspill.types.replicas import ReplicaList
 from overspill.wire import convert, plaintext
 from overspill_cloud.app import ModelSpec, NodeOptions, serve
 from overspill_cloud.fleet.addresses import AddressFile, write_addresses
+from overspill_cloud.fleet.dns import DnsReplicas, resolve
 from overspill_cloud.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +43,12 @@ class Told:
         self.signer = self.key
         self.told = told
         self.asked = 0
-        self.transport = SimpleNamespace(locate=self._locate, is_local=local)
+        self.streams = 0
+        self.is_closed = False
+        self.transport = SimpleNamespace(locate=self._locate, is_local=local, aclose=self._close)
+
+    async def _close(self) -> None:
+        self.is_closed = True
 
     async def verified(self) -> Any:
         result = SimpleNamespace(receipt_public_key=self.key.public_bytes, nkc_sha256=NKC)
@@ -115,6 +122,32 @@ async def test_replicas_that_come_are_opened_once_and_those_that_go_are_not_used
     assert {one.address for one in follow.all} == {"a:1", "b:2", "c:3"}
 
 
+async def test_roads_to_replicas_that_are_gone_are_closed_and_answers_under_way_are_not() -> None:
+    now = [float(NOW)]
+    seed = Told("a:1", listing("a:1", "b:2", "c:3"))
+    follow, opened = locator(seed, now=now)
+    *_, second, third = found = await follow.refresh([seed])
+
+    async def told_anew(*addresses: str) -> None:
+        nonlocal found
+        now[0] += 31
+        seed.told = listing(*addresses, issued=int(now[0]))
+        found = await follow.refresh(found)
+
+    third.streams = 1
+    await told_anew("a:1", "d:4")
+    assert not second.is_closed  # somebody may just have chosen it
+    await told_anew("a:1", "d:4")
+    assert second.is_closed
+    assert not third.is_closed
+    assert {one.address for one in follow.all} == {"a:1", "c:3", "d:4"}
+    third.streams = 0
+    await told_anew("a:1", "b:2", "d:4")
+    assert third.is_closed
+    assert not seed.is_closed
+    assert opened == ["b:2", "c:3", "d:4", "b:2"]
+
+
 async def test_a_node_elsewhere_may_not_send_a_device_to_its_own_loopback() -> None:
     now = [float(NOW)]
     far = Told("far:1", listing("127.0.0.1:9", "unix:/x", "localhost:1", "b:2"))
@@ -166,6 +199,78 @@ def test_a_file_of_addresses_is_read_anew_when_it_changes(tmp_path: Path) -> Non
     assert reader.read() == ("c:3",)
     assert AddressFile(None).read() == ()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nodes.example:8443", ("10.0.0.1:8443", "10.0.0.7:8443", "[fd00::1]:8443")),
+        (
+            "*.nodes.example:8443",
+            (
+                "10-0-0-1.nodes.example:8443",
+                "10-0-0-7.nodes.example:8443",
+                "fd00--1.nodes.example:8443",
+            ),
+        ),
+    ],
+)
+def test_a_name_tells_who_is_behind_it_now(text: str, told: tuple[str, ...]) -> None:
+    asked: list[str] = []
+    answers: list[list[str] | OSError] = [
+        OSError("no such name yet"),
+        ["10.0.0.7", "10.0.0.1", "fd00::1", "10.0.0.7"],
+        OSError("the name server is gone"),
+        [],
+        ["10.0.0.9"],
+    ]
+
+    def resolver(name: str) -> list[str]:
+        asked.append(name)
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    names = DnsReplicas(text, resolver)
+    seen = [names.read()]
+    while answers:
+        names.refresh()
+        seen.append(names.read())
+    assert set(asked) == {"nodes.example"}
+    assert seen[:2] == [(), ()]
+    assert seen[2:5] == [told] * 3
+    assert len(seen[5]) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nodes.example", "nodes.example:", ":1", "*.:1", "*:1", "a:0", "a:65536", "a:x", "*.*.a:1"],
+)
+def test_what_names_no_replicas_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="names no replicas"):
+        DnsReplicas(text)
+
+
+async def test_a_node_tells_who_this_machines_resolver_names(tmp_path: Path) -> None:
+    options = NodeOptions(
+        (ModelSpec("echo", "echo"),),
+        f"unix:{tmp_path}/n.sock",
+        tmp_path / "state",
+        replicas_dns="localhost:8443",
+    )
+    expected = {f"[{one}]:8443" if ":" in one else f"{one}:8443" for one in resolve("localhost")}
+    assert "127.0.0.1:8443" in expected
+    async with serve(options, log_to=io.StringIO()) as node:
+        road = GrpcTransport(node.listen)
+        while True:  # until it was asked for the first time
+            try:
+                data, _ = await road.locate()
+                break
+            except InvalidRequest:
+                await asyncio.sleep(0.01)
+        await road.aclose()
+    assert set(plaintext.replicas_from_bytes(data).addresses) == expected
 
 
 @pytest.mark.parametrize(("line", "asks"), [("locate = true", True), ("", False)])

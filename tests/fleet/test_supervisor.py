@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from overspill.trust.template import dev_policy
 from overspill.types.chat import Message, Request
 from overspill_cloud.cli import app
 from overspill_cloud.fleet.addresses import AddressFile
-from overspill_cloud.fleet.figures import parse_load, read_load
+from overspill_cloud.fleet.figures import moves, parse_load, read_load
 from overspill_cloud.fleet.supervisor import Fleet, FleetOptions
 from overspill_cloud.store import Store
 
@@ -89,6 +91,109 @@ async def test_a_fleet_is_told_of_restarted_and_upgraded_under_a_client(tmp_path
             os.kill(pid, 0)
 
 
+async def test_a_node_that_hangs_is_replaced_and_prometheus_told(tmp_path: Path) -> None:
+    chosen = replace(options(tmp_path), replicas=1, hung_after_s=3.0)
+    heard: list[tuple[str, str]] = []
+    fleet = Fleet(chosen, lambda what, where: heard.append((what, where)))
+    told = AddressFile(chosen.addresses)
+    await fleet.start()
+    try:
+        (hung,) = fleet.nodes
+        assert targets(chosen) == [(hung.facts["metrics"], hung.address)]
+        assert await moves(hung.facts["metrics"], 10.0)
+        os.kill(hung.pid, signal.SIGSTOP)
+        await until(lambda: told.read() and hung.address not in told.read())
+        (fresh,) = fleet.nodes
+        assert ("hangs", hung.address) in heard
+        with pytest.raises(ProcessLookupError):
+            os.kill(hung.pid, 0)
+        assert targets(chosen) == [(fresh.facts["metrics"], fresh.address)]
+        assert chosen.targets.stat().st_mode & 0o777 == 0o644
+        assert isinstance(read_load(fresh.facts["metrics"]).fullest, float)
+    finally:
+        await fleet.stop()
+
+
+def targets(chosen: FleetOptions) -> list[tuple[str, str]]:
+    """What Prometheus reads: (target, the node that it is)."""
+    groups = json.loads(chosen.targets.read_text())
+    return [(target, one["labels"]["node"]) for one in groups for target in one["targets"]]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_moving"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\nok\n", True),
+        (b"HTTP/1.0 503 Service Unavailable\r\n\r\n", False),
+        (b"", False),
+        (None, False),
+    ],
+)
+async def test_a_node_moves_when_it_says_so(said: bytes | None, is_moving: bool) -> None:
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        if said is not None:
+            writer.write(said)
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert await moves(f"127.0.0.1:{port}", 0.3 if said is None else 30.0) is is_moving
+    server.close()
+    assert asked == [b"GET /livez HTTP/1.0\r\n"]
+    assert not await moves(f"127.0.0.1:{port}", 30.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "drain_s"),
+    [
+        ((), 20.0),
+        (("--model", "m", "--drain-s", "300"), 300.0),
+        (("--drain-s=5", "--drain-s=300.5"), 300.5),
+        (("--drain-s",), 20.0),
+        (("--drain-s", "long"), 20.0),
+    ],
+)
+def test_a_fleet_waits_longer_than_its_nodes_drain(
+    arguments: tuple[str, ...], drain_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[FleetOptions] = []
+    monkeypatch.setattr(
+        "overspill_cloud.fleet.ray_serve.run_on_ray", lambda chosen, *_: ran.append(chosen)
+    )
+    words = ["fleet", "up", "--ray", "--addresses", str(tmp_path / "a"), "--", *arguments]
+    CliRunner().invoke(app, words)
+    assert ran[0].stop_timeout_s >= drain_s + 30
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", ""])
+def test_a_host_that_devices_cannot_be_told_is_refused(host: str) -> None:
+    words = ["fleet", "up", "--host", host, "--", "--model", "echo=echo"]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, UsageError)
+    assert "told" in result.exception.message
+
+
+@pytest.mark.parametrize(
+    ("listen", "own", "there"),
+    [
+        ("127.0.0.1:0", "10.0.0.7", "127.0.0.1:0"),
+        ("localhost:0", "10.0.0.7", "localhost:0"),
+        ("0.0.0.0:0", "10.0.0.7", "10.0.0.7:0"),
+        ("10.0.0.1:0", "10.0.0.7", "10.0.0.7:0"),
+        ("[::]:0", "fd00::7", "[fd00::7]:0"),
+    ],
+)
+def test_a_node_that_ray_places_listens_on_its_own_machines_address(
+    listen: str, own: str, there: str
+) -> None:
+    from overspill_cloud.fleet.ray_serve import listen_here
+
+    assert listen_here(listen, lambda: own) == there
+
+
 async def test_a_fleet_whose_nodes_cannot_start_says_so(tmp_path: Path) -> None:
     missing = FleetOptions(
         2, ("--model", f"m={tmp_path}/none.gguf", "--state", str(tmp_path)), tmp_path / "addresses"
@@ -104,7 +209,9 @@ def test_a_fleet_that_cannot_start_ends_as_its_node_did(tmp_path: Path) -> None:
     assert result.exception.exit_code == 3
 
 
-@pytest.mark.parametrize("option", ["--listen", "--replicas=x", "--metrics", "--json"])
+@pytest.mark.parametrize(
+    "option", ["--listen", "--replicas=x", "--replicas-dns=x", "--metrics", "--json"]
+)
 def test_what_a_fleet_decides_itself_is_refused(option: str) -> None:
     result = CliRunner().invoke(app, ["fleet", "up", "--", option, "127.0.0.1:1"])
     assert isinstance(result.exception, UsageError)

@@ -171,6 +171,26 @@ async def test_a_node_shows_its_figures_and_not_a_word_of_what_was_said(tmp_path
     assert CANARY not in log.getvalue()
 
 
+async def test_frozen_engines_are_down_and_the_figures_come(monkeypatch, tmp_path: Path) -> None:
+    """Together, not one after the other, and before who reads the figures gives up."""
+    monkeypatch.setattr("overspill_cloud.ops.observing.ASK_S", 0.1)
+    monkeypatch.setattr("overspill_cloud.ops.endpoint.ASK_TIMEOUT_S", 1.0)
+    options = NodeOptions(
+        tuple(ModelSpec(f"m{number}", "echo") for number in range(20)),
+        f"unix:{tmp_path}/n.sock",
+        tmp_path / "state",
+        metrics="127.0.0.1:0",
+    )
+    async with serve(options, log_to=io.StringIO()) as node:
+        for name, model in node.models.items():
+            if name != "m0":
+                monkeypatch.setattr(model.engine, "health", asyncio.Event().wait)
+        status, text = await page(node.metrics, "/metrics")
+    assert status == 200
+    up = [value(text, "overspill_engine_up", model=name) for name in node.models]
+    assert up == [1] + [0] * 19
+
+
 async def test_a_loop_that_does_not_turn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("overspill_cloud.ops.endpoint.ASK_TIMEOUT_S", 0.05)
     never = asyncio.Event()

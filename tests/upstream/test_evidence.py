@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,13 +48,12 @@ async def test_without_weights_the_upstreams_own_name_stands_for_the_model(
 def test_on_hardware_nothing_answers_that_evidence_cannot_name(
     upstream: Any, tmp_path: Path
 ) -> None:
-    hardware: Any = SimpleNamespace(assurance=Assurance.HARDWARE_TEE)
-    software: Any = SimpleNamespace(assurance=Assurance.SOFTWARE)
-    unnamed = options(tmp_path, upstream)
+    hardware, software = Assurance.HARDWARE_TEE, Assurance.SOFTWARE
+    unnamed = options(tmp_path, upstream).models
     with pytest.raises(ConfigurationError, match="--weights river=PATH"):
         check_upstreams(hardware, unnamed)
     check_upstreams(software, unnamed)
-    check_upstreams(hardware, options(tmp_path, upstream, weights="/w"))
+    check_upstreams(hardware, options(tmp_path, upstream, weights="/w").models)
 
 
 @pytest.mark.parametrize("fields", [{"adapters": (("a", "/x"),)}, {"mmproj": "/x"}])

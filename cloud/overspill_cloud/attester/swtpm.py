@@ -18,6 +18,17 @@ _ANSWER_TIMEOUT_S = 30.0
 _HEADER_BYTES = 10
 
 
+def program() -> str:
+    """Where swtpm is. Raises ``ConfigurationError`` where it is not installed."""
+    found = shutil.which("swtpm")
+    if found is None:
+        raise ConfigurationError(
+            "swtpm is not installed.",
+            mend="On Debian: apt-get install swtpm. Or use --attester dev.",
+        )
+    return found
+
+
 class SwtpmProcess:
     """A running swtpm whose state lies in ``state``; its registers start cleared.
 
@@ -25,18 +36,13 @@ class SwtpmProcess:
     """
 
     def __init__(self, state: Path) -> None:
-        program = shutil.which("swtpm")
-        if program is None:
-            raise ConfigurationError(
-                "swtpm is not installed.",
-                mend="On Debian: apt-get install swtpm. Or use --attester dev.",
-            )
+        path = program()
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(program, "socket", "--tpm2", "--terminate"),
+                    *(path, "socket", "--tpm2", "--terminate"),
                     *("--fd", str(theirs.fileno())),
                     *("--tpmstate", f"dir={state}"),
                     *("--flags", "not-need-init,startup-clear"),

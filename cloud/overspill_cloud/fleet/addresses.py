@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 class AddressFile:
@@ -32,10 +34,23 @@ class AddressFile:
 
 def write_addresses(path: Path, addresses: Iterable[str]) -> None:
     """Replace the file whole: no reader sees half of it."""
+    _replace(path, "".join(f"{address}\n" for address in addresses), mode=0o600)
+
+
+def write_targets(path: Path, nodes: Iterable[Mapping[str, Any]]) -> None:
+    """Where the nodes show their figures, as Prometheus reads it (``file_sd_configs``). ``nodes``
+    are what they printed when they were ready. Who scrapes is seldom who serves: all may read it.
+    """
+    groups = [{"targets": [node["metrics"]], "labels": {"node": node["listen"]}} for node in nodes]
+    _replace(path, json.dumps(groups, indent=2) + "\n", mode=0o644)
+
+
+def _replace(path: Path, text: str, *, mode: int) -> None:
     handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="ascii") as out:
-            out.write("".join(f"{address}\n" for address in addresses))
+            out.write(text)
+        Path(fresh).chmod(mode)
         os.replace(fresh, path)
     except BaseException:
         Path(fresh).unlink(missing_ok=True)

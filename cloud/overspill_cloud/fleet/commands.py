@@ -6,7 +6,10 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from ipaddress import ip_address
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +19,12 @@ from overspill.config import default_places
 from overspill.errors import EngineDied, UsageError
 from overspill.terminal import Verbs
 from overspill_cloud.cli_options import JsonOption, report
+from overspill_cloud.limits import DRAIN_S
 
 fleet = typer.Typer(cls=Verbs, no_args_is_help=True, help="Run several nodes as one cloud.")
-_OWN = ("--listen", "--replicas", "--json", "--metrics")
+_STOP_MARGIN_S = 40.0
+"""After a drain: for readers to take what is left, for the ledger, and for models to be let go."""
+_OWN = ("--listen", "--replicas", "--replicas-dns", "--json", "--metrics")
 
 
 @fleet.callback()
@@ -33,9 +39,19 @@ def up(
     max_replicas: Annotated[
         int | None, typer.Option(min=1, help="With --ray: scale up to so many.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Each node takes a free port there.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Each node takes a free port there, and tells it. With --ray and beyond loopback: "
+            "the address of the machine on which Ray places the node."
+        ),
+    ] = "127.0.0.1",
     addresses: Annotated[
-        Path | None, typer.Option(help="File that names the nodes, kept up to date.")
+        Path | None,
+        typer.Option(
+            help="File that names the nodes, kept up to date. Without --ray FILE.metrics.json "
+            "beside it names where they show figures, for Prometheus (file_sd_configs)."
+        ),
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Let Ray Serve place the nodes.")] = False,
     as_json: JsonOption = False,
@@ -51,13 +67,19 @@ def up(
         if argument.partition("=")[0] in _OWN:
             raise UsageError(
                 f"{argument.partition('=')[0]} is not for a fleet's nodes.",
-                mend="Each takes a free port of --host; see: overspill-cloud fleet up --help",
+                mend="Each takes free ports of its own; see: overspill-cloud fleet up --help",
             )
+    if _is_everywhere(host) and not ray:
+        raise UsageError(
+            f"--host {host} is no address that devices can be told.",
+            mend="Give one address or name of this machine.",
+        )
     options = FleetOptions(
         replicas=replicas,
         arguments=arguments,
         addresses=addresses or default_places().state / "cloud" / "fleet.addresses",
         listen=f"{host}:0",
+        stop_timeout_s=_drain_s(arguments) + _STOP_MARGIN_S,
     )
     if ray:
         from overspill_cloud.fleet.ray_serve import run_on_ray
@@ -67,6 +89,26 @@ def up(
     if max_replicas is not None:
         raise UsageError("--max-replicas is Ray's to reach.", mend="Give --ray too.")
     asyncio.run(_run(options, as_json))
+
+
+def _is_everywhere(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_unspecified
+    except ValueError:  # a name
+        return not host
+
+
+def _drain_s(arguments: Sequence[str]) -> float:
+    """What `serve` makes of --drain-s; what it does not understand is its own to refuse."""
+    asked = str(DRAIN_S)
+    for argument, after in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, sign, value = argument.partition("=")
+        if name == "--drain-s":
+            asked = value if sign else after
+    try:
+        return float(asked)
+    except ValueError:
+        return DRAIN_S
 
 
 async def _run(options: Any, as_json: bool) -> None:
@@ -85,7 +127,11 @@ async def _run(options: Any, as_json: bool) -> None:
         raise error.why or error from None
     upgrading = asyncio.create_task(_upgrades(running, upgrade))
     try:
-        facts = {"nodes": [node.facts for node in running.nodes], "pid": os.getpid()}
+        facts = {
+            "nodes": [node.facts for node in running.nodes],
+            "pid": os.getpid(),
+            "metrics": str(options.targets),
+        }
         _report(facts, as_json)
         await stopped.wait()
     finally:

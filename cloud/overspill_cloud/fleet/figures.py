@@ -1,7 +1,8 @@
-"""How full a node is, read from its own ops port."""
+"""How full a node is, and whether it moves at all: read from its own ops port."""
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 from dataclasses import dataclass
 
@@ -39,6 +40,22 @@ def read_load(metrics_at: str) -> NodeLoad:
     if response.status != 200:
         raise EngineDied(f"The node behind {metrics_at} does not move.")
     return parse_load(text)
+
+
+async def moves(metrics_at: str, timeout_s: float) -> bool:
+    """Whether the node behind ``HOST:PORT`` answers that its loop turns. One that drains, or whose
+    engine is down, does."""
+    host, _, port = metrics_at.rpartition(":")
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            try:
+                writer.write(b"GET /livez HTTP/1.0\r\n\r\n")
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, ValueError):  # the last: a line without an end
+        return False
 
 
 def parse_load(exposition: str) -> NodeLoad:

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from overspill.config import refuse_usage_reports
 from overspill.errors import EngineDied, MissingExtra
+from overspill.transport.base import is_local_address
 from overspill_cloud.fleet.addresses import write_addresses
 from overspill_cloud.fleet.figures import NodeLoad, read_load
 from overspill_cloud.fleet.supervisor import FleetOptions, NodeProcess
@@ -62,16 +63,37 @@ class Registry:
         return [facts for _, facts in self._seen.values()]
 
 
+def machine_address() -> str:
+    """The address by which Ray's other machines know this one."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def listen_here(listen: str, where: Callable[[], str]) -> str:
+    """Where a node listens on the machine on which it was placed, which is also what devices are
+    told: beyond loopback that machine's own address, whichever it is."""
+    if is_local_address(listen):
+        return listen
+    own, port = where(), listen.rpartition(":")[2]
+    return f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
+
+
 class NodeReplica:
     """One node in a Serve replica. Its loop runs in a thread of its own. ``version`` counts the
-    upgrades, and does nothing but differ."""
+    upgrades, and does nothing but differ; ``where`` gives this machine's address."""
 
-    def __init__(self, options: FleetOptions, version: int = 1) -> None:
+    def __init__(
+        self,
+        options: FleetOptions,
+        version: int = 1,
+        where: Callable[[], str] = machine_address,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="overspill-fleet-")
         addresses = Path(self._folder.name) / "addresses"
         write_addresses(addresses, ())
-        arguments = (*options.arguments, "--metrics", "127.0.0.1:0")
-        self._options = replace(options, addresses=addresses, arguments=arguments)
+        listen = listen_here(options.listen, where)
+        self._options = replace(options, addresses=addresses, listen=listen)
         self._loop = asyncio.new_event_loop()
         self._stopping = threading.Event()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()

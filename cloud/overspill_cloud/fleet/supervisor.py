@@ -1,7 +1,9 @@
 """Nodes as plain processes of one machine: started, restarted, upgraded one by one, drained.
 
-Each is an ``overspill-cloud serve`` of its own, with its own port. The file of addresses is written
-whenever a node has come or gone, and every node tells it to devices, signed (``Locate``).
+Each is an ``overspill-cloud serve`` of its own, with its own port, and an ops port on loopback. The
+file of addresses is written whenever a node has come or gone, and every node tells it to devices,
+signed (``Locate``); a file beside it names the ops ports for Prometheus. A node that ends, or whose
+ops port says nothing for long, is started anew.
 """
 
 from __future__ import annotations
@@ -17,16 +19,21 @@ from typing import Any, Final
 
 from overspill.config import child_environment
 from overspill.errors import EngineDied, OverspillError, error_of
-from overspill_cloud.fleet.addresses import write_addresses
+from overspill_cloud.fleet.addresses import write_addresses, write_targets
+from overspill_cloud.fleet.figures import moves
 
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
+METRICS: Final = "127.0.0.1:0"
+SILENCES: Final = 6
+"""So many questions in a row that a node did not answer, and it counts as hung."""
 
 
 @dataclass(frozen=True, slots=True)
 class FleetOptions:
     """``arguments`` are those of ``overspill-cloud serve``, but for where it listens;
-    ``listen`` has port 0: each node takes a free one. ``stop_timeout_s`` bounds a drain."""
+    ``listen`` has port 0: each node takes a free one. ``stop_timeout_s`` bounds a drain;
+    a node that answers nothing for ``hung_after_s`` is ended."""
 
     replicas: int
     arguments: tuple[str, ...]
@@ -34,6 +41,12 @@ class FleetOptions:
     listen: str = "127.0.0.1:0"
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 60.0
+    hung_after_s: float = 30.0
+
+    @property
+    def targets(self) -> Path:
+        """The file that names the nodes' ops ports for Prometheus."""
+        return self.addresses.with_name(f"{self.addresses.name}.metrics.json")
 
 
 class NodeNotUp(EngineDied):
@@ -67,6 +80,7 @@ class NodeProcess:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "overspill_cloud", "serve", *options.arguments),
             *("--listen", options.listen, "--replicas", str(options.addresses), "--json"),
+            *("--metrics", METRICS),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             env=child_environment(),
@@ -89,6 +103,14 @@ class NodeProcess:
     async def wait(self) -> int:
         """Wait until it has ended; its exit code."""
         return await self._process.wait()
+
+    async def moves(self, timeout_s: float) -> bool:
+        """Whether it says within so long that its loop turns."""
+        return await moves(str(self.facts["metrics"]), timeout_s)
+
+    async def kill(self) -> None:
+        """End it at once."""
+        await _kill(self._process)
 
     async def stop(self, timeout_s: float) -> None:
         """Let it drain and end; kill it after ``timeout_s``."""
@@ -147,14 +169,18 @@ class Fleet:
     async def start(self) -> None:
         """Start every node, one after the other. Raises ``EngineDied`` when one fails."""
         self._options.addresses.parent.mkdir(parents=True, exist_ok=True)
-        write_addresses(self._options.addresses, ())
+        self._write()
         try:
             for place in self._places:
                 self._put(place, await NodeProcess.start(self._options))
         except BaseException:
             await self.stop()
             raise
-        self._keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
+        self._keepers = [
+            asyncio.create_task(kept)
+            for place in self._places
+            for kept in (self._keep(place), self._watch(place))
+        ]
 
     async def upgrade(self) -> None:
         """Replace every node, one by one: the new one serves before the old one drains.
@@ -185,7 +211,11 @@ class Fleet:
         if node is not None:
             self._told("serves", node.address)
         place.node = node
+        self._write()
+
+    def _write(self) -> None:
         write_addresses(self._options.addresses, [one.address for one in self.nodes])
+        write_targets(self._options.targets, [one.facts for one in self.nodes])
 
     async def _keep(self, place: _Place) -> None:
         """Start a node anew whenever the one in this place has ended by itself."""
@@ -203,6 +233,21 @@ class Fleet:
                 self._told("failed", error.message)
                 await asyncio.sleep(pause_s)
                 pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+
+    async def _watch(self, place: _Place) -> None:
+        """End the node in this place once it is silent for so long; its keeper starts another."""
+        half_s = self._options.hung_after_s / SILENCES / 2
+        watched, silences = place.node, 0
+        while True:
+            await asyncio.sleep(half_s)
+            node = place.node
+            if node is None or node is not watched or await node.moves(half_s):
+                watched, silences = node, 0
+                continue
+            silences += 1
+            if silences == SILENCES and place.node is node:
+                self._told("hangs", node.address)
+                await node.kill()
 
     async def _again(self, place: _Place) -> None:
         if place.node is not None:

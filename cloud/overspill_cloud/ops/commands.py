@@ -9,11 +9,33 @@ from typing import Annotated, Any
 
 import typer
 
-from overspill.config import default_places
 from overspill.errors import UsageError
-from overspill_cloud.cli_options import DatabaseOption
-
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+from overspill_cloud.cli_options import (
+    AttesterOption,
+    DatabaseOption,
+    JsonOption,
+    StateOption,
+    WeightsOption,
+    state_folder,
+)
+from overspill_cloud.cli_serve import (
+    AdapterFiles,
+    Context,
+    Gpu,
+    Listen,
+    Metrics,
+    OpenPorts,
+    Prices,
+    Projectors,
+    Release,
+    Replicas,
+    ReplicasDns,
+    Slots,
+    Threads,
+    TlsCertificate,
+    TlsKey,
+    Traces,
+)
 
 
 def plan(
@@ -92,18 +114,58 @@ def doctor(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="As for serve; may be repeated.")
     ] = None,
-    state: Annotated[Path | None, typer.Option(help="The node's state folder.")] = None,
-    listen: Annotated[str, typer.Option(help="Where the node is to listen.")] = "127.0.0.1:8443",
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    weights: WeightsOption = None,
+    adapter: AdapterFiles = None,
+    mmproj: Projectors = None,
+    price: Prices = None,
+    listen: Listen = "127.0.0.1:8443",
+    state: StateOption = None,
     database: DatabaseOption = None,
+    attester: AttesterOption = "auto",
+    release: Release = None,
+    gpu: Gpu = False,
+    open_port: OpenPorts = None,
+    metrics: Metrics = None,
+    traces: Traces = None,
+    replicas: Replicas = None,
+    replicas_dns: ReplicasDns = None,
+    tls_cert: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    slots: Slots = 4,
+    context: Context = None,
+    threads: Threads = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Look at what a node needs before it is started. Exit 0, or 1 when something fails."""
+    """Look at what a node needs before it is started. Exit 0, or 1 when something fails.
+
+    Takes every option by which serve can refuse to start, and asks what serve would: an upstream is
+    asked what it serves, and with --release each model's file is read whole, as at a start. Not
+    looked at: weights behind a file's header, models that fit the memory alone and not together,
+    and whether a collector answers behind --traces.
+    """
+    from overspill.engines.options import EngineOptions
+    from overspill_cloud.app import NodeOptions
     from overspill_cloud.ops.checks import Wanted, look
 
-    folder = state or default_places().state / "cloud"
-    checks = look(Wanted(tuple(model or ()), folder, listen, tls_cert, tls_key, database))
+    options = NodeOptions(
+        models=(),
+        listen=listen,
+        state=state_folder(state),
+        attester=attester,
+        release=release,
+        gpu=gpu,
+        open_ports=tuple(open_port or ()),
+        tls_certificate=tls_cert,
+        tls_key=tls_key,
+        engine=EngineOptions(context_tokens=context, max_sequences=slots, threads=threads),
+        metrics=metrics,
+        traces=traces,
+        replicas=replicas,
+        replicas_dns=replicas_dns,
+        database=database,
+    )
+    texts = (tuple(one or ()) for one in (model, weights, adapter, mmproj, price))
+    checks = look(Wanted(options, *texts))
     rows = [
         {"name": one.name, "ok": one.ok, "detail": one.detail, "mend": one.mend} for one in checks
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -16,6 +17,10 @@ from overspill_cloud.ops.metered import MeteredEngine, Watcher
 from overspill_cloud.ops.metrics import ModelFigures, NodeFigures, NodeMetrics
 from overspill_cloud.ops.traces import NodeTraces, otlp_exporter
 from overspill_cloud.room import Room
+
+ASK_S = 1.0
+"""An engine that has not said by then how it is counts as down: well before whoever reads figures
+gives up, for just then they are wanted."""
 
 
 class Observing:
@@ -75,15 +80,17 @@ def ops_address(text: str | None, open_ports: tuple[int, ...]) -> tuple[str, int
 
 async def node_figures(node: Node, room: Room) -> NodeFigures:
     """The node's figures now."""
-    models = {name: await _model_figures(model, room) for name, model in node.models.items()}
+    found = await asyncio.gather(*(_model_figures(model, room) for model in node.models.values()))
+    models = dict(zip(node.models, found, strict=True))
     lanes = {lane: room.in_lane(lane) for lane in ("interactive", "batch")}
     return NodeFigures(models, lanes, room.max_streams, node.is_draining)
 
 
 async def _model_figures(model: ServedModel, room: Room) -> ModelFigures:
     try:
-        health = await model.engine.health()
-    except OverspillError:
+        async with asyncio.timeout(ASK_S):
+            health = await model.engine.health()
+    except (OverspillError, TimeoutError):
         return ModelFigures(False, 0, 0, room.kv_taken(model.name), model.kv_tokens)
     return ModelFigures(
         health.ok, health.active, health.queued, room.kv_taken(model.name), model.kv_tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import os
 import time
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from overspill import __version__
+from overspill import __version__, event_loop
 from overspill.cli.common import CloudAddress, Json, TrustPolicyFile, print_json, settings_for
 from overspill.cli.steps_table import print_steps
 from overspill.config import Settings
@@ -67,7 +66,7 @@ def verify(
         cloud = settings.cloud
         settings = settings.with_cloud(cloud.address, trust_policy=cloud.trust_policy, ca=ca)
     policy = open_trust_policy(settings)
-    appraisal = asyncio.run(_appraise(settings, policy))
+    appraisal = event_loop.run(_appraise(settings, policy))
     rejection, result = appraisal.rejection, appraisal.result
     if as_ear:
         print_json(_attestation_result(appraisal, policy))
@@ -103,7 +102,7 @@ def enroll(
         async with open_cloud(settings) as engine:
             return await engine.enroll(code)
 
-    until = asyncio.run(run())
+    until = event_loop.run(run())
     if as_json:
         print_json({"enrolled": True, "not_after_unix": until})
     else:
@@ -126,7 +125,7 @@ def rotate(
         async with open_cloud(settings) as engine:
             return await engine.rotate(new, not_after_unix=new.not_after_unix)
 
-    until = asyncio.run(run())
+    until = event_loop.run(run())
     rotation.finish()
     if as_json:
         print_json({"rotated": True, "device": new.thumbprint, "not_after_unix": until})

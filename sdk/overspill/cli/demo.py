@@ -7,7 +7,6 @@ device alone and to the cloud alone, so that the sum at the end compares what wa
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import signal
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from overspill import event_loop
 from overspill.cli.demo_release import release_demo
 from overspill.cli.demo_table import print_evidence, print_summary, print_table
 from overspill.cli.node_process import NodeProcess, enrolment_code, running_node
@@ -101,7 +101,7 @@ def demo(
         release = release_demo(Path(folder), "river", cloud_model, kind)
         with running_node("river", cloud_model, state, kind, release.file) as node:
             settings = demo_settings(Path(folder), node, device_model, release.demand)
-            result = asyncio.run(play(settings, node, prompts))
+            result = event_loop.run(play(settings, node, prompts))
     print_table(result["requests"])
     print_summary(result["summary"])
     if json_file is not None:

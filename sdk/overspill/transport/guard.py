@@ -120,6 +120,8 @@ class CircuitBreaker:
         self._open_s = options.min_open_s
         self._until_s = float("-inf")
         self.is_open = False
+        self.is_gone = False
+        """Open, and what came last was no answer, rather than one that there is no room."""
 
     def allow(self) -> bool:
         """Whether to try now. When the pause is over, one caller in each pause may."""
@@ -133,7 +135,7 @@ class CircuitBreaker:
 
     def succeeded(self) -> bool:
         """It works; True when the circuit was open until now."""
-        was_open, self.is_open = self.is_open, False
+        was_open, self.is_open, self.is_gone = self.is_open, False, False
         self._weight = 0.0
         self._open_s = self._options.min_open_s
         return was_open
@@ -145,7 +147,14 @@ class CircuitBreaker:
             self._open_s = min(self._open_s * 2, self._options.max_open_s)
         elif self._weight < self._options.open_after:
             return
-        self.is_open = True
+        self._open(is_gone=not refused)
+
+    def leaving(self) -> None:
+        """It said that it ends: that is certain, and needs no second one."""
+        self._open(is_gone=True)
+
+    def _open(self, *, is_gone: bool) -> None:
+        self.is_open, self.is_gone = True, is_gone
         self._until_s = self._clock() + self._open_s
 
 
@@ -163,8 +172,13 @@ class Guard:
 
     @property
     def is_open(self) -> bool:
-        """Whether the node counts as gone."""
+        """Whether the node is left alone for a while."""
         return self._breaker.is_open
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether that is since it did not answer; a node without room did."""
+        return self._breaker.is_gone
 
     def allow(self) -> bool:
         """Whether a request may be sent."""
@@ -180,6 +194,10 @@ class Guard:
         """The node had no room."""
         self._breaker.failed(refused=True)
         self._throttle.answered(accepted=False)
+
+    def leaving(self) -> None:
+        """The node takes nothing more, and will end."""
+        self._breaker.leaving()
 
     def failed(self) -> None:
         """The node did not answer, or broke off."""

@@ -168,7 +168,7 @@ def event_to_bytes(seq: int, event: Event) -> bytes:
     out = chat_pb2.ChatEvent(seq=seq)
     match event:
         case Chunk():
-            out.delta.CopyFrom(convert.chunk_to_delta(event) or chat_pb2.Delta())
+            convert.write_delta(event, out.delta)
         case Final():
             out.final.CopyFrom(convert.finish_to_final(event.finish))
             out.final.transcript_sha256 = event.transcript_sha256

@@ -187,8 +187,9 @@ async def embed_events(
 def chunk_events(chunk: Chunk) -> list[chat_pb2.ChatEvent]:
     """What the chunk holds, and its end, as events."""
     events = []
-    if delta := convert.chunk_to_delta(chunk):
-        events.append(chat_pb2.ChatEvent(delta=delta))
+    if chunk.has_content:
+        events.append(event := chat_pb2.ChatEvent())
+        convert.write_delta(chunk, event.delta)
     if chunk.finish is not None:
         events.append(chat_pb2.ChatEvent(final=convert.finish_to_final(chunk.finish)))
     return events

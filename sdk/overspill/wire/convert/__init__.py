@@ -8,10 +8,10 @@ promises.
 from __future__ import annotations
 
 from overspill.wire.convert.answers import (
-    chunk_to_delta,
     delta_to_chunk,
     final_to_finish,
     finish_to_final,
+    write_delta,
 )
 from overspill.wire.convert.embeddings import (
     embed_reply_from_proto,
@@ -46,7 +46,6 @@ __all__ = [
     "card_to_proto",
     "cards_from_bytes",
     "cards_to_bytes",
-    "chunk_to_delta",
     "delta_to_chunk",
     "embed_reply_from_proto",
     "embed_request_from_proto",
@@ -61,4 +60,5 @@ __all__ = [
     "replicas_to_bytes",
     "request_from_proto",
     "request_to_proto",
+    "write_delta",
 ]

@@ -16,30 +16,37 @@ from overspill.wire.convert.words import word
 from overspill.wire.v1 import chat_pb2
 
 
-def chunk_to_delta(chunk: Chunk) -> chat_pb2.Delta | None:
-    """The chunk's content as an event; None when it carries only the end."""
-    if not chunk.has_content:
-        return None
-    return chat_pb2.Delta(
-        text=chunk.text,
-        token_ids=chunk.token_ids,
-        logprobs=[_logprob_to_proto(p) for p in chunk.logprobs],
-        tool_calls=[tool_call_to_proto(c) for c in chunk.tool_calls],
-        tool_call_deltas=[
-            chat_pb2.ToolCallDelta(index=d.index, id=d.id, name=d.name, arguments=d.arguments)
-            for d in chunk.tool_call_deltas
-        ],
-        reasoning=chunk.reasoning,
-        signals=[_signal_to_proto(s) for s in chunk.signals],
-    )
+def write_delta(chunk: Chunk, delta: chat_pb2.Delta) -> None:
+    """Put the chunk's content, not its end, into an empty delta.
+
+    In place, and what is there alone: most chunks are one token with its text, and whatever is
+    spent here is spent for each token of each stream.
+    """
+    delta.SetInParent()
+    if chunk.text:
+        delta.text = chunk.text
+    if chunk.token_ids:
+        delta.token_ids.extend(chunk.token_ids)
+    if chunk.logprobs:
+        delta.logprobs.extend(map(_logprob_to_proto, chunk.logprobs))
+    if chunk.tool_calls:
+        delta.tool_calls.extend(map(tool_call_to_proto, chunk.tool_calls))
+    if chunk.tool_call_deltas:
+        delta.tool_call_deltas.extend(map(_tool_call_delta_to_proto, chunk.tool_call_deltas))
+    if chunk.reasoning:
+        delta.reasoning = chunk.reasoning
+    if chunk.signals:
+        delta.signals.extend(map(_signal_to_proto, chunk.signals))
 
 
 def delta_to_chunk(delta: chat_pb2.Delta) -> Chunk:
-    """Inverse of :func:`chunk_to_delta`."""
+    """Inverse of :func:`write_delta`."""
+    if not (delta.logprobs or delta.tool_calls or delta.tool_call_deltas or delta.signals):
+        return Chunk(delta.text, tuple(delta.token_ids), reasoning=delta.reasoning)
     return Chunk(
         text=delta.text,
         token_ids=tuple(delta.token_ids),
-        logprobs=tuple(_logprob_from_proto(p) for p in delta.logprobs),
+        logprobs=tuple(map(_logprob_from_proto, delta.logprobs)),
         tool_calls=tool_calls_from_proto(delta.tool_calls),
         tool_call_deltas=tuple(
             ToolCallDelta(d.index, d.id, d.name, d.arguments) for d in delta.tool_call_deltas
@@ -49,6 +56,12 @@ def delta_to_chunk(delta: chat_pb2.Delta) -> Chunk:
             TokenSignal(s.token_id, s.logprob, s.margin, s.entropy, tuple(s.state))
             for s in delta.signals
         ),
+    )
+
+
+def _tool_call_delta_to_proto(delta: ToolCallDelta) -> chat_pb2.ToolCallDelta:
+    return chat_pb2.ToolCallDelta(
+        index=delta.index, id=delta.id, name=delta.name, arguments=delta.arguments
     )
 
 
