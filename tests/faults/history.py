@@ -23,6 +23,7 @@ class History:
     pieces: list[str] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     begun_s: float = field(default_factory=time.monotonic)
+    ended_s: float | None = None
     finish: Finish | None = None
     error: OverspillError | None = None
     moves: tuple[str, ...] = ()
@@ -54,9 +55,16 @@ class History:
         return self.times_s[0] - self.begun_s if self.times_s else float("inf")
 
     @property
-    def longest_gap_s(self) -> float:
-        times = self.times_s
+    def longest_silence_s(self) -> float:
+        """The longest wait: for the first piece, for the next one, or for the end."""
+        end = [] if self.ended_s is None else [self.ended_s]
+        times = [self.begun_s, *self.times_s, *end]
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+
+    def __str__(self) -> str:
+        """How far it came, and what stopped it."""
+        why = self.violation or repr(self.error)
+        return f"{len(self.text)} of {len(self.expected)} characters: {why}"
 
 
 async def record_within(
@@ -90,6 +98,7 @@ async def record(engine: Engine, request: Request, expected: str | None = None) 
                     history.finish = chunk.finish
     except OverspillError as error:
         history.error = error
+    history.ended_s = time.monotonic()
     moves = getattr(engine, "moves", None)
     history.moves = moves(request.id) if moves else ()
     return history

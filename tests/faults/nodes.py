@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import hashlib
-import ipaddress
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from faults.namespace import LinkedNamespace
+from faults.tls import write_certificate
 
 from overspill.exchange import ExchangeLimits
 from overspill.identity.keys import SoftwareKey
@@ -30,31 +28,6 @@ from overspill.trust.policy import TrustPolicy, parse_policy
 from overspill.trust.template import dev_policy, pinned_policy
 
 FAR_UNIX = 1 << 40
-
-
-def write_certificate(certificate: Path, key_file: Path) -> None:
-    """A self-signed certificate for loopback, put in place whole."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    for path, data in ((key_file, secret), (certificate, built.public_bytes(pem))):
-        fresh = path.with_suffix(".new")
-        fresh.write_bytes(data)
-        fresh.replace(path)
 
 
 @dataclass
@@ -113,6 +86,14 @@ class NodeProcess:
         """Streams that it logged as ended."""
         return self.log.read_text().count('"StreamEnded"')
 
+    def cancelled_before_a_word(self) -> int:
+        """Streams that were taken, and cancelled before their engine said anything."""
+        events = map(json.loads, filter(_is_event, self.log.read_text().splitlines()))
+        return sum(
+            event.get("outcome") == "cancelled" and event["completion_tokens_le"] == 0
+            for event in events
+        )
+
     def refused(self) -> int:
         return self.log.read_text().count('"RequestRefused"')
 
@@ -127,6 +108,8 @@ class Fleet:
     key: SoftwareKey = field(default_factory=lambda: SoftwareKey.generate(FAR_UNIX))
     site: Path | None = None
     """A folder of packages that come before the installed ones."""
+    trusted: bytes = b""
+    """The certificates (PEM) that new clients take; none: the one that is in place."""
     operator: bytes = b""
     """The operator's public key, where that vouches for the nodes."""
 
@@ -150,12 +133,14 @@ class Fleet:
         *,
         key: SoftwareKey | None = None,
         options: RemoteOptions | None = None,
+        road: Callable[[str, GrpcOptions], GrpcTransport] = GrpcTransport,
         **limits: float,
     ) -> RemoteEngine:
-        road = GrpcOptions(ca_pem=self.certificate.read_bytes(), server_name="localhost")
+        authorities = self.trusted or self.certificate.read_bytes()
+        tls = GrpcOptions(ca_pem=authorities, server_name="localhost")
         found = addresses or [node.listen for node in self.nodes]
         return RemoteEngine(
-            [GrpcTransport(address, road) for address in found],
+            [road(address, tls) for address in found],
             self.policy(),
             key or self.key,
             options or RemoteOptions(limits=ExchangeLimits(**limits)),
@@ -171,6 +156,10 @@ class Fleet:
         engine = self.client(key=key)
         await engine.enroll(await asyncio.to_thread(self.code))
         await engine.aclose()
+
+
+def _is_event(line: str) -> bool:
+    return line.startswith('{"minute_unix"')
 
 
 def environment_on(site: Path | None) -> dict[str, str]:

@@ -32,7 +32,16 @@ class FaultProxy:
         self.corrupt_next = False
         self.cut_after_bytes: int | None = None
         """So many bytes towards the client later, all connections are reset."""
+        self.stays_down = False
+        """After that reset every connection is refused, until ``is_down`` is taken back."""
+        self.was_cut = asyncio.Event()
+        """Whether that reset has come."""
+        self.truncate_next = False
+        """Half of what comes next towards the client arrives, and then a reset."""
+        self.sent_bytes = 0
+        """Towards clients, so far."""
         self.connections = 0
+        """That were passed on."""
 
     async def __aenter__(self) -> FaultProxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -67,7 +76,6 @@ class FaultProxy:
             self._flowing.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         if self.is_down:
             _reset(writer)
             return
@@ -76,6 +84,7 @@ class FaultProxy:
         except OSError:
             _reset(writer)
             return
+        self.connections += 1
         pair = (writer, up)
         self._pairs.add(pair)
         ways = [
@@ -104,6 +113,7 @@ class FaultProxy:
                     await asyncio.sleep(len(data) / self.bytes_per_s)
                 if to_client:
                     data = self._damaged(data)
+                    self.sent_bytes += len(data)
                 writer.write(data)
                 await writer.drain()
 
@@ -112,14 +122,23 @@ class FaultProxy:
             self.corrupt_next = False
             at = self._random.randrange(len(data))
             data = data[:at] + bytes([data[at] ^ (1 << self._random.randrange(8))]) + data[at + 1 :]
+        if self.truncate_next:
+            self.truncate_next = False
+            asyncio.get_running_loop().call_soon(self.cut)
+            return data[: len(data) // 2]
         if self.cut_after_bytes is not None:
             left = self.cut_after_bytes - len(data)
             self.cut_after_bytes = left
             if left <= 0:
                 self.cut_after_bytes = None
-                asyncio.get_running_loop().call_soon(self.cut)
+                asyncio.get_running_loop().call_soon(self._cut_there)
                 return data[:left] if left else data
         return data
+
+    def _cut_there(self) -> None:
+        self.is_down = self.is_down or self.stays_down
+        self.cut()
+        self.was_cut.set()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

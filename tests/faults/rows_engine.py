@@ -17,7 +17,7 @@ from faults.history import History, record
 from faults.nodes import Fleet, NodeProcess, running
 from faults.rows_fleet import serving_status
 from faults.rows_road import ask
-from faults.scale import CannotRun, Measured, Scale, quantile
+from faults.scale import CannotRun, Measured, NotInstalled, Scale, quantile, tell
 
 from overspill.bench.models import made_model
 from overspill.bench.ours import OurTarget, in_process
@@ -29,6 +29,7 @@ from overspill.engines.scheduled import ScheduledEngine
 SERVING = b"\x08\x01"
 """As grpc.health.v1 writes it."""
 GONE_S = 60.0
+WEDGED_TURNS = 2
 
 
 async def r7(scale: Scale, folder: Path) -> Measured:
@@ -36,7 +37,7 @@ async def r7(scale: Scale, folder: Path) -> Measured:
     random weights at a real shape (short: the smallest)."""
     for module in ("llama_cpp", "gguf"):
         if find_spec(module) is None:
-            raise CannotRun(f"{module} is not installed: pip install 'overspill[bench]'")
+            raise NotInstalled(f"{module} is not installed: pip install 'overspill[bench]'")
     shape, long = ("mini", 1000) if scale.is_short else ("q05", 8000)
     decoders = scale.of(8, short=4)
     cache = load_settings().places.cache / "bench"
@@ -122,21 +123,24 @@ def _active(target: OurTarget) -> int:
 
 
 async def r15(scale: Scale, folder: Path) -> Measured:
-    """A worker is killed, and one stopped where it stands: health tells, its streams go on
-    elsewhere, and the node has another worker without being asked for anything."""
+    """A worker is killed, one stopped where it stands, and one's engine wedged while its process
+    answers: health tells, its streams go on elsewhere, and the node has another worker without
+    being asked for anything."""
     told: list[float] = []
     back: list[float] = []
     histories: list[History] = []
-    with running(folder, 2, "--worker", "--echo-delay-s", "0.02", "--slots", "16") as fleet:
+    options = ["--worker", "--echo-delay-s", "0.02", "--slots", "16"]
+    options += ["--give-up-s", "3"] if scale.is_short else []
+    with running(folder, 2, *options) as fleet:
         await fleet.enrol()
         for turn in range(scale.of(5, short=1)):
-            for kind in (signal.SIGKILL, signal.SIGSTOP):
+            # A wedged engine may be a slow one, for which its node has patience: twice is enough.
+            wedge = [signal.SIGUSR1] if turn < WEDGED_TURNS else []
+            for kind in (signal.SIGKILL, signal.SIGSTOP, *wedge):
                 not_serving_s, serving_s = await _worker_gone(fleet, kind, turn, histories)
                 told.append(not_serving_s)
                 back.append(serving_s)
-    for history in histories:
-        if not history.is_complete:
-            print(f"  {len(history.text)}/{len(history.expected)}: {history.error!r}", flush=True)
+    tell("R15", [str(history) for history in histories if not history.is_complete])
     return {
         "not_serving_s": max(told),
         "restarted_s": max(back),

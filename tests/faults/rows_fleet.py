@@ -14,13 +14,13 @@ from pathlib import Path
 
 import grpc
 from faults.history import History, record
-from faults.nodes import Fleet, running, write_certificate
+from faults.nodes import FAR_UNIX, Fleet, running
 from faults.rows_road import ask
-from faults.scale import Measured, Scale, quantile
+from faults.scale import Measured, Scale, quantile, tell
+from faults.tls import Authority
 
-from overspill.errors import DeviceRejected, OverspillError
-from overspill.transport.base import SealedHead
-from overspill.transport.grpc import GrpcOptions, GrpcTransport
+from overspill.errors import DeviceRejected
+from overspill.identity.keys import SoftwareKey
 
 
 async def _under_load(
@@ -66,18 +66,18 @@ async def r2(scale: Scale, folder: Path) -> Measured:
                 await asyncio.to_thread(node.start)
 
         histories = await _under_load(fleet, streams, kill, 100)
-    return told(histories) | {"resume_p99_s": quantile(_resumes(histories), 0.99)}
+    return told("R2", histories) | {"resume_p99_s": quantile(resumes(histories), 0.99)}
 
 
-def _resumes(histories: list[History]) -> list[float]:
-    return [history.longest_gap_s for history in histories if history.moves] or [0.0]
+def resumes(histories: list[History]) -> list[float]:
+    """The longest silence (s) of each stream that moved; one that moved before its first token
+    waited for that."""
+    return [history.longest_silence_s for history in histories if history.moves] or [0.0]
 
 
-def told(histories: list[History]) -> Measured:
+def told(row: str, histories: list[History]) -> Measured:
     complete = sum(history.is_complete for history in histories)
-    for history in histories:
-        if not history.is_complete:
-            print(f"  {len(history.text)}/{len(history.expected)}: {history.error!r}", flush=True)
+    tell(row, [str(history) for history in histories if not history.is_complete])
     return {
         "violations": sum(bool(history.violation) for history in histories),
         "complete": complete / len(histories),
@@ -103,7 +103,7 @@ async def r8(scale: Scale, folder: Path) -> Measured:
                     await asyncio.to_thread(node.start)
 
         histories = await _under_load(fleet, streams, upgrade, 100)
-    violations = told(histories)["violations"]
+    violations = told("R8", histories)["violations"]
     failed = sum(not history.is_complete for history in histories)
     return {
         "failed": failed,
@@ -112,88 +112,56 @@ async def r8(scale: Scale, folder: Path) -> Measured:
     }
 
 
-async def r11(scale: Scale, folder: Path) -> Measured:
-    """Random bytes at every call of a node: typed codes, nothing hangs, the node lives."""
-    count, choice = scale.of(20_000, short=300), random.Random(scale.seed("R11"))
-    untyped = slow = 0
-    with running(folder, 1) as fleet:
-        road = GrpcTransport(
-            fleet.nodes[0].listen, GrpcOptions(ca_pem=fleet.certificate.read_bytes())
-        )
-        bundle = await road.get_bundle()
-        for _ in range(count):
-            begun = time.monotonic()
-            try:
-                await _throw(road, choice, bundle.node_key_config)
-            except OverspillError:
-                pass
-            except Exception as error:
-                untyped += 1
-                print(f"R11: {error!r}", flush=True)
-            slow += time.monotonic() - begun > 1
-        await road.aclose()
-        await fleet.enrol()
-        alive = await record(fleet.client(), ask(20, 1))
-        internal = fleet.nodes[0].log.read_text().count("InternalError")
-    return {
-        "untyped": untyped + internal + (not alive.is_complete),
-        "over_1_s": slow,
-    }
-
-
-async def _throw(road: GrpcTransport, choice: random.Random, config: bytes) -> None:
-    import hashlib
-
-    def noise(most: int) -> bytes:
-        return choice.randbytes(choice.randrange(most))
-
-    async def frames():  # type: ignore[no-untyped-def]
-        for _ in range(choice.randrange(4)):
-            yield noise(400)
-
-    key = choice.choice([hashlib.sha256(config).digest(), noise(64)])
-    head = SealedHead(key, choice.choice([noise(2000), choice.randbytes(1216), b""]))
-    match choice.randrange(5):
-        case 0:
-            await road.cancel(noise(64), noise(64))
-        case 1:
-            await _drained(road.resume(noise(64), noise(64), choice.getrandbits(64)))
-        case 2:
-            await road.challenge(noise(64))
-        case 3:
-            await _drained(road.chat(head, frames()))
-        case _:
-            await _drained(road.enroll(head, frames()))
-
-
-async def _drained(frames) -> None:  # type: ignore[no-untyped-def]
-    async for _ in frames:
-        pass
-
-
 async def r13(scale: Scale, folder: Path) -> Measured:
-    """A new certificate under load, and a device that is revoked."""
-    with running(folder, 1, "--echo-delay-s", "0.01", "--slots", "64") as fleet:
+    """New certificates and new keys of the node under load, for connections that stay and for ones
+    that come; a device that changes its key in mid-stream; and then one that is revoked."""
+    options = ("--echo-delay-s", "0.01", "--slots", "64", "--renew-s", "0.4")
+    with running(folder, 1, *options) as fleet:
         await fleet.enrol()
-        old = fleet.certificate.read_bytes()
+        authority, old = Authority(), fleet.certificate.read_bytes()
+        fleet.trusted = old + authority.pem
         shown: list[bytes] = []
+        more: list[History] = []
 
         async def rotate() -> None:
-            for _ in range(scale.of(10, short=2)):
-                await asyncio.sleep(0.5)
-                write_certificate(fleet.certificate, fleet.key_file)
+            changing = asyncio.create_task(_change_key(fleet, scale.of(5, short=1), more))
+            for _ in range(scale.of(20, short=3)):
+                await asyncio.sleep(0.3)
+                authority.write(fleet.certificate, fleet.key_file)
                 host, _, port = fleet.nodes[0].listen.rpartition(":")
-                pem = await asyncio.to_thread(_certificate_of, host, int(port))
-                shown.append(pem)
+                shown.append(await asyncio.to_thread(_certificate_of, host, int(port)))
+                newcomer = fleet.client()
+                more.append(await record(newcomer, ask(20, len(more))))
+                await newcomer.aclose()
+            await changing
 
-        histories = await _under_load(fleet, 8, rotate, 60)
+        histories = [*await _under_load(fleet, 8, rotate, 60), *more]
+        tell("R13", [str(history) for history in histories if not history.is_complete])
         failed = sum(not history.is_complete for history in histories)
         engine = fleet.client()
         await record(engine, ask(10, 1))
         refused_s = await _revoked_after(fleet, engine)
         await engine.aclose()
-    assert old not in shown, "new handshakes still got the old certificate"
+        renewed = fleet.nodes[0].log.read_text().count('"new_key": true')
+    if old in shown:
+        raise RuntimeError("new handshakes still got the old certificate")
+    if not renewed:
+        raise RuntimeError("the node never made new keys")
     return {"failed": failed, "refused_s": refused_s}
+
+
+async def _change_key(fleet: Fleet, times: int, histories: list[History]) -> None:
+    """A device goes on under another key, while its answer is under way and after it."""
+    key = SoftwareKey.generate(FAR_UNIX)
+    await fleet.enrol(key)
+    engine = fleet.client(key=key)
+    for turn in range(times):
+        under_way = asyncio.create_task(record(engine, ask(100, turn)))
+        await asyncio.sleep(0.3)
+        until_unix = int(time.time()) + 3600
+        await engine.rotate(SoftwareKey.generate(FAR_UNIX), not_after_unix=until_unix)
+        histories += [await under_way, await record(engine, ask(20, turn))]
+    await engine.aclose()
 
 
 def _certificate_of(host: str, port: int) -> bytes:

@@ -9,18 +9,22 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
 from faults.history import record
-from faults.nodes import Fleet, NodeProcess, rss_bytes, running, write_certificate
-from faults.rows_road import ask
+from faults.nodes import Fleet, NodeProcess, rss_bytes, running
+from faults.roads import WatchedRoad
+from faults.rows_road import ask, read_on
 from faults.scale import Measured, Scale, quantile
+from faults.tls import write_certificate
 
 from overspill.errors import BusyError, OverspillError
-from overspill.types.chat import Message, Request
+from overspill.transport.grpc import GrpcOptions
+from overspill.types.chat import Chunk, Message, Request
 
 
 @asynccontextmanager
@@ -51,18 +55,48 @@ def open_files(process: subprocess.Popen[str]) -> int:
     return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
 
 
+class StampCheck:
+    """Counts what is wrong with one stream of ``stamp_node``: its tokens are numbered modulo 256,
+    and each has a later time than the one before. What is lost and what comes twice are counted
+    apart: one of each is two, not none."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._last_s = 0.0
+        self._stamps = 0
+        self._ids = 0
+        self._wrong = 0
+
+    def take(self, stamps_s: Sequence[float], token_ids: Sequence[int]) -> None:
+        """What came now."""
+        for stamp in stamps_s:
+            self._wrong += stamp <= self._last_s
+            self._last_s = max(stamp, self._last_s)
+        for token in token_ids:
+            ahead = (token - self._next) % 256
+            if ahead < 128:  # so many were left out
+                self._wrong += ahead
+                self._next += ahead + 1
+            else:  # it was there before
+                self._wrong += 1
+        self._stamps += len(stamps_s)
+        self._ids += len(token_ids)
+
+    def wrong(self, tokens: int) -> int:
+        """Tokens lost, doubled or swapped in a stream that should have ``tokens``."""
+        return self._wrong + abs(tokens - self._next) + abs(self._stamps - self._ids)
+
+
 async def read_stamps(engine, tokens: int, late: list[float]) -> int:  # type: ignore[no-untyped-def]
     """Read one stream; note how late each piece came. Returns what was lost, doubled or swapped."""
-    count, last, wrong = 0, 0.0, 0
+    check = StampCheck()
     async with aclosing(engine.generate(Request((Message("user", "x"),), max_tokens=tokens))) as it:
         async for chunk in it:
             now = time.monotonic()
-            for stamp in map(float, chunk.text.split()):
-                wrong += stamp < last
-                last = stamp
-                late.append(now - stamp)
-            count += len(chunk.token_ids)
-    return wrong + abs(tokens - count)
+            stamps = [float(stamp) for stamp in chunk.text.split()]
+            late += [now - stamp for stamp in stamps]
+            check.take(stamps, chunk.token_ids)
+    return check.wrong(tokens)
 
 
 async def steady(
@@ -136,46 +170,63 @@ async def s2(scale: Scale, folder: Path) -> Measured:
 
 
 async def r5(scale: Scale, folder: Path) -> Measured:
-    """Cancels: half while a long prompt is computed or waits, half while an answer is written."""
+    """Cancels: half once the node has taken a long prompt, which is computed then or waits, half
+    while an answer is written."""
     count = scale.of(10_000, short=100)
     options = ("--echo-delay-s", "0.005", "--slots", "16", "--max-streams", "256")
     with running(folder, 1, *options) as fleet:
         await fleet.enrol()
-        engines = [fleet.client() for _ in range(4)]
+        engines = [fleet.client(road=_telling) for _ in range(4)]
+        for engine in engines:
+            await engine.attest()
         node = fleet.nodes[0]
         assert node.process is not None
-        begun = 0
-        rss = 0
+        early, rss = (max(20, count // 100), count // 5 // 20 * 20), list[int]()
 
         async def one(number: int) -> None:
-            nonlocal begun
-            engine = engines[number % 4]
-            request = ask(400 if number % 2 else 2000, number)
-            stream = engine.generate(replace(request, max_tokens=1000))
-            try:
-                if number % 2:
-                    await anext(stream)
-                else:
-                    first = asyncio.ensure_future(anext(stream))
-                    await asyncio.sleep(0.002)
-                    first.cancel()
-                    await asyncio.gather(first, return_exceptions=True)
-            except OverspillError:
-                pass
+            request = replace(ask(400 if number % 2 else 3000, number), max_tokens=1000)
+            stream = engines[number % 4].generate(request)
+            with suppress(OverspillError):
+                await (anext(stream) if number % 2 else _cancelled_early(stream))
             await stream.aclose()
 
         for start in range(0, count, 20):
             await asyncio.gather(*(one(number) for number in range(start, start + 20)))
-            if start == count // 5 // 20 * 20:
-                rss = rss_bytes(node.process)
-        grown = rss_bytes(node.process) - rss
+            if start + 20 in early:
+                rss.append(rss_bytes(node.process))
+        grown = [rss_bytes(node.process) - then for then in (rss[0], rss[-1])]
         # Free again: as many streams as there are slots begin at once.
         begin_s = time.monotonic()
         await asyncio.gather(*(record(engine, ask(3, n)) for n, engine in enumerate(engines * 4)))
         free_s = time.monotonic() - begin_s
+        early_ones = node.cancelled_before_a_word()
         for engine in engines:
             await engine.aclose()
-    return {"free_s": free_s, "rss_growth_mb": grown / 1e6}
+    return {
+        "free_s": free_s,
+        "in_prefill": early_ones / count,
+        "rss_growth_mb": grown[0] / 1e6,
+        "late_growth_mb": grown[1] / 1e6,
+    }
+
+
+_ADMITTED: ContextVar[asyncio.Event] = ContextVar("_ADMITTED")
+
+
+def _telling(address: str, options: GrpcOptions) -> WatchedRoad:
+    """A road that tells the task whose stream it carries that the node has taken it."""
+    return WatchedRoad(address, options, answered=lambda: _ADMITTED.get(asyncio.Event()).set())
+
+
+async def _cancelled_early(stream: AsyncGenerator[Chunk]) -> None:
+    """Leave as soon as the node has taken the request, if its answer is not there yet."""
+    admitted = asyncio.Event()
+    _ADMITTED.set(admitted)
+    first, told = asyncio.ensure_future(anext(stream)), asyncio.create_task(admitted.wait())
+    await asyncio.wait({first, told}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (first, told):
+        task.cancel()
+    await asyncio.gather(first, told, return_exceptions=True)
 
 
 async def r6(scale: Scale, folder: Path) -> Measured:
@@ -207,11 +258,12 @@ async def _offer(fleet: Fleet, per_s: float, seconds: float, tokens: int) -> dic
     ttft: list[float] = []
     shed: list[float] = []
     batch_done: list[float] = [time.monotonic()]
+    batch_over = batch_done[0]
     done = 0
     choice = random.Random(6)
 
     async def one(number: int) -> None:
-        nonlocal done
+        nonlocal done, batch_over
         lane = "batch" if number % 2 else "interactive"
         request = replace(ask(tokens - 6, number), lane=lane)
         begun = time.monotonic()
@@ -224,6 +276,8 @@ async def _offer(fleet: Fleet, per_s: float, seconds: float, tokens: int) -> dic
                 batch_done.append(time.monotonic())
             else:
                 ttft.append(history.ttft_s)
+        if lane == "batch":
+            batch_over = time.monotonic()
 
     tasks: list[asyncio.Task[None]] = []
     begun = time.monotonic()
@@ -234,7 +288,8 @@ async def _offer(fleet: Fleet, per_s: float, seconds: float, tokens: int) -> dic
     lasted = time.monotonic() - begun
     for engine in engines:
         await engine.aclose()
-    gaps = [b - a for a, b in itertools.pairwise(batch_done)]
+    # To the end too: while there was batch work, an answer was due.
+    gaps = [b - a for a, b in itertools.pairwise([*batch_done, batch_over])]
     return {
         "done_per_s": done / lasted,
         "ttft_p99": quantile(ttft, 0.99),
@@ -252,7 +307,7 @@ async def r17(scale: Scale, folder: Path) -> Measured:
         holder, client = fleet.client(), fleet.client()
         held = holder.generate(replace(ask(3900, 1), max_tokens=4000))
         await anext(held)
-        keep = asyncio.create_task(_read_on(held))
+        keep = asyncio.create_task(read_on(held))
         asked = 0
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
@@ -273,8 +328,3 @@ async def r17(scale: Scale, folder: Path) -> Measured:
         for engine in (holder, client):
             await engine.aclose()
     return {"attempts": attempts / asked, "recovered_s": recovered}
-
-
-async def _read_on(stream) -> None:  # type: ignore[no-untyped-def]
-    async for _ in stream:
-        pass

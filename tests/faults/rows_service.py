@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -23,7 +24,7 @@ from overspill.remote import RemoteEngine
 from overspill.transport.grpc import GrpcOptions, GrpcTransport
 from overspill.trust.policy import parse_policy
 from overspill.trust.template import dev_policy
-from overspill.types.chat import Message, Request, Sampling
+from overspill.types.chat import Lane, Message, Request, Sampling, new_request_id
 from overspill.worker.engine import WorkerEngine
 from overspill_cloud.models import measure
 
@@ -61,14 +62,16 @@ async def s4(scale: Scale, folder: Path) -> Measured:
     rounds, tokens = scale.of(3, short=2), scale.of(96, short=64)
     path = await asyncio.to_thread(made_model, "tiny" if scale.is_short else "q05", _models())
     async with _both(path, folder) as (through, alone):
-        ratios = []
+        ratios: dict[Lane, list[float]] = {"interactive": [], "batch": []}
         for number in range(rounds + 1):
             request = _asked(number, tokens)
-            served = await _tokens_per_s(through, request)
             plain = await _tokens_per_s(alone, request)
-            if number:
-                ratios.append(served / plain)
-    return {"aggregate_ratio": statistics.median(ratios)}
+            for lane, found in ratios.items():
+                served = await _tokens_per_s(through, replace(request, lane=lane))
+                if number:
+                    found.append(served / plain)
+    medians = {lane: statistics.median(found) for lane, found in ratios.items()}
+    return {"aggregate_ratio": medians["interactive"], "batch_ratio": medians["batch"]}
 
 
 def _models() -> Path:
@@ -115,9 +118,7 @@ async def _tokens_per_s(engine: Engine, request: Request) -> float:
 
 
 async def _tokens(engine: Engine, request: Request, number: int) -> int:
-    own = Request(
-        request.messages, max_tokens=request.max_tokens, sampling=request.sampling, app=f"{number}"
-    )
+    own = replace(request, id=new_request_id(), app=f"{number}")
     tokens = 0
     async with aclosing(engine.generate(own)) as chunks:
         async for chunk in chunks:

@@ -10,8 +10,16 @@ Measured = dict[str, float]
 """A row's values by the last part of their names."""
 
 
+MOST_TOLD = 5
+"""So many lines a row prints of one kind of trouble."""
+
+
 class CannotRun(Exception):
-    """A row needs what this machine does not have."""
+    """A row gave no figures here: in a whole run that is a failure."""
+
+
+class NotInstalled(CannotRun):
+    """A row needs an optional piece that this machine does not have: no failure."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,14 @@ class Scale:
         seed = self.base_seed * 10_000 + zlib.crc32(row.encode()) % 10_000
         print(f"{row}: seeds from {seed}", flush=True)
         return seed
+
+
+def tell(row: str, lines: Sequence[str]) -> None:
+    """Print what went wrong: the first few, and how many there were."""
+    for line in lines[:MOST_TOLD]:
+        print(f"{row}: {line}", flush=True)
+    if len(lines) > MOST_TOLD:
+        print(f"{row}: and so on, {len(lines)} in all", flush=True)
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -20,8 +20,9 @@ pytest.importorskip("sqlalchemy")
 
 import psutil
 from faults.history import record
-from faults.nodes import FAR_UNIX, write_certificate
+from faults.nodes import FAR_UNIX
 from faults.rows_road import ask
+from faults.tls import write_certificate
 
 from overspill.engines.options import EngineOptions, SchedulerOptions
 from overspill.errors import (

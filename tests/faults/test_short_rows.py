@@ -9,6 +9,7 @@ pytest.importorskip("sqlalchemy")
 
 from faults import rows_fleet, rows_state
 from faults.history import History
+from faults.rows_load import StampCheck
 from faults.scale import Scale
 
 from overspill.errors import StreamBroken
@@ -38,6 +39,29 @@ def test_the_checker_sees_what_is_lost_doubled_or_silent():
     assert "neither" in History("abc", ["a"]).violation
     assert not History("abc", ["a"], error=StreamBroken("x", partial="a")).violation
     assert "partial" in History("abc", ["a"], error=StreamBroken("x")).violation
+
+
+def test_a_lost_token_and_a_doubled_one_are_two_and_not_none():
+    def wrong(ids, stamps):
+        check = StampCheck()
+        check.take(stamps, ids)
+        return check.wrong(4)
+
+    assert wrong([0, 1, 2, 3], [0.1, 0.2, 0.3, 0.4]) == 0
+    assert (
+        wrong([0, 1, 1, 3], [0.1, 0.2, 0.2, 0.4]) == 3
+    )  # doubled, by number and by time, and lost
+    assert wrong([0, 2, 1, 3], [0.1, 0.3, 0.2, 0.4]) > 0
+    assert wrong([0, 1, 2], [0.1, 0.2, 0.3]) == 1
+    assert wrong([0, 1, 2, 3], [0.1, 0.2, 0.3]) == 1
+
+
+def test_who_waits_for_the_first_piece_or_the_end_is_silent_too():
+    history = History("abc", ["a", "b"], [5.0, 6.0], begun_s=1.0, ended_s=6.5)
+    assert history.longest_silence_s == 4.0
+    assert rows_fleet.resumes([history]) == [0.0]  # none moved
+    moved = History("abc", begun_s=1.0, ended_s=4.0, moves=("a -> b",))
+    assert rows_fleet.resumes([history, moved]) == [3.0]
 
 
 async def test_no_message_is_accepted_twice_and_no_valid_one_refused(tmp_path):

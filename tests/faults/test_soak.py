@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("sqlalchemy")
 
 from faults import soak
+from faults.scale import CannotRun, NotInstalled, Scale, tell
 
 ABORTS = "import os; os.abort()"
 HANGS = "import time; print('x', flush=True); time.sleep(600)"
@@ -44,13 +45,46 @@ def test_a_rows_figures_are_read_and_what_it_left_running_is_ended(tmp_path):
         psutil.Process(int(child.read_text())).wait(30)
 
 
+@pytest.mark.parametrize(
+    ("reason", "whole", "short"),
+    [
+        (f"{soak.FAILED}: it hung", True, True),
+        ("this machine needs more than 5 s for it", True, False),
+        (f"{soak.NOT_HERE}: ray is not installed", False, False),
+        (soak.NOT_ASKED, False, False),
+    ],
+)
+def test_a_figure_that_is_asked_and_not_there_fails_a_whole_run(reason, whole, short):
+    figure = soak.FIGURES["R2.violations"].missing(reason)
+    assert soak._fails(figure, short=False) is whole
+    assert soak._fails(figure, short=True) is short
+
+
+@pytest.mark.parametrize(("trouble", "fails"), [(CannotRun, True), (NotInstalled, False)])
+def test_a_row_that_gives_up_fails_unless_a_piece_is_missing(trouble, fails, monkeypatch):
+    async def gives_up(scale, folder):
+        raise trouble("why")
+
+    monkeypatch.setitem(soak.ROWS, "R2", gives_up)
+    figures = soak.run_row("R2", Scale(is_short=False))
+    assert figures
+    assert all("why" in figure.reason for figure in figures)
+    assert all(soak._fails(figure, short=False) is fails for figure in figures)
+
+
+def test_trouble_is_told_five_times_and_counted(capsys):
+    tell("R2", [f"stream {number}" for number in range(1000)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [*(f"R2: stream {n}" for n in range(5)), "R2: and so on, 1000 in all"]
+
+
 def test_the_file_is_there_before_the_last_row(tmp_path, monkeypatch):
     seen = []
     path = tmp_path / "soak.json"
 
     def run(row, options, *, alone):
         seen.append(json.loads(path.read_text())["seconds"].keys() if path.exists() else ())
-        return [spec.measured(0) for spec in soak.specs_of(row).values()]
+        return [spec.measured(spec.asked.value) for spec in soak.specs_of(row).values()]
 
     monkeypatch.setattr(soak, "_run", run)
     monkeypatch.setattr(sys, "argv", ["soak.py", "--only", "R8,R3", "--json", str(path)])
