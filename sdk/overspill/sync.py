@@ -6,8 +6,10 @@ The async core runs on an event loop in a thread of its own; every method here o
 from __future__ import annotations
 
 import os
+from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
+from inspect import isawaitable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
@@ -45,8 +47,6 @@ from overspill.types.reply import (
 from overspill.types.route import Plan
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from anyio import CancelScope, Event
     from anyio.from_thread import BlockingPortal
 
@@ -88,6 +88,39 @@ class _Steps:
             self._scope.cancel()
             await self._ended.wait()
         await self._chunks.aclose()
+
+
+class _Work:
+    """One call of the core, that can be left at any moment.
+
+    Ctrl-C may come while the call is on its way, before anything stands for it that its caller
+    could cancel: so the caller makes this first.
+    """
+
+    def __init__(self) -> None:
+        self._scope: CancelScope | None = None
+        self._left = False
+        self.ended = False
+
+    async def run(self, work: Callable[[*_Ts], Awaitable[_T] | _T], *arguments: *_Ts) -> _T:
+        """What ``work`` gives."""
+        from anyio import CancelScope
+
+        try:
+            with CancelScope() as self._scope:
+                if self._left:
+                    self._scope.cancel()
+                given = work(*arguments)
+                return await given if isawaitable(given) else given
+        finally:
+            self.ended = True
+        raise CancelledError  # nobody waits for it any more
+
+    def leave(self) -> None:
+        """Cancel it, in its event loop, though it may only begin later."""
+        self._left = True
+        if self._scope is not None:
+            self._scope.cancel()
 
 
 class Overspill:
@@ -163,11 +196,13 @@ class Overspill:
     def _ask(self, work: Callable[[*_Ts], Awaitable[_T] | _T], *arguments: *_Ts) -> _T:
         """What ``work`` gives in the core's event loop; who is interrupted while it waits (Ctrl-C)
         has it cancelled, for nobody would take it."""
-        asked: Future[_T] = self._open.start_task_soon(work, *arguments)  # type: ignore[arg-type]  # anyio's two overloads, in one
+        portal, call = self._open, _Work()
         try:
-            return asked.result()
+            return portal.start_task_soon(call.run, work, *arguments).result()
         except BaseException:
-            asked.cancel()  # one that is done stays done
+            if not call.ended:
+                with suppress(RuntimeError):  # its client is closed, and all its calls with it
+                    portal.start_task_soon(call.leave)
             raise
 
     @overload

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import CancelledError
 from contextlib import suppress
 
 import pytest
@@ -137,10 +138,57 @@ def test_ctrl_c_while_an_answer_is_awaited_frees_the_engine(settings):
         with pytest.raises(KeyboardInterrupt):
             ai.chat("x")
         thread.join()
-        while not device.cancelled:  # it would go on for 90 seconds
-            time.sleep(0.001)
+        until(lambda: device.cancelled)  # it would go on for 90 seconds
         device._delay_s = 0.0
         assert ai.chat("x").text == "one two three"
+
+
+def test_ctrl_c_while_a_call_is_on_its_way_frees_the_engine(settings):
+    """It may come when the engine works already and the caller has nothing yet to cancel."""
+    device = FakeEngine("one two three", delay_s=30)
+    with Overspill("t", settings=settings, device=device) as ai:
+        portal = ai._portal
+        start = portal.start_task_soon
+
+        def interrupted(*work, **options):
+            start(*work, **options)
+            portal.start_task_soon = start
+            while not device.requests:
+                time.sleep(0.001)
+            raise KeyboardInterrupt
+
+        portal.start_task_soon = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            ai.chat("x")
+        until(lambda: device.cancelled == 1)
+
+
+def test_ctrl_c_before_a_call_begins_keeps_it_from_the_engine(settings):
+    device = FakeEngine("one two three", delay_s=30)
+    with Overspill("t", settings=settings, device=device) as ai:
+        portal = ai._portal
+        start = portal.start_task_soon
+        late = []
+
+        def interrupted(*work, **options):
+            late.append((work, options))
+            portal.start_task_soon = start
+            raise KeyboardInterrupt
+
+        portal.start_task_soon = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            ai.chat("x")
+        ((work, options),) = late
+        with pytest.raises(CancelledError):
+            start(*work, **options).result(20)
+        assert len(device.requests) == device.cancelled
+
+
+def until(true) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_a_stream_ends_with_its_client(settings):

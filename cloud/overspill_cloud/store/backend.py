@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError
 
 from overspill.errors import BusyError, ConfigurationError, MissingExtra
+from overspill.wal import use_wal
 
 FILE_NAME: Final = "node.sqlite3"
 LOCK_TIMEOUT_S: Final = 5
@@ -232,12 +233,9 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
     # NORMAL: a commit survives a killed process without an fsync of its own. After a power cut
     # the last ones may be gone, and with them the node's key: nothing old can be replayed then.
     # The ledger is synced by who writes it.
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=NORMAL",
-        f"busy_timeout={LOCK_TIMEOUT_S * 1000}",
-    ):
+    for pragma in (f"busy_timeout={LOCK_TIMEOUT_S * 1000}", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}")
+    use_wal(connection)
 
 
 def _begin_sqlite(db: sa.Connection) -> None:

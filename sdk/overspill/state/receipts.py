@@ -11,6 +11,7 @@ from pathlib import Path
 
 from overspill.errors import ConfigurationError, UsageError
 from overspill.types.reply import ReceiptRecord
+from overspill.wal import use_wal
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS receipts (
@@ -81,7 +82,7 @@ class ReceiptStore:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._path.touch(mode=0o600, exist_ok=True)
             with closing(sqlite3.connect(self._path, timeout=2)) as db, db:
-                db.execute("PRAGMA journal_mode = WAL")
+                use_wal(db)
                 db.execute(_SCHEMA)
                 db.execute(_EVIDENCE)
                 _add_columns(db)
@@ -95,7 +96,13 @@ class ReceiptStore:
 
 def _add_columns(db: sqlite3.Connection) -> None:
     """Bring a file of an earlier version up to this one; its receipts stay as they are."""
+    if not _missing(db):
+        return
+    db.execute("BEGIN IMMEDIATE")  # and look again: another process may be at it
+    for name in _missing(db):
+        db.execute(f"ALTER TABLE receipts ADD COLUMN {name} {_ADDED[name]}")
+
+
+def _missing(db: sqlite3.Connection) -> list[str]:
     there = {row[1] for row in db.execute("PRAGMA table_info(receipts)")}
-    for name, definition in _ADDED.items():
-        if name not in there:
-            db.execute(f"ALTER TABLE receipts ADD COLUMN {name} {definition}")
+    return [name for name in _ADDED if name not in there]

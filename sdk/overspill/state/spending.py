@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from overspill.errors import ConfigurationError
+from overspill.wal import use_wal
 
 KEPT_BACK = 32
 """Answers that cost nothing are written so many at a time."""
@@ -120,7 +121,7 @@ class SpendingStore:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._path.touch(mode=0o600, exist_ok=True)
             with closing(sqlite3.connect(self._path, timeout=2)) as db, db:
-                db.execute("PRAGMA journal_mode = WAL")
+                use_wal(db)
                 db.execute(_SCHEMA)
                 yield db
         except (OSError, sqlite3.Error) as error:
