@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -34,6 +35,10 @@ RENEW_S: Final = 1800
 CHECK_S: Final = 30.0
 """By the wall clock in small steps: a machine that slept must not serve stale evidence."""
 CLIENT_ACCEPTS_S: Final = 3600
+_SHARE: Final = 0.25
+"""Of its time an attester may be quoting for clients."""
+_WEIGHT: Final = 0.2
+"""Of the newest quote in what quotes take: a node that stood still once is not slow for long."""
 BACKDATE_S: Final = 60
 """A client whose clock is a little behind must not find the evidence from its future."""
 
@@ -53,11 +58,24 @@ class Epoch:
 
 
 class ChallengeBudget:
-    """A token bucket over all clients: a quote costs the node more than it costs who asks."""
+    """A token bucket over all clients: a quote costs the node more than it costs who asks.
 
-    def __init__(self, clock: Callable[[], float], per_s: float = 5.0, burst: int = 20) -> None:
+    It fills as quickly as quotes can be made in a quarter of the time: by a TPM some a second, by
+    keys in memory as many as come when all clients of a lost node move at once. ``clock`` gives
+    Unix seconds.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        per_s: float = 5.0,
+        most_per_s: float = 50.0,
+        burst: int = 20,
+    ) -> None:
         self._clock = clock
-        self._per_s = per_s
+        self._least_per_s = self._per_s = per_s
+        self._most_per_s = most_per_s
+        self._quote_s: float | None = None
         self._burst = float(burst)
         self._left = float(burst)
         self._at = clock()
@@ -68,8 +86,20 @@ class ChallengeBudget:
         self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._per_s)
         self._at = now
         if self._left < 1:
-            raise BusyError("Too many challenges.", mend="Try again later.", retry_after_s=1.0)
+            raise BusyError(
+                "Too many challenges.",
+                mend="Try again later.",
+                retry_after_s=1.0,
+                reason="CHALLENGES",
+            )
         self._left -= 1
+
+    def quoted(self, seconds: float) -> None:
+        """One more quote was made, in so long."""
+        before = seconds if self._quote_s is None else self._quote_s
+        self._quote_s = before + (seconds - before) * _WEIGHT
+        rate = _SHARE / max(self._quote_s, 1e-6)
+        self._per_s = min(max(rate, self._least_per_s), self._most_per_s)
 
 
 class KeyRing:
@@ -221,7 +251,10 @@ class KeyRing:
     def _evidence(self, nkc: bytes, nonce: bytes | None) -> Evidence:
         # One at a time: challenges come from any thread, and a TPM is one device.
         with self._attesting:
-            return self._attester.evidence(nkc, nonce, self._measured.log)
+            began = time.perf_counter()
+            evidence = self._attester.evidence(nkc, nonce, self._measured.log)
+            self._challenges.quoted(time.perf_counter() - began)
+        return evidence
 
     def _gpu_evidence(self, pair: NodeKeyPair) -> tuple[Evidence, ...]:
         if self._gpu is None:

@@ -107,6 +107,44 @@ async def test_challenges_answer_with_the_current_configuration(cloud, tmp_path)
         assert one.evidence != other.evidence
 
 
+@pytest.mark.parametrize(
+    ("quote_s", "per_s"), [(0.0, 50), (0.001, 50), (0.01, 25), (0.025, 10), (0.05, 5), (3.0, 5)]
+)
+def test_the_challenge_budget_fills_as_quickly_as_quotes_are_made(quote_s, per_s):
+    """By a TPM that takes long, as slowly as ever; all clients of a lost node need not wait where
+    a quote is a signature."""
+    now = [0.0]
+    budget = ChallengeBudget(lambda: now[0], burst=1)
+    budget.quoted(quote_s)
+    budget.take()
+    now[0] += 0.9 / per_s
+    with pytest.raises(BusyError) as caught:
+        budget.take()
+    assert caught.value.reason == "CHALLENGES"
+    now[0] += 0.2 / per_s
+    budget.take()
+
+
+def test_one_slow_quote_does_not_slow_the_budget_for_long():
+    now = [0.0]
+    budget = ChallengeBudget(lambda: now[0], burst=1)
+    for quote_s in (0.001, 2.0, *[0.001] * 30):
+        budget.quoted(quote_s)
+    budget.take()
+    now[0] += 1.1 / 50
+    budget.take()
+
+
+async def test_a_node_learns_what_its_quotes_take(cloud, tmp_path):
+    """As many clients as the burst come, and again soon after: none is sent away."""
+    async with cloud.world(tmp_path) as here:
+        for _ in range(20):
+            await here.node.challenge(os.urandom(32))
+        here.clock.offset_s += 2.0
+        for _ in range(20):
+            await here.node.challenge(os.urandom(32))
+
+
 def test_the_challenge_budget_refills(cloud):
     now = [0.0]
     budget = ChallengeBudget(lambda: now[0], per_s=2.0, burst=3)
