@@ -35,7 +35,7 @@ from overspill_cloud.fleet.addresses import AddressFile
 from overspill_cloud.fleet.dns import DnsReplicas
 from overspill_cloud.keeper import SILENCE_S, STALL_AFTER_S, Keeper
 from overspill_cloud.keys import KeyRing
-from overspill_cloud.limits import DRAIN_S, AdmissionLimits
+from overspill_cloud.limits import DRAIN_S, LEAVING_S, AdmissionLimits
 from overspill_cloud.listen import check_address, check_listen
 from overspill_cloud.machine import Machine
 from overspill_cloud.measure import NodeMeasurements, measure_node, node_settings
@@ -112,6 +112,12 @@ class NodeOptions:
     replicas: Path | None = None
     replicas_dns: str | None = None
     database: str | None = None
+
+    @property
+    def leaving_s(self) -> float:
+        """How long a drain takes at least: a node that stands alone has nobody to name."""
+        has_others = self.replicas is not None or self.replicas_dns is not None
+        return min(LEAVING_S, self.drain_timeout_s) if has_others else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +343,7 @@ async def serve(
         try:
             yield serving
         finally:
-            await node.drain(options.drain_timeout_s)
+            await node.drain(options.drain_timeout_s, options.leaving_s)
     log.write(events.NodeStopped())
 
 

@@ -10,6 +10,9 @@ from overspill.sealing.signing import MAX_CLOCK_SKEW_S
 
 DRAIN_S: Final = 20.0
 """Running streams get so long to end, unless an operator says otherwise."""
+LEAVING_S: Final = 2.0
+"""A node of a fleet answers for so long at least that it leaves, and who is there instead: to those
+who learnt of it a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ them. After it everything is sealed into the stream.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -193,16 +194,19 @@ class Node:
         except StreamCorrupt as error:
             self._refused(error, "cancel")
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float, leaving_s: float = 0.0) -> None:
         """Take no new streams; let those that arrive or run end, and move the rest after
-        ``timeout_s``. Those that dawdle on their way are refused sooner: they lose nothing."""
+        ``timeout_s``. Those that dawdle on their way are refused sooner: they lose nothing. It
+        takes ``leaving_s`` at least: who comes meanwhile is told to go elsewhere."""
         self._draining = True
         self._parts.log.write(events.NodeDraining())
-        ends_s = time.monotonic() + timeout_s
+        began_s = time.monotonic()
+        ends_s = began_s + timeout_s
         grace_s = min(timeout_s, self._parts.limits.arriving_grace_s)
         await self._arrivals.drain(grace_s, _shutting_down())
         await self._live.drain(max(0.0, ends_s - time.monotonic()))
         await self._parts.database.written(LEDGER_TIMEOUT_S)
+        await asyncio.sleep(began_s + leaving_s - time.monotonic())
 
     # In calling order -------------------------------------------------------------------------
 

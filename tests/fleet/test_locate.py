@@ -311,3 +311,63 @@ async def test_a_device_that_knows_one_node_is_answered_by_another(tmp_path: Pat
             request = Request((Message("user", "hi"),), max_tokens=16)
             assert [chunk async for chunk in client.generate(request)]
             assert client.address == two.listen
+
+
+async def test_a_node_that_leaves_still_says_who_is_there_instead(tmp_path: Path) -> None:
+    """A device that learnt of it a moment ago, and of nobody else, comes to another one."""
+    addresses = tmp_path / "addresses"
+    write_addresses(addresses, [])
+
+    def options(name: str) -> NodeOptions:
+        return NodeOptions(
+            (ModelSpec("echo", "echo"),),
+            f"unix:{tmp_path}/{name}.sock",
+            tmp_path / "state",
+            replicas=addresses,
+        )
+
+    leaves, serves = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def one_node() -> None:
+        async with serve(options("one"), log_to=io.StringIO()) as node:
+            serves.set_result(node)
+            await leaves.wait()
+
+    running = asyncio.create_task(one_node())
+    one = await serves
+    async with serve(options("two"), log_to=io.StringIO()) as two:
+        digests = {"echo": one.models["echo"].sha256}
+        policy = parse_policy(dev_policy(bytes.fromhex(one.dev_root), digests))
+        key = SoftwareKey.generate(FAR)
+        client = RemoteEngine(GrpcTransport(two.listen), policy, key)
+        store = Store(tmp_path / "state")
+        await client.enroll(store.new_code(FAR))
+        store.close()
+        await client.aclose()
+        write_addresses(addresses, [two.listen])
+        leaves.set()
+        while not one.node.is_draining:  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.3)  # nothing runs there: without others it would be gone by now
+        client = RemoteEngine(GrpcTransport(one.listen), policy, key, open_road=GrpcTransport)
+        async with client:
+            request = Request((Message("user", "hi"),), max_tokens=16)
+            assert [chunk async for chunk in client.generate(request)]
+            assert client.address == two.listen
+        await running
+
+
+@pytest.mark.parametrize(
+    ("fleet", "drain_s", "leaving_s"),
+    [
+        ({}, 20.0, 0.0),
+        ({"replicas": Path("addresses")}, 20.0, 2.0),
+        ({"replicas": Path("addresses")}, 0.5, 0.5),
+        ({"replicas_dns": "nodes.example:8443"}, 20.0, 2.0),
+    ],
+)
+def test_only_a_node_that_has_others_stays_to_name_them(
+    fleet: dict[str, Any], drain_s: float, leaving_s: float
+) -> None:
+    options = NodeOptions((), "", Path(), drain_timeout_s=drain_s, **fleet)
+    assert options.leaving_s == leaving_s
