@@ -47,6 +47,8 @@ from overspill.types.reply import (
 from overspill.types.route import Plan
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from anyio import CancelScope, Event
     from anyio.from_thread import BlockingPortal
 
@@ -198,7 +200,8 @@ class Overspill:
         has it cancelled, for nobody would take it."""
         portal, call = self._open, _Work()
         try:
-            return portal.start_task_soon(call.run, work, *arguments).result()
+            asked: Future[_T] = portal.start_task_soon(call.run, work, *arguments)
+            return asked.result()
         except BaseException:
             if not call.ended:
                 with suppress(RuntimeError):  # its client is closed, and all its calls with it
