@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -47,6 +48,16 @@ def policy(attester, models):
 def now():
     """A TPM authority's certificates are made now; the rest is at home at any time."""
     return int(time.time())
+
+
+def test_replicas_that_start_at_once_have_one_key(tmp_path):
+    """A policy names one: the node that signed by another would be rejected by every client."""
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(10):
+            state = tmp_path / str(number)
+            state.mkdir()
+            roots = pool.map(lambda _, state=state: open_attester("dev", state).root, range(8))
+            assert len(set(roots)) == 1
 
 
 def test_what_it_vouches_for_is_accepted(attester, policy, bundle_of, log, at, now):

@@ -96,6 +96,6 @@ def test_logits_are_the_same_and_in_the_order_of_the_rows(
     together, apart = run(1 << 40), run(1)
     assert [part.shape[0] for part in apart] == [2, 4]
     for one, other in zip(together, apart, strict=True):
-        # Fused attention adds up in half precision, tile by tile: with AVX-512 they differ by 0.005.
+        # Fused attention adds up in half precision by tiles: with AVX-512 they differ by 0.005.
         np.testing.assert_allclose(one, other, atol=2e-2)
         assert (one.argmax(1) == other.argmax(1)).all()

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import stat
+import threading
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -17,7 +18,7 @@ from overspill.errors import ConfigurationError, MissingExtra, UsageError
 from overspill.identity.file import FileKeyStore, load_or_create, obtain
 from overspill.identity.keyring import KeyringStore
 from overspill.identity.keys import ED25519, ES256, SoftwareKey
-from overspill.identity.private_file import read_private, write_private
+from overspill.identity.private_file import create_private, read_private, write_private
 from overspill.identity.select import KeyPlace, device_key, select_store
 
 NOW = 1_800_000_000
@@ -172,6 +173,42 @@ def test_writing_replaces_in_one_step(tmp_path):
 
 
 # --- the keychain -----------------------------------------------------------------------------
+
+
+def test_apps_that_start_at_once_have_one_key(tmp_path):
+    """Whoever enrols a key that another app replaced is a stranger at its next start."""
+    path = tmp_path / "keys" / "device-key"
+    ready, found = threading.Barrier(8), []
+
+    def work():
+        ready.wait()
+        found.append(load_or_create(path, now_unix=NOW).thumbprint)
+
+    for _ in range(10):
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(found) == {load_or_create(path, now_unix=NOW).thumbprint}
+        assert len(found) == 8
+        assert [one.name for one in path.parent.iterdir()] == [path.name]
+        found.clear()
+        path.unlink()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_is_there_is_not_replaced_by_what_comes_later(tmp_path, monkeypatch, links):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:  # a file system without hard links
+        monkeypatch.setattr(os, "link", refused)
+    path = tmp_path / "device-key"
+    assert create_private(path, "first")
+    assert not create_private(path, "second")
+    assert path.read_text() == "first"
+    assert [one.name for one in tmp_path.iterdir()] == ["device-key"]
 
 
 @pytest.fixture

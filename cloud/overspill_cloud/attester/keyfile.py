@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from overspill.errors import ConfigurationError
-from overspill.identity.private_file import read_private, write_private
+from overspill.identity.private_file import create_private, read_private
 
 
 def load_key(path: Path) -> Ed25519PrivateKey:
@@ -36,11 +36,12 @@ def load_key(path: Path) -> Ed25519PrivateKey:
 
 
 def load_or_create_key(path: Path) -> Ed25519PrivateKey:
-    """As :func:`load_key`, making the key (file mode 0600) at first start."""
+    """As :func:`load_key`, making the key (file mode 0600) at first start. Replicas that start at
+    once have one key."""
     if not path.exists():
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        write_private(path, pem.decode("ascii"))
+        create_private(path, pem.decode("ascii"))
     return load_key(path)
 
 

@@ -40,5 +40,9 @@ class KeyStore(Protocol):
     def save(self, key: SoftwareKey) -> None:
         """Stores ``key`` in place of whatever was there. Raises ``ConfigurationError``."""
 
+    def add(self, key: SoftwareKey) -> SoftwareKey:
+        """Stores ``key`` where there is none; gives the one that is there then. Raises
+        ``ConfigurationError``."""
+
     def delete(self) -> None:
         """Forgets the key, if there is one."""

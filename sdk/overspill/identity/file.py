@@ -8,7 +8,7 @@ from pathlib import Path
 from overspill.errors import ConfigurationError
 from overspill.identity.base import KeyStore
 from overspill.identity.keys import DEFAULT_LIFETIME_S, ED25519, SoftwareKey
-from overspill.identity.private_file import read_private, write_private
+from overspill.identity.private_file import create_private, read_private, write_private
 
 
 class FileKeyStore:
@@ -30,6 +30,11 @@ class FileKeyStore:
     def save(self, key: SoftwareKey) -> None:
         """See :class:`~overspill.identity.base.KeyStore`."""
         write_private(self._path, key.to_text())
+
+    def add(self, key: SoftwareKey) -> SoftwareKey:
+        """See :class:`~overspill.identity.base.KeyStore`: of several apps at once one wins."""
+        create_private(self._path, key.to_text())
+        return self.load() or key
 
     def delete(self) -> None:
         """See :class:`~overspill.identity.base.KeyStore`."""
@@ -57,7 +62,7 @@ def obtain(
     key = store.load()
     if key is None:
         key = SoftwareKey.generate(int(now) + lifetime_s, algorithm)
-        store.save(key)
+        key = store.add(key)
     if key.is_expired(now):
         raise ConfigurationError(
             f"The device key in {store.place} has expired.",

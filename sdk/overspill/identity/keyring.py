@@ -53,6 +53,14 @@ class KeyringStore:
         except self._errors.KeyringError as error:
             raise self._refused(error) from error
 
+    def add(self, key: SoftwareKey) -> SoftwareKey:
+        """See :class:`~overspill.identity.base.KeyStore`. A keychain only replaces: of two apps
+        that come within the same moment, the one that came first has to enrol again."""
+        if (there := self.load()) is not None:
+            return there
+        self.save(key)
+        return self.load() or key
+
     def delete(self) -> None:
         """See :class:`~overspill.identity.base.KeyStore`."""
         try:

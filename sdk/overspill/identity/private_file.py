@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from overspill.errors import ConfigurationError
@@ -38,15 +39,44 @@ def write_private(path: Path, text: str) -> None:
 
     The folder is made with mode 0700. Raises ``ConfigurationError`` when it cannot be written.
     """
+    _write_whole(path, text, _replace)
+
+
+def create_private(path: Path, text: str) -> bool:
+    """As :func:`write_private` where there is nothing yet; of several at once one wins. False, and
+    nothing changed, where there is something."""
+    return _write_whole(path, text, _move_to_new)
+
+
+def _write_whole(path: Path, text: str, move: Callable[[Path, Path], bool]) -> bool:
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_new(part, text)
-        part.replace(path)
+        return move(part, path)
     except OSError as error:
+        raise _unusable(path, f"cannot be written ({error.strerror})") from error
+    finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise _unusable(path, f"cannot be written ({error.strerror})") from error
+
+
+def _replace(part: Path, path: Path) -> bool:
+    part.replace(path)
+    return True
+
+
+def _move_to_new(part: Path, path: Path) -> bool:
+    try:
+        if os.name == "posix":
+            os.link(part, path)
+        else:
+            part.rename(path)  # which replaces nothing there
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        return not path.exists() and _replace(part, path)
+    return True
 
 
 def _write_new(path: Path, text: str) -> None:
