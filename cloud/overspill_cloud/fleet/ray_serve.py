@@ -33,6 +33,7 @@ APP: Final = "overspill"
 REGISTRY: Final = "overspill-addresses"
 LOAD: Final = "overspill_load"
 BEAT_S: Final = 0.5
+TELL_S: Final = 0.2
 LOST_AFTER_S: Final = 5.0
 MAX_DEATHS: Final = 5
 """So many of a replica's nodes may end within ``DEATHS_WINDOW_S``; then Serve places another."""
@@ -99,6 +100,8 @@ class NodeReplica:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._node: NodeProcess = self._run(NodeProcess.start(self._options))
         self._changing = asyncio.Lock()
+        self._changed = threading.Event()
+        """The node came or went: that is told at once."""
         self._keeping = asyncio.run_coroutine_threadsafe(self._keep(), self._loop)
         self._beats = threading.Thread(target=self._beat, daemon=True)
         self._beats.start()
@@ -124,6 +127,7 @@ class NodeReplica:
     def __del__(self) -> None:
         """Drain: Serve calls this when the replica is replaced or the fleet shrinks."""
         self._stopping.set()
+        self._changed.set()
         self._run(self._stop())
         self._folder.cleanup()
 
@@ -140,10 +144,12 @@ class NodeReplica:
             async with self._changing:
                 if self._stopping.is_set():
                     return
+                self._changed.set()
                 deaths.append(time.monotonic())
                 if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_WINDOW_S:
                     raise EngineDied(f"The node on {self._node.address} ended {MAX_DEATHS} times.")
                 self._node = await NodeProcess.start(self._options)
+            self._changed.set()
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -152,16 +158,20 @@ class NodeReplica:
         import ray
 
         registry = ray.get_actor(REGISTRY, namespace=APP)
-        known = self._node.address
-        while not self._stopping.wait(BEAT_S) and not self._keeping.done():
-            if self._changing.locked() or known != self._node.address:
+        known = ""
+        while not self._stopping.is_set() and not self._keeping.done():
+            is_changing = self._changing.locked()
+            if known and (is_changing or known != self._node.address):
                 ray.get(registry.leave.remote(known))
-            if self._changing.locked():
-                continue
-            known = self._node.address
-            told = ray.get(registry.beat.remote(self._node.facts))
-            write_addresses(self._options.addresses, told)
-        ray.get(registry.leave.remote(known))
+                known = ""
+            if not is_changing:
+                known = self._node.address
+                told = ray.get(registry.beat.remote(self._node.facts))
+                write_addresses(self._options.addresses, told)
+            self._changed.wait(BEAT_S)
+            self._changed.clear()
+        if known:
+            ray.get(registry.leave.remote(known))
 
 
 def wanted_replicas(context: Any) -> tuple[int, dict[str, Any]]:
@@ -228,7 +238,7 @@ def run_on_ray(
 def _tell(ray: Any, registry: Any, addresses: Path, stopped: threading.Event) -> None:
     """Keep the file of addresses true."""
     addresses.parent.mkdir(parents=True, exist_ok=True)
-    while not stopped.wait(BEAT_S):
+    while not stopped.wait(TELL_S):
         write_addresses(addresses, [one["listen"] for one in ray.get(registry.nodes.remote())])
 
 
@@ -248,7 +258,7 @@ def _deploy(serve: Any, options: FleetOptions, max_replicas: int, version: int) 
     deployment = serve.deployment(
         NodeReplica,
         name="node",
-        health_check_period_s=1,
+        health_check_period_s=0.5,
         health_check_timeout_s=5,
         graceful_shutdown_timeout_s=options.stop_timeout_s,
         ray_actor_options={"num_cpus": 0.1},

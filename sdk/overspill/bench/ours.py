@@ -50,6 +50,10 @@ class OurTarget:
         self._overheads = overheads
         self._adapters = adapters
 
+    def without_adapters(self) -> OurTarget:
+        """The same engine, asked for none."""
+        return OurTarget(self.engine, self._overheads)
+
     async def stream(
         self,
         prompt_tokens: int,
