@@ -203,12 +203,6 @@ def refuse_usage_reports() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
-def leave_forks_alone() -> None:
-    """Before gRPC starts: it would stop its threads around every fork, and what is forked here
-    runs another program at once."""
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
-
 def quiet_tpm() -> None:
     """Keep the TPM library from writing to stderr; before its first call. What the TPM refuses is
     raised anyway, and what it merely lacks is no error. A ``TSS2_LOG`` that was set stays."""
