@@ -131,7 +131,7 @@ async def _cut_once(
 ) -> tuple[History, bool]:
     """One stream whose connection is reset at a random one of its ``size`` bytes, or whose link is
     cut there for up to 0.3 s; and whether it had to go on over another connection. Under ``turn``
-    it asks for the node's evidence, which is made for some five clients a second."""
+    it asks for the node's evidence, which is made for so many clients a second."""
     choice = random.Random(seed)
     async with FaultProxy(fleet.nodes[0].listen, seed) as proxy:
         engine = fleet.client([proxy.address])

@@ -283,20 +283,21 @@ def test_settings_say_whether_replicas_are_asked_for(tmp_path: Path, line: str, 
     assert (open_cloud(settings)._locator is not None) is asks
 
 
+def in_fleet(folder: Path, name: str) -> NodeOptions:
+    """A node that tells whoever stands in ``folder/addresses``."""
+    return NodeOptions(
+        (ModelSpec("echo", "echo"),),
+        f"unix:{folder}/{name}.sock",
+        folder / "state",
+        replicas=folder / "addresses",
+    )
+
+
 async def test_a_device_that_knows_one_node_is_answered_by_another(tmp_path: Path) -> None:
     addresses = tmp_path / "addresses"
-
-    def options(name: str) -> NodeOptions:
-        return NodeOptions(
-            (ModelSpec("echo", "echo"),),
-            f"unix:{tmp_path}/{name}.sock",
-            tmp_path / "state",
-            replicas=addresses,
-        )
-
     async with (
-        serve(options("one"), log_to=io.StringIO()) as one,
-        serve(options("two"), log_to=io.StringIO()) as two,
+        serve(in_fleet(tmp_path, "one"), log_to=io.StringIO()) as one,
+        serve(in_fleet(tmp_path, "two"), log_to=io.StringIO()) as two,
     ):
         digests = {"echo": one.models["echo"].sha256}
         policy = parse_policy(dev_policy(bytes.fromhex(one.dev_root), digests))
@@ -317,25 +318,16 @@ async def test_a_node_that_leaves_still_says_who_is_there_instead(tmp_path: Path
     """A device that learnt of it a moment ago, and of nobody else, comes to another one."""
     addresses = tmp_path / "addresses"
     write_addresses(addresses, [])
-
-    def options(name: str) -> NodeOptions:
-        return NodeOptions(
-            (ModelSpec("echo", "echo"),),
-            f"unix:{tmp_path}/{name}.sock",
-            tmp_path / "state",
-            replicas=addresses,
-        )
-
     leaves, serves = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     async def one_node() -> None:
-        async with serve(options("one"), log_to=io.StringIO()) as node:
+        async with serve(in_fleet(tmp_path, "one"), log_to=io.StringIO()) as node:
             serves.set_result(node)
             await leaves.wait()
 
     running = asyncio.create_task(one_node())
     one = await serves
-    async with serve(options("two"), log_to=io.StringIO()) as two:
+    async with serve(in_fleet(tmp_path, "two"), log_to=io.StringIO()) as two:
         digests = {"echo": one.models["echo"].sha256}
         policy = parse_policy(dev_policy(bytes.fromhex(one.dev_root), digests))
         key = SoftwareKey.generate(FAR)
