@@ -67,7 +67,10 @@ def test_logits_are_the_same_and_in_the_order_of_the_rows(
 ) -> None:
     from overspill.engines.llama_cpp import LlamaCppBackend, LlamaCppOptions
 
-    options = LlamaCppOptions(threads=1, max_sequences=4, context_tokens=256, batch_tokens=256)
+    # Fused attention adds up in half precision by tiles: with AVX-512 calls differ by 0.005 there.
+    options = LlamaCppOptions(
+        threads=1, max_sequences=4, context_tokens=256, batch_tokens=256, exact_attention=True
+    )
     text = list(range(5, 105))
 
     def run(cells: int) -> list[np.ndarray]:
@@ -96,6 +99,5 @@ def test_logits_are_the_same_and_in_the_order_of_the_rows(
     together, apart = run(1 << 40), run(1)
     assert [part.shape[0] for part in apart] == [2, 4]
     for one, other in zip(together, apart, strict=True):
-        # Fused attention adds up in half precision by tiles: with AVX-512 they differ by 0.005.
-        np.testing.assert_allclose(one, other, atol=2e-2)
+        np.testing.assert_allclose(one, other, atol=1e-3)
         assert (one.argmax(1) == other.argmax(1)).all()
