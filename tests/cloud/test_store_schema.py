@@ -19,6 +19,7 @@ from overspill.errors import ConfigurationError
 from overspill.terminal import run_app
 from overspill_cloud.cli import app
 from overspill_cloud.store import FILE_NAME, SCHEMA_VERSION, Store, UsageEntry, open_backend
+from overspill_cloud.store.backend import StoreUnavailable
 from overspill_cloud.store.check import check
 from overspill_cloud.store.schema import MIGRATIONS, differences, found, upgrade
 
@@ -103,6 +104,31 @@ def test_a_node_of_the_version_before_goes_on_through_an_upgrade(old_file):
         node.join()
         assert check(backend, 0).is_good
         assert check(backend, 0).ledger_lines == len(written) + 1
+
+
+def test_an_upgrade_waits_for_a_writer_longer_than_requests_do(old_file, monkeypatch):
+    monkeypatch.setattr("overspill_cloud.store.backend.LOCK_TIMEOUT_S", 0.1)
+    with closing(open_backend(old_file)) as backend:
+        with closing(sqlite3.connect(old_file / FILE_NAME, check_same_thread=False)) as busy:
+            busy.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable), backend.write():
+                pass
+            lets_go = threading.Timer(0.3, busy.rollback)
+            lets_go.start()
+            assert upgrade(backend) == (1, SCHEMA_VERSION)
+            lets_go.join()
+        with backend.driver() as db:  # requests wait as long as before
+            assert db.execute("PRAGMA busy_timeout").fetchone() == (100,)
+
+
+def test_an_upgrade_of_a_file_that_stays_locked_says_so(old_file, monkeypatch):
+    monkeypatch.setattr("overspill_cloud.store.schema.PATIENCE_S", 0.1)
+    with closing(open_backend(old_file)) as backend:
+        with closing(sqlite3.connect(old_file / FILE_NAME)) as busy:
+            busy.execute("BEGIN IMMEDIATE")
+            with pytest.raises(ConfigurationError, match="another process keeps it locked"):
+                upgrade(backend)
+        assert upgrade(backend) == (1, SCHEMA_VERSION)
 
 
 def test_migrations_and_tables_are_the_same(store):

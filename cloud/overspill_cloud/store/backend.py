@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError
 
 from overspill.errors import BusyError, ConfigurationError, MissingExtra
-from overspill.wal import use_wal
+from overspill.wal import begin_among_writers, use_wal
 
 FILE_NAME: Final = "node.sqlite3"
 LOCK_TIMEOUT_S: Final = 5
@@ -65,9 +65,10 @@ class Backend:
             yield db
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """One transaction, committed at the end of the block. Raises ``StoreUnavailable``."""
-        with self._transaction(writes=True) as db:
+    def write(self, patience_s: float | None = None) -> Iterator[sa.Connection]:
+        """One transaction, committed at the end of the block. ``patience_s`` (seconds) waits for a
+        file's lock longer than requests do. Raises ``StoreUnavailable``."""
+        with self._transaction(writes=True, patience_s=patience_s) as db:
             yield db
 
     @contextmanager
@@ -82,9 +83,11 @@ class Backend:
             yield db
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:
+    def _transaction(
+        self, *, writes: bool, patience_s: float | None = None
+    ) -> Iterator[sa.Connection]:
         with self._failing_typed(), self.engine.connect() as db:
-            db.execution_options(writes=writes)
+            db.execution_options(writes=writes, patience_s=patience_s)
             with db.begin():
                 yield db
 
@@ -233,7 +236,7 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
     # NORMAL: a commit survives a killed process without an fsync of its own. After a power cut
     # the last ones may be gone, and with them the node's key: nothing old can be replayed then.
     # The ledger is synced by who writes it.
-    for pragma in (f"busy_timeout={LOCK_TIMEOUT_S * 1000}", "synchronous=NORMAL"):
+    for pragma in (f"busy_timeout={round(LOCK_TIMEOUT_S * 1000)}", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}")
     use_wal(connection)
 
@@ -241,6 +244,10 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 def _begin_sqlite(db: sa.Connection) -> None:
     options = db.get_execution_options()
     if options.get("single"):
+        return
+    patience_s = options.get("patience_s")
+    if patience_s is not None:
+        begin_among_writers(cast(sqlite3.Connection, db.connection.driver_connection), patience_s)
         return
     # A reader that turns writer may find that another was faster, and then nothing helps it.
     writes = options.get("writes", True)

@@ -13,11 +13,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
 
 from overspill.errors import ConfigurationError
+from overspill.wal import is_busy
 from overspill_cloud.store.backend import Backend, StoreUnavailable
 from overspill_cloud.store.tables import metadata
 
 SCHEMA_VERSION: Final = 2
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+PATIENCE_S: Final = 30.0
+"""An upgrade's wait for a file that the version before goes on writing to, in seconds."""
 _VERSION_TABLE = "alembic_version"
 _VERSION = sa.text("SELECT version_num FROM alembic_version")
 _LOCK: Final = 0x6F76_6572_7370_696C
@@ -46,7 +49,7 @@ def upgrade(backend: Backend) -> tuple[int, int]:
     before = found(backend)
     if before < SCHEMA_VERSION:
         try:
-            with backend.write() as db:
+            with backend.write(PATIENCE_S) as db:
                 if backend.is_postgres:
                     db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
                 _migrate(db, _found(db))
@@ -115,6 +118,11 @@ def differences(backend: Backend) -> list[str]:
 def _unusable(backend: Backend, error: StoreUnavailable) -> ConfigurationError:
     cause = error.__cause__
     what = cause.orig if isinstance(cause, DatabaseError) else cause
+    if is_busy(what):
+        return ConfigurationError(
+            f"{backend.name} cannot be used: another process keeps it locked.",
+            mend="Stop the process that has it open, or try again.",
+        )
     return ConfigurationError(
         f"{backend.name} cannot be used: {type(what).__name__}.",
         mend="Check that the server answers."
