@@ -186,6 +186,7 @@ def served_models(
 
 async def serve_until_told(options: NodeOptions, *, as_json: bool, stop_with_stdin: bool) -> None:
     """Run a node until SIGTERM, Ctrl-C or, where asked, the end of standard input."""
+    from overspill.garbage import keep_what_is_there
     from overspill_cloud.app import serve as serving_node
     from overspill_cloud.hardening import harden_process
 
@@ -207,6 +208,7 @@ async def serve_until_told(options: NodeOptions, *, as_json: bool, stop_with_std
             facts["dev_root"] = node.dev_root
         if node.metrics is not None:
             facts["metrics"] = node.metrics
+        keep_what_is_there()
         text = f"Serving on {node.listen}; evidence: {node.assurance}."
         report(facts, text, as_json)
         await stopped.wait()

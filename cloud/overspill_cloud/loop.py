@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from overspill.garbage import collect_less
+from overspill.garbage import CALLS_YOUNG_OBJECTS, collect_less, share_arenas
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """As ``asyncio.run``, in a process that is ours alone."""
-    collect_less()
+    share_arenas()
+    collect_less(CALLS_YOUNG_OBJECTS)
     asyncio.run(main)
