@@ -55,6 +55,10 @@ def open_files(process: subprocess.Popen[str]) -> int:
     return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
 
 
+STARTS_PER_S = 40
+"""How fast the streams of ``steady`` come at first; later as they end, one for one."""
+
+
 class StampCheck:
     """Counts what is wrong with one stream of ``stamp_node``: its tokens are numbered modulo 256,
     and each has a later time than the one before. What is lost and what comes twice are counted
@@ -111,14 +115,15 @@ async def steady(
         late: list[float] = []
         process = fleet.nodes[0].process
         assert process is not None
-        # A life of 30 s each, begun at different times, so that streams come and go.
-        life_s = min(30.0, seconds)
+        # A life of 30 s each, begun at different times, so that streams come and go. How many may
+        # begin in a second is another question: each costs what some fifty tokens do.
+        life_s, begin_within_s = min(30.0, seconds), streams / STARTS_PER_S
         ends = time.monotonic() + seconds
         wrong = 0
 
         async def worker(number: int) -> None:
             nonlocal wrong
-            await asyncio.sleep(random.Random(number).random())
+            await asyncio.sleep(begin_within_s * random.Random(number).random())
             while (left := min(life_s, ends - time.monotonic())) > 0.5:
                 wrong += await read_stamps(engine, max(1, int(left * tokens_per_s)), late)
 
