@@ -28,6 +28,7 @@ from overspill.types.usage import Usage
 from overspill.wire import plaintext
 from overspill_cloud.admission import Admitted
 from overspill_cloud.models import ServedModel
+from overspill_cloud.pace import Pace
 from overspill_cloud.ring import FrameRing
 from overspill_cloud.sealed_stream import SealedRequest, SealedStream
 from overspill_cloud.streams import Run, Stop, StreamLimits
@@ -78,6 +79,7 @@ class LiveAnswer:
         request: Request,
         limits: StreamLimits,
         *,
+        pace: Pace,
         clock: Callable[[], float],
         refused: Callable[[Exception], OverspillError],
         left: Callable[[LiveAnswer], None],
@@ -87,7 +89,7 @@ class LiveAnswer:
         self.ring = FrameRing(limits.ring_bytes, limits.ring_s, time.monotonic)
         self.is_forgotten = False
         self._limits = limits
-        self._gather_s = limits.batch_gather_s if request.lane == "batch" else limits.gather_s
+        self._pace = pace
         self._clock = clock
         self._refused = refused
         self._left = left
@@ -178,7 +180,7 @@ class LiveAnswer:
         comes by itself: signing it must not hold back the words before it."""
         if self._finish is None:
             await self.run.ready(self._limits.heartbeat_s)
-            await self.run.gather(self._said_s + self._gather_s - time.monotonic())
+            await self.run.gather(self._said_s + self._pace.gather_s - time.monotonic())
         if self._seal_said(mine):
             return
         if self._finish is not None or self.run.ended:

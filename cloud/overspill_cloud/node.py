@@ -41,6 +41,7 @@ from overspill_cloud.enrolment import Enrolment
 from overspill_cloud.keys import KeyRing
 from overspill_cloud.live import LiveAnswers
 from overspill_cloud.models import ServedModel, pick
+from overspill_cloud.pace import Pace
 from overspill_cloud.ring import FrameGone
 from overspill_cloud.room import Demand, kv_demand
 from overspill_cloud.sealed_stream import SealedRequest, SealedStream
@@ -85,6 +86,8 @@ class Node:
         self._enrolment = Enrolment(parts.database, parts.admission, parts.clock)
         self._arrivals = Arrivals(parts.limits)
         self._live = LiveAnswers(parts.limits, self._settle)
+        self._pace = Pace(parts.limits.gather_s)
+        self._batch_pace = Pace(parts.limits.batch_gather_s)
         self._draining = False
 
     @property
@@ -298,6 +301,7 @@ class Node:
                 asked,
                 replace(request, id=asked.id, app=asked.id, cache_scope=None),
                 self._parts.limits,
+                pace=self._batch_pace if request.lane == "batch" else self._pace,
                 clock=self._parts.clock,
                 refused=lambda error: self._refused(error, "answer"),
                 left=self._live.left,

@@ -39,8 +39,9 @@ class StreamLimits:
     heartbeat_s: float = 2.0
     gather_s: float = 0.025
     """So long after a frame of words the next may follow, with all that was said meanwhile: where
-    tokens come faster, a frame for each would be the dearest part of them, on both ends. An
-    answer's beginning and its end never wait."""
+    tokens come faster, a frame for each would be the dearest part of them, on both ends. Longer
+    while the node is late (:mod:`overspill_cloud.pace`). An answer's beginning and its end never
+    wait."""
     batch_gather_s: float = 0.5
     """The same in the batch lane, where nobody watches words come."""
     detach_grace_s: float = 5.0
