@@ -242,5 +242,8 @@ class Backend(Protocol):
     def rearm(self) -> None:
         """Let the next ``run`` go on whatever was interrupted before."""
 
+    def rest(self) -> None:
+        """Nothing is to be run for a while; told once a second."""
+
     def close(self) -> None:
         """Free the model."""

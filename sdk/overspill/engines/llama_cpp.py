@@ -29,6 +29,7 @@ from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
 from overspill.engines.llama_passes import calls
 from overspill.engines.llama_pictures import PictureRows
+from overspill.engines.llama_teams import Team
 from overspill.engines.loading import on_loaded
 from overspill.engines.machine_load import usable_cpus
 from overspill.engines.memory import Fit
@@ -100,6 +101,7 @@ class LlamaCppBackend:
         except BaseException:
             native.llama_model_free(self._model)
             raise
+        self._team = Team()
         self._memory = native.llama_get_memory(self._context)
         self._batch = NativeBatch(options.batch_tokens)
         self._collected: Logits = np.empty((0, 0), np.float32)
@@ -287,6 +289,10 @@ class LlamaCppBackend:
         """Take the flag down."""
         self._abort.clear()
 
+    def rest(self) -> None:
+        """OpenMP's threads are let go where another model computes in this process."""
+        self._team.rest()
+
     def close(self) -> None:
         """Free batch, context and model."""
         with self._guard:
@@ -298,6 +304,7 @@ class LlamaCppBackend:
             self._batch.free()
             native.llama_free(self._context)
             native.llama_model_free(self._model)
+            self._team.close()
 
     def _warm_up(self) -> None:
         """Run one token: it reads the weights in, and what breaks the runtime breaks it here."""

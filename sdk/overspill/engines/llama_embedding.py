@@ -22,6 +22,7 @@ from overspill.engines.gguf_header import GgufHeader, read_header
 from overspill.engines.gguf_memory import F32_BYTES, LlamaUse, gguf_need
 from overspill.engines.llama_backends import start_backends
 from overspill.engines.llama_native import AbortFlag, NativeBatch, native_log
+from overspill.engines.llama_teams import Team
 from overspill.engines.machine_load import usable_cpus
 from overspill.engines.memory import F16_BYTES, Fit, MemoryNeed, available_memory, settle
 from overspill.errors import (
@@ -79,6 +80,7 @@ class LlamaEmbeddingModel:
         self._log = native_log()
         self._abort = AbortFlag()
         self._model: Any = self._load(path)
+        self._team = Team()
         self._vocab = native.llama_model_get_vocab(self._model)
         self._dimensions = int(native.llama_model_n_embd_out(self._model))
         self._context: Any = None
@@ -143,7 +145,9 @@ class LlamaEmbeddingModel:
         if status != 0:
             raise EngineError(f"llama.cpp could not run a batch (status {status}{self._said()}).")
         lengths = [len(tokens) for tokens in texts]
-        return [_scaled(v, normalize) for v in self._vectors(context, lengths, pooling)]
+        vectors = [_scaled(v, normalize) for v in self._vectors(context, lengths, pooling)]
+        self._team.rest()
+        return vectors
 
     def interrupt(self) -> None:
         """llama.cpp looks at the flag between the operations of a batch."""
@@ -161,6 +165,7 @@ class LlamaEmbeddingModel:
         self._close_context()
         native.llama_model_free(self._model)
         self._model = None
+        self._team.close()
 
     def _vectors(
         self, context: Any, lengths: Sequence[int], pooling: Pooling

@@ -67,6 +67,7 @@ class StepRunner:
 
     def rest(self) -> None:
         """No step comes for a while."""
+        self._backend.rest()
         if self._threads is not None:
             self._threads.rest()
 
