@@ -19,7 +19,7 @@ _FASTER, _SLOWER = 0.9, 1.5
 
 
 class Pace:
-    """``gather_s`` seconds at least, more while the loop is late. Without them (0) never any.
+    """``gather_s`` seconds at least, more while the loop is late; with 0 nothing ever gathers.
 
     Belongs to the event loop on which it is asked. Looks at the loop only while it is asked.
     """

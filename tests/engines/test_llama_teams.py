@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +21,15 @@ pytest.importorskip("llama_cpp")
 from llama_cpp import llama_cpp as binding
 
 from overspill.engines.llama_cpp import LlamaCppBackend, LlamaCppOptions
+from overspill.engines.registry import open_engine
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(binding._lib, "omp_pause_resource"),
-    reason="llama.cpp runs on GNU's OpenMP on Linux alone",
-)
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(
+        sys.platform != "linux" or not hasattr(binding._lib, "omp_pause_resource"),
+        reason="llama.cpp runs on GNU's OpenMP on Linux alone",
+    ),
+]
 PROMPT = BatchRow(0, 0, list(range(5, 25)), wants_logits=True)
 
 
@@ -73,3 +79,10 @@ def test_beside_another_one_they_are_let_go_and_made_again(tiny_gguf):
         assert np.array_equal(answer(other, beside), before)
         assert np.array_equal(answer(thread, model), expected)
         assert threads_of_this_process() == threads
+
+
+async def test_an_engine_that_rests_tells_its_model(tiny_gguf, monkeypatch):
+    told = threading.Event()
+    monkeypatch.setattr(LlamaCppBackend, "rest", lambda _: told.set())
+    async with open_engine(str(tiny_gguf)):
+        assert await asyncio.to_thread(told.wait, 30)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from overspill.types.card import ModelCard
 from overspill.types.chat import Image
@@ -242,8 +242,13 @@ class Backend(Protocol):
     def rearm(self) -> None:
         """Let the next ``run`` go on whatever was interrupted before."""
 
-    def rest(self) -> None:
-        """Nothing is to be run for a while; told once a second."""
-
     def close(self) -> None:
         """Free the model."""
+
+
+@runtime_checkable
+class Rests(Protocol):
+    """A backend that has something to let go while nothing is asked of it."""
+
+    def rest(self) -> None:
+        """Nothing is to be run for a while; told at once, and again every second of it."""

@@ -243,9 +243,6 @@ class EchoBackend:
         """Wait again."""
         self._interrupted.clear()
 
-    def rest(self) -> None:
-        """It has no threads."""
-
     def close(self) -> None:
         """Forget everything."""
         for cache in self._cache:

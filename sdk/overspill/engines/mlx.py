@@ -186,9 +186,6 @@ class MlxBackend:
         """Go on with the next pass."""
         self._interrupted.clear()
 
-    def rest(self) -> None:
-        """MLX's threads sleep by themselves."""
-
     def close(self) -> None:
         """Drop model and caches."""
         self._caches.clear()

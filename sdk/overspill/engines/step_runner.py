@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from overspill.engines.answer_stream import AnswerStream
-from overspill.engines.backend import Backend, BatchRow
+from overspill.engines.backend import Backend, BatchRow, Rests
 from overspill.engines.generation import Generation
 from overspill.engines.machine_load import ThreadControl
 from overspill.engines.sampling import choose_tokens
@@ -67,7 +67,8 @@ class StepRunner:
 
     def rest(self) -> None:
         """No step comes for a while."""
-        self._backend.rest()
+        if isinstance(self._backend, Rests):
+            self._backend.rest()
         if self._threads is not None:
             self._threads.rest()
 
