@@ -26,6 +26,7 @@ class Continuation:
     _tokens: int = 0
     _is_plain: bool = True
     _begun_s: float = field(init=False)
+    _stalled_s: float | None = None
 
     def __post_init__(self) -> None:
         self._begun_s = self.clock()
@@ -49,8 +50,15 @@ class Continuation:
         limit = self.original.max_tokens
         return self._is_plain and (limit is None or self._tokens < limit)
 
+    def stalled_s(self) -> float:
+        """A try failed: for how many seconds no piece has come since the first one that did."""
+        if self._stalled_s is None:
+            self._stalled_s = self.clock()
+        return self.clock() - self._stalled_s
+
     def note(self, chunk: Chunk | ReplyChunk) -> None:
         """A piece of the answer was handed on."""
+        self._stalled_s = None
         self._text.append(chunk.text)
         self._tokens += len(chunk.token_ids)
         if chunk.tool_calls or chunk.tool_call_deltas or chunk.reasoning:

@@ -283,7 +283,7 @@ class RemoteEngine(Engine):
         if request.model is None:
             request = replace(request, model=self._options.model)
         await self._locate()
-        journey, failed = Continuation(request), list[Replica]()
+        journey, failed, tries = Continuation(request), list[Replica](), 0
         self._retries.earn()
         while True:
             try:
@@ -298,11 +298,14 @@ class RemoteEngine(Engine):
                 return
             except MOVABLE as error:
                 failed.append(replica)
-                if not self._may_move(journey, error, failed):
+                tries += not _may_come_back(journey, error)
+                if not self._may_move(journey, error, tries):
                     error.partial = journey.text
                     raise
                 self._move(journey, replica, error)
-                await anyio.sleep(0 if journey.text else self._pause_s(len(failed)))
+                is_untried = any(one not in failed for one in self._replicas)
+                at_once = journey.text and is_untried
+                await anyio.sleep(0 if at_once else self._pause_s(len(failed)))
             except OverspillError as error:
                 error.partial = journey.text
                 raise
@@ -313,12 +316,14 @@ class RemoteEngine(Engine):
             found = await self._locator.refresh(self._replicas)
             self._replicas = by_rendezvous(found, self._sticky)
 
-    def _may_move(
-        self, journey: Continuation, error: OverspillError, failed: list[Replica]
-    ) -> bool:
+    def _may_move(self, journey: Continuation, error: OverspillError, tries: int) -> bool:
         """Whether another try is in order. What has begun goes on without asking the budget: that
-        bounds tries for which nobody has worked yet."""
-        if isinstance(error, DeadlineExceeded) or len(failed) >= self._options.max_tries:
+        bounds tries for which nobody has worked yet. Nodes that are not there may come back for as
+        long as others are waited for."""
+        stalled_s = journey.stalled_s()
+        if isinstance(error, DeadlineExceeded) or tries >= self._options.max_tries:
+            return False
+        if _may_come_back(journey, error) and stalled_s >= self._options.rest_wait_s:
             return False
         if _is_about_device(error):
             return False  # every replica counts the same
@@ -458,6 +463,12 @@ class RemoteEngine(Engine):
 
     def _unix_ms(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _may_come_back(journey: Continuation, error: OverspillError) -> bool:
+    """Whether nobody was there to take the rest of an answer: that costs no try, for who began it
+    is being replaced."""
+    return bool(journey.text) and isinstance(error, ConnectFailed)
 
 
 def _is_draining(error: OverspillError) -> bool:

@@ -195,6 +195,44 @@ async def test_a_node_that_stands_alone_says_that_it_is_full_and_until_when(clou
         assert caught.value.retry_after_s == full.retry_after_s
 
 
+class Restarting(Cutting):
+    """Its node is gone from the first cut on, until it was asked ``absent`` times."""
+
+    absent = 0
+
+    def chat(self, head, frames):
+        if self.begun and self.absent:
+            self.absent -= 1
+            raise ConnectFailed("Nobody is there.")
+        return super().chat(head, frames)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_an_answer_waits_for_nodes_that_are_replaced(cloud, tmp_path, comes_back):
+    """Both nodes are gone at once: more tries than a request has find nobody."""
+    async with await _world(cloud, tmp_path) as here:
+        key = cloud.device_key()
+        await here.enrolled(key=key)
+        roads = [Restarting(here.node, 8, resumes=False, address=f"memory:{n}") for n in "ab"]
+        guard = GuardOptions(open_after=1 << 30, throttle_from=1 << 30)
+        options = RemoteOptions(guard=guard, retry_pause_s=0.001, rest_wait_s=0.5)
+        engine = RemoteEngine(roads, here.policy, key, options, clock=here.clock)
+        for road in roads:
+            road.begun, road.absent = 1, 5 if comes_back else 10**9
+        next(road for road in roads if road.address == engine.address).begun = 0
+        request = cloud.ask(TEXT, max_tokens=100)
+        if comes_back:
+            chunks = await cloud.collect(engine, request)
+            assert cloud.text_of(chunks) == f"echo: {TEXT}"
+            assert len(engine.moves(request.id)) > options.max_tries
+        else:
+            with pytest.raises(ConnectFailed) as caught:
+                await cloud.collect(engine, request)
+            assert f"echo: {TEXT}".startswith(caught.value.partial)
+            assert caught.value.partial
+        await engine.aclose()
+
+
 async def test_a_quota_that_is_spent_is_spent_at_every_replica(cloud, tmp_path):
     async with _two_replicas(cloud, tmp_path, quota_tokens=20) as (engine, _, roads):
         for _ in range(30):  # more than the throttle and the circuit let pass of refusals
