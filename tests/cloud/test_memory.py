@@ -74,3 +74,22 @@ keep_what_is_there()
 print(any(one is there for one in gc.get_objects()), gc.get_freeze_count() > 10_000)
 """)
     assert found == "False True"
+
+
+def test_a_node_that_serves_has_left_its_start_out(tmp_path):
+    found = said_by(f"""
+import os, pathlib, signal
+from overspill_cloud import cli_serve, loop
+from overspill_cloud.app import ModelSpec, NodeOptions
+
+def serving(facts, text, as_json):
+    print(gc.get_freeze_count() > 10_000)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+cli_serve.report = serving
+options = NodeOptions(
+    models=(ModelSpec("echo", "echo"),), state=pathlib.Path({str(tmp_path)!r}), listen="127.0.0.1:0"
+)
+loop.run(cli_serve.serve_until_told(options, as_json=True, stop_with_stdin=False))
+""")
+    assert found == "True"
