@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ pytest.importorskip("llama_cpp")
 from llama_cpp import llama_cpp as binding
 
 from overspill.engines.llama_cpp import LlamaCppBackend, LlamaCppOptions
+from overspill.engines.llama_embedding import LlamaEmbeddingModel, LlamaEmbeddingOptions
 from overspill.engines.registry import open_engine
 
 pytestmark = [
@@ -79,6 +81,20 @@ def test_beside_another_one_they_are_let_go_and_made_again(tiny_gguf):
         assert np.array_equal(answer(other, beside), before)
         assert np.array_equal(answer(thread, model), expected)
         assert threads_of_this_process() == threads
+
+
+def test_an_embedder_lets_its_own_go_after_each_batch(tiny_gguf):
+    options = LlamaEmbeddingOptions(context_tokens=64, threads=2)
+    with on_a_thread(tiny_gguf) as (other, beside), ThreadPoolExecutor(1) as thread:
+        answer(other, beside)
+        embedder = thread.submit(
+            LlamaEmbeddingModel, tiny_gguf, name="tiny", options=options
+        ).result()
+        before = threads_of_this_process()
+        embed = partial(embedder.run, [PROMPT.tokens], "mean", normalize=True)
+        assert thread.submit(embed).result() == thread.submit(embed).result()
+        until(lambda: threads_of_this_process() == before)
+        thread.submit(embedder.close).result()
 
 
 async def test_an_engine_that_rests_tells_its_model(tiny_gguf, monkeypatch):
