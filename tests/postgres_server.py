@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -79,11 +78,10 @@ class PostgresServer:
         chosen = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [self.bin / "postgres", "-D", self.folder / "data", *chosen],
+                [*_as_user(), self.bin / "postgres", "-D", self.folder / "data", *chosen],
                 stdout=out,
                 stderr=out,
                 cwd=self.folder,
-                **_as_user(),
             )
         ready = [self.bin / "pg_isready", "-q", "-h", self.folder, "-t", "1"]
         for _ in range(START_TIMEOUT_S * 20):
@@ -120,11 +118,11 @@ def serving() -> Iterator[PostgresServer]:
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     server = PostgresServer(folder, found)
     try:
-        owner = _as_user()
-        if owner:
-            os.chown(folder, owner["user"], owner["group"])
+        if (entry := _user()) is not None:
+            os.chown(folder, entry.pw_uid, entry.pw_gid)
         subprocess.run(
             [
+                *_as_user(),
                 found / "initdb",
                 "-D",
                 folder / "data",
@@ -138,7 +136,6 @@ def serving() -> Iterator[PostgresServer]:
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=folder,
-            **owner,
         )
         server.start()
         yield server
@@ -147,12 +144,19 @@ def serving() -> Iterator[PostgresServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _as_user() -> dict[str, Any]:
+def _user() -> pwd.struct_passwd | None:
     if os.geteuid() != 0:
-        return {}
+        return None
     names = {entry.pw_name: entry for entry in pwd.getpwall()}
-    entry = names.get("postgres") or names["nobody"]
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    return names.get("postgres") or names["nobody"]
+
+
+def _as_user() -> list[str]:
+    # By a program, not by subprocess, which would fork this process for it: gRPC's handlers for a
+    # fork can end the child before it has begun.
+    if (entry := _user()) is None:
+        return []
+    return ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
 
 
 def _pause() -> None:

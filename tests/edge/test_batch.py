@@ -16,6 +16,13 @@ from overspill.testing import FakeEngine
 from overspill_edge.batch import Batch, Tally
 from overspill_edge.batch_files import Journal, check_lines
 
+LIMITED = """
+import os, resource, sys
+size = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 def chat(custom_id, text="hello", **body):
     messages = [{"role": "user", "content": text}]
@@ -195,13 +202,13 @@ def test_two_runs_do_not_write_into_one_file(tmp_path, requests, command):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
 def test_a_disk_that_takes_no_more_is_said_and_tears_nothing(command, requests, tmp_path):
-    import resource
-
     out = tmp_path / "out.jsonl"
     result = subprocess.run(
-        [sys.executable, "-m", "overspill.cli.main", "batch", str(requests), "--out", str(out)],
+        [
+            *(sys.executable, "-c", LIMITED, "5000", sys.executable),
+            *("-m", "overspill.cli.main", "batch", str(requests), "--out", str(out)),
+        ],
         env=command.environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)),
         capture_output=True,
         text=True,
         timeout=60,

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from overspill.config import child_environment
 from overspill.errors import EngineDied, OverspillError, error_of
+from overspill.spawn import spawn_options
 from overspill_cloud.fleet.addresses import write_addresses, write_targets
 from overspill_cloud.fleet.figures import moves
 
@@ -84,6 +85,7 @@ class NodeProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             env=child_environment(),
+            **spawn_options(),
         )
         facts: dict[str, Any] = {}
         try:

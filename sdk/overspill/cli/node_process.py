@@ -15,6 +15,7 @@ from typing import Any
 
 from overspill.config import child_environment
 from overspill.errors import ConnectFailed, MissingExtra, OverspillError, error_of
+from overspill.spawn import spawn_options
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -54,6 +55,7 @@ def running_node(
             stderr=log,
             text=True,
             env=child_environment(),
+            **spawn_options(),
         )
         stack.callback(_stop, process)
         line = _first_line(process)
@@ -73,6 +75,7 @@ def enrolment_code(state: Path) -> str:
         text=True,
         check=False,
         timeout=START_TIMEOUT_S,
+        **spawn_options(),
     )
     if done.returncode:
         raise _not_started(done.stdout, done.stderr)

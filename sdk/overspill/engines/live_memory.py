@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from overspill.spawn import spawn_options
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 _NO_LIMIT = 1 << 60
@@ -100,6 +102,7 @@ def _macos_available() -> int | None:
             capture_output=True,
             text=True,
             timeout=_VM_STAT_TIMEOUT_S,
+            **spawn_options(),
         )
     except (OSError, subprocess.SubprocessError):
         return None

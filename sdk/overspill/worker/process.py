@@ -23,6 +23,7 @@ from overspill.config import child_environment
 from overspill.engines.loading import OnLoaded
 from overspill.engines.options import EngineOptions
 from overspill.freeze import WORKER, python_command
+from overspill.spawn import spawn_options
 from overspill.transport.local.worker_client import WorkerClient
 from overspill.types.card import ModelCard
 from overspill.wire import convert
@@ -222,4 +223,5 @@ async def _spawn(folder: Path) -> asyncio.subprocess.Process:
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
             env=child_environment(_WORKER_ENVIRONMENT),
+            **spawn_options(),
         )
