@@ -13,6 +13,8 @@ DRAIN_S: Final = 20.0
 LEAVING_S: Final = 2.0
 """A node of a fleet answers for so long at least that it leaves, and who is there instead: to those
 who learnt of it a moment ago."""
+MOVED_S: Final = 0.3
+"""And for so long after it has moved streams away, whose devices ask where to."""
 
 
 @dataclass(frozen=True, slots=True)

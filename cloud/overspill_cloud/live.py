@@ -108,17 +108,18 @@ class LiveAnswers:
         if not answer.is_read:
             self._free(answer)
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float) -> bool:
         """Wait until all ended, those too whose admission is under way; after ``timeout_s`` tell
-        the rest to go on elsewhere."""
+        the rest to go on elsewhere. Whether there was such a rest."""
         if await self._ended(timeout_s):
-            return
+            return False
         self._is_over = True
         for answer in tuple(self._busy):
             answer.run.stop(Stop.DRAINED)
         if not await self._ended(_LAST_READ_S):
             for answer in tuple(self._busy):
                 self._forget(answer)
+        return True
 
     async def _ended(self, timeout_s: float) -> bool:
         try:

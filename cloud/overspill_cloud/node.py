@@ -39,6 +39,7 @@ from overspill_cloud.answer import Asked, Displaced, LiveAnswer
 from overspill_cloud.arrivals import Arrivals, Place
 from overspill_cloud.enrolment import Enrolment
 from overspill_cloud.keys import KeyRing
+from overspill_cloud.limits import MOVED_S
 from overspill_cloud.live import LiveAnswers
 from overspill_cloud.models import ServedModel, pick
 from overspill_cloud.pace import Pace
@@ -200,16 +201,18 @@ class Node:
     async def drain(self, timeout_s: float, leaving_s: float = 0.0) -> None:
         """Take no new streams; let those that arrive or run end, and move the rest after
         ``timeout_s``. Those that dawdle on their way are refused sooner: they lose nothing. It
-        takes ``leaving_s`` at least: who comes meanwhile is told to go elsewhere."""
+        takes ``leaving_s`` at least: who comes meanwhile is told to go elsewhere. Those who were
+        moved find it there for a moment, to ask where that is."""
         self._draining = True
         self._parts.log.write(events.NodeDraining())
         began_s = time.monotonic()
         ends_s = began_s + timeout_s
         grace_s = min(timeout_s, self._parts.limits.arriving_grace_s)
         await self._arrivals.drain(grace_s, _shutting_down())
-        await self._live.drain(max(0.0, ends_s - time.monotonic()))
+        has_moved = await self._live.drain(max(0.0, ends_s - time.monotonic()))
+        asked_s = time.monotonic() + (MOVED_S if has_moved and leaving_s else 0.0)
         await self._parts.database.written(LEDGER_TIMEOUT_S)
-        await asyncio.sleep(began_s + leaving_s - time.monotonic())
+        await asyncio.sleep(max(began_s + leaving_s, asked_s) - time.monotonic())
 
     # In calling order -------------------------------------------------------------------------
 

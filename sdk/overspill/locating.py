@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import anyio
+
 from overspill.errors import InvalidRequest, OverspillError, ReceiptInvalid
 from overspill.exchange import parsed
 from overspill.replica import Replica
@@ -21,6 +23,10 @@ MAX_REPLICAS: Final = 256
 MAX_VALID_S: Final = 3600
 ASK_AGAIN_S: Final = 300.0
 """After a node that stands alone, or could not say."""
+LOST_AGAIN_S: Final = 1.0
+"""Between two looks before their time, for answers that lost their node."""
+LOST_WAIT_S: Final = 0.5
+"""So long, at most, does such an answer wait for a list: a frozen node says nothing."""
 _SKEW_S: Final = 90
 
 
@@ -58,6 +64,7 @@ class Locator:
         self._leaving: frozenset[str] = frozenset()
         """Those that the last list did not name any more."""
         self._ask_at = 0.0
+        self._asked = 0.0
 
     @property
     def all(self) -> tuple[Replica, ...]:
@@ -66,11 +73,27 @@ class Locator:
 
     async def refresh(self, current: Sequence[Replica]) -> Sequence[Replica]:
         """The replicas to use from now on; ``current`` where nothing new could be learnt."""
-        now = self._clock()
-        if now < self._ask_at:
+        return current if self._clock() < self._ask_at else await self._ask(current, current)
+
+    async def refresh_without(self, lost: Replica, current: Sequence[Replica]) -> Sequence[Replica]:
+        """The same before its time, since an answer lost its node: who replaced it, and others
+        meanwhile, is on no list from before. The lost one is asked last: a node that drains tells
+        of the others for a while."""
+        if self._clock() < self._asked + LOST_AGAIN_S:
             return current
+        due, found = self._ask_at, current
+        with anyio.move_on_after(LOST_WAIT_S):
+            found = await self._ask(sorted(current, key=lambda replica: replica is lost), current)
+        if found is current:
+            self._ask_at = due  # nothing was learnt by this, so nothing is put off by it
+        return found
+
+    async def _ask(
+        self, tellers: Sequence[Replica], current: Sequence[Replica]
+    ) -> Sequence[Replica]:
+        now = self._asked = self._clock()
         self._ask_at = now + ASK_AGAIN_S
-        for replica in (*current, *self._seeds):
+        for replica in (*tellers, *self._seeds):
             try:
                 found = await locate(replica, int(now))
             except InvalidRequest:
@@ -103,5 +126,6 @@ class Locator:
         absent = frozenset(self._known.keys() - named)
         gone = [address for address in absent & self._leaving if not self._known[address].streams]
         self._leaving = absent - set(gone)
-        for address in gone:
-            await self._known.pop(address).transport.aclose()
+        roads = [self._known.pop(address).transport for address in gone]
+        for road in roads:
+            await road.aclose()

@@ -287,7 +287,9 @@ class RemoteEngine(Engine):
         self._retries.earn()
         while True:
             try:
-                replica = await pick(self._replicas, failed, wait_s=self._options.rest_wait_s)
+                replica = await pick(
+                    lambda: self._replicas, failed, wait_s=self._options.rest_wait_s
+                )
             except BusyError as error:
                 error.partial = journey.text
                 raise
@@ -298,8 +300,9 @@ class RemoteEngine(Engine):
                 return
             except MOVABLE as error:
                 failed.append(replica)
+                await self._locate_without(replica, error)
                 tries += not _may_come_back(journey, error)
-                if not self._may_move(journey, error, tries):
+                if not self._may_move(journey, replica, error, tries):
                     error.partial = journey.text
                     raise
                 self._move(journey, replica, error)
@@ -313,10 +316,23 @@ class RemoteEngine(Engine):
     async def _locate(self) -> None:
         """Learn of replicas that came and went; the session's own value keeps its order."""
         if self._locator is not None:
-            found = await self._locator.refresh(self._replicas)
+            known = self._replicas
+            self._learn(known, await self._locator.refresh(known))
+
+    async def _locate_without(self, lost: Replica, error: OverspillError) -> None:
+        """The same where a replica is gone, or is about to be."""
+        is_gone = isinstance(error, (TransportError, EngineDied)) or _is_draining(error)
+        if self._locator is not None and is_gone:
+            known = self._replicas
+            self._learn(known, await self._locator.refresh_without(lost, known))
+
+    def _learn(self, known: Sequence[Replica], found: Sequence[Replica]) -> None:
+        if found is not known:  # another request may have learnt something meanwhile
             self._replicas = by_rendezvous(found, self._sticky)
 
-    def _may_move(self, journey: Continuation, error: OverspillError, tries: int) -> bool:
+    def _may_move(
+        self, journey: Continuation, replica: Replica, error: OverspillError, tries: int
+    ) -> bool:
         """Whether another try is in order. What has begun goes on without asking the budget: that
         bounds tries for which nobody has worked yet. Nodes that are not there may come back for as
         long as others are waited for."""
@@ -327,7 +343,7 @@ class RemoteEngine(Engine):
             return False
         if _is_about_device(error):
             return False  # every replica counts the same
-        alone = len(self._replicas) == 1
+        alone = all(one is replica for one in self._replicas)
         if journey.text or isinstance(error, Migrated):
             return journey.is_possible and not alone
         if alone and not isinstance(error, TransportError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from overspill.config import load_settings
+from overspill.engines.options import EngineOptions
 from overspill.errors import InvalidRequest, ReceiptInvalid, TransportError, UsageError
+from overspill.exchange import Migrated
 from overspill.identity.keys import SoftwareKey
 from overspill.locating import Locator, locate
 from overspill.opening import open_cloud
@@ -24,7 +27,7 @@ from overspill.trust.template import dev_policy
 from overspill.types.chat import Message, Request
 from overspill.types.replicas import ReplicaList
 from overspill.wire import convert, plaintext
-from overspill_cloud.app import ModelSpec, NodeOptions, serve
+from overspill_cloud.app import ModelSpec, NodeOptions, Serving, serve
 from overspill_cloud.fleet.addresses import AddressFile, write_addresses
 from overspill_cloud.fleet.dns import DnsReplicas, resolve
 from overspill_cloud.store import Store
@@ -174,6 +177,41 @@ async def test_when_one_cannot_say_the_next_is_asked() -> None:
     up = Told("b:2", listing("b:2"))
     found = await locator(down, up, now=now)[0].refresh([down, up])
     assert [one.address for one in found] == ["b:2"]
+
+
+async def test_who_lost_a_node_asks_before_the_time_and_that_node_last() -> None:
+    now = [float(NOW)]
+    lost, other = Told("a:1", listing("a:1", "b:2")), Told("b:2", listing("a:1", "b:2"))
+    follow, _ = locator(lost, other, now=now)
+    found = await follow.refresh([lost, other])
+    lost.told = other.told = listing("b:2", "c:3")
+    assert await follow.refresh_without(lost, found) is found  # it was asked this moment
+    now[0] += 1
+    found = await follow.refresh_without(lost, found)
+    assert [one.address for one in found] == ["b:2", "c:3"]
+    assert (lost.asked, other.asked) == (1, 1)
+
+
+async def test_a_node_that_says_nothing_is_not_waited_for_and_puts_nothing_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("overspill.locating.LOST_WAIT_S", 0.02)
+    now = [float(NOW)]
+    lost, frozen = Told("a:1", listing("a:1", "b:2")), Told("b:2", listing())
+    follow, _ = locator(lost, frozen, now=now)
+    found = await follow.refresh([lost, frozen])
+    now[0] += 29
+
+    async def nothing() -> tuple[bytes, bytes]:
+        frozen.asked += 1
+        return await asyncio.get_running_loop().create_future()
+
+    frozen.transport.locate = nothing
+    assert await follow.refresh_without(lost, found) is found
+    assert frozen.asked == 1
+    now[0] += 1  # the list from before is over now
+    lost.told = listing("c:3")
+    assert [one.address for one in await follow.refresh([lost])] == ["c:3"]
 
 
 def test_a_session_moves_only_when_its_own_replica_goes() -> None:
@@ -347,6 +385,95 @@ async def test_a_node_that_leaves_still_says_who_is_there_instead(tmp_path: Path
             assert [chunk async for chunk in client.generate(request)]
             assert client.address == two.listen
         await running
+
+
+class Leaving:
+    """Slow nodes in one folder, each of which can be made to leave; they give streams 0.1 s."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
+
+    async def start(self, name: str) -> Serving:
+        ready, leaves = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+        async def run() -> None:
+            slow = EngineOptions(token_delay_s=0.01)
+            options = replace(in_fleet(self.folder, name), engine=slow, drain_timeout_s=0.1)
+            async with serve(options, log_to=io.StringIO()) as node:
+                ready.set_result(node)
+                await leaves.wait()
+
+        task = asyncio.create_task(run())
+        node: Serving = await ready
+        self._running[node.listen] = leaves, task
+        return node
+
+    async def end(self, address: str) -> None:
+        leaves, task = self._running.pop(address)
+        leaves.set()
+        await task
+
+    async def client(self, node: Serving, **options: Any) -> RemoteEngine:
+        digests = {"echo": node.models["echo"].sha256}
+        policy = parse_policy(dev_policy(bytes.fromhex(node.dev_root), digests))
+        key = SoftwareKey.generate(FAR)
+        client = RemoteEngine(GrpcTransport(node.listen), policy, key, **options)
+        store = Store(self.folder / "state")
+        await client.enroll(store.new_code(FAR))
+        store.close()
+        return client
+
+    async def __aenter__(self) -> Leaving:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(self.end(address) for address in tuple(self._running)))
+
+
+async def test_an_answer_outlives_every_node_that_was_there_when_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overspill.locating.LOST_AGAIN_S", 0.0)
+    addresses = tmp_path / "addresses"
+    request = Request((Message("user", "x " * 300),), max_tokens=1000)
+    text, endings = "", list[asyncio.Task[None]]()
+    async with Leaving(tmp_path) as nodes:
+        one, two = [await nodes.start(name) for name in ("one", "two")]
+        write_addresses(addresses, [one.listen, two.listen])
+        async with await nodes.client(one, open_road=GrpcTransport) as client:
+            async for chunk in client.generate(request):
+                text += chunk.text
+                if not endings:
+                    first, second = client.addresses
+                    endings.append(asyncio.create_task(nodes.end(first)))
+                elif len(endings) == 1 and client.moves(request.id):
+                    third = await nodes.start("three")
+                    write_addresses(addresses, [third.listen])
+                    endings.append(asyncio.create_task(nodes.end(second)))
+            await asyncio.gather(*endings)
+            assert text.strip() == "echo: " + ("x " * 300).strip()
+            assert len(client.moves(request.id)) == 2
+            assert client.addresses == (third.listen,)
+
+
+async def test_who_was_moved_finds_the_node_there_to_ask_where_to(tmp_path: Path) -> None:
+    async with Leaving(tmp_path) as nodes:
+        one = await nodes.start("one")
+        write_addresses(tmp_path / "addresses", ["elsewhere:1"])
+        async with await nodes.client(one) as client:
+            request = Request((Message("user", "x " * 300),), max_tokens=1000)
+            chunks = client.generate(request)
+            await anext(chunks)
+            ending = asyncio.create_task(nodes.end(one.listen))
+            with pytest.raises(Migrated):
+                await anext(chunk async for chunk in chunks if chunk.finish)
+            await asyncio.sleep(0.1)  # a device may be as far away as that
+            road = GrpcTransport(one.listen)
+            data, _ = await road.locate()
+            await road.aclose()
+            assert plaintext.replicas_from_bytes(data).addresses == ("elsewhere:1",)
+        await ending
 
 
 @pytest.mark.parametrize(
