@@ -110,8 +110,7 @@ async def r16(scale: Scale, folder: Path) -> Measured:
 async def _kill_one(fleet: RayFleet, choice: random.Random, *, its_replica: bool) -> float:
     """kill -9 of a node, or of the worker of Ray that holds it. Seconds until there are as many
     nodes as before without it."""
-    address = choice.choice(fleet.addresses)
-    victim = psutil.Process(_listener(address))
+    address, victim = await _some_node(fleet, choice)
     if its_replica:
         victim = _its_own(fleet, victim.parent())
     victim.kill()
@@ -125,13 +124,24 @@ def _its_own(fleet: RayFleet, process: psutil.Process | None) -> psutil.Process:
     return process
 
 
-def _listener(address: str) -> int:
+async def _some_node(fleet: RayFleet, choice: random.Random) -> tuple[str, psutil.Process]:
+    """One that serves: the list names a node for a moment after it has gone."""
+    async with asyncio.timeout(START_S):
+        while True:
+            address = choice.choice(fleet.addresses)
+            if (process := _listener(address)) is not None:
+                return address, process
+            print(f"R16: {address} is listed, and nobody listens there", flush=True)
+            await asyncio.sleep(0.2)
+
+
+def _listener(address: str) -> psutil.Process | None:
     """The process that listens there."""
     port = int(address.rpartition(":")[2])
     for one in psutil.net_connections("tcp"):
         if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid:
-            return int(one.pid)
-    raise LookupError(f"nobody listens on {address}")
+            return psutil.Process(one.pid)
+    return None
 
 
 def _are_new(fleet: RayFleet, before: set[str]) -> bool:
