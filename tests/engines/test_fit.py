@@ -249,6 +249,9 @@ def test_only_what_this_cpu_repacks_is_counted_twice(model_file):
         (9216, 512, {"AVX2"}, False),
         (9472, 512, {"AVX2"}, True),
         (9472, 256, {"AVX2"}, False),
+        # Heads of 64 that share keys, with AVX-512: at any length.
+        (128, 512, {"AVX2", "AVX512"}, False),
+        (9472, 512, {"AVX2", "AVX512"}, True),
         (4096, 512, {"NEON", "FP16_VA"}, True),
         (4096, 512, (), True),
     ],
@@ -260,6 +263,29 @@ def test_long_contexts_on_x86_compute_attention_in_separate_operations(
     assert fused is fuses_attention(
         path, read_header(path), context_tokens, batch_tokens, frozenset(features)
     )
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "longest"),
+    [
+        (6, 6, 48, 256),
+        (6, 2, 48, 256),
+        (6, 6, 64, 256),
+        (6, 2, 64, 0),
+        (6, 2, 96, 256),
+        (6, 2, 128, 2048),
+    ],
+)
+def test_narrow_heads_gain_by_separate_operations_sooner(heads, kv_heads, width, longest, tmp_path):
+    header = _claims(
+        "llama",
+        embedding_length=heads * width,
+        attention__head_count=heads,
+        attention__head_count_kv=kv_heads,
+    )
+    features = frozenset({"AVX2", "AVX512"})
+    fused = [fuses_attention(tmp_path, header, tokens, 512, features) for tokens in range(1, 4096)]
+    assert fused == [tokens <= longest for tokens in range(1, 4096)]
 
 
 def test_the_cache_grows_with_grouped_heads_and_whole_blocks_of_cells(model_file):
