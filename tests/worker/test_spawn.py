@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
@@ -14,7 +15,7 @@ from overspill_cloud.fleet.supervisor import FleetOptions, NodeProcess
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.skipif(not hasattr(subprocess, "_fork_exec"), reason="no fork on this platform"),
+    pytest.mark.skipif(os.name == "nt", reason="Windows has no fork"),
 ]
 
 

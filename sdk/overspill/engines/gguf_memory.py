@@ -26,9 +26,9 @@ from overspill.engines.memory import F16_BYTES, MemoryNeed
 F32_BYTES = 4
 _CELLS = 256
 _TOKEN_BYTES, _MERGE_BYTES = 145, 150
+"""Of a vocabulary in memory, each; measured on nine real ones, right within a quarter."""
 _CONTEXT_BYTES = 4 << 20
 """Of graphs, threads and the library's own pages: 4.3 to 6.9 MB, whatever the model."""
-"""Of a vocabulary in memory, each; measured on nine real ones, right within a quarter."""
 
 _WINDOW_PATTERNS = {
     # Of so many layers one has full attention (the last; the first where True), unless the file
