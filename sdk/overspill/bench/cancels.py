@@ -23,7 +23,8 @@ from overspill.types.chat import Request
 
 GROUP = 4
 """Streams at once; they are cancelled one after the other, while the rest go on."""
-PROMPT_TOKENS, ANSWER_TOKENS = 600, 1200
+PREFILL_TOKENS, DECODE_TOKENS, ANSWER_TOKENS = 600, 64, 1200
+"""Who is cancelled in prefill has a prompt of more than a chunk; the others only have to begin."""
 LATEST_PREFILL_CANCEL_S = 0.01
 FREED_WITHIN_S = 2.0
 LOOK_EVERY_S = 0.0005
@@ -44,7 +45,7 @@ def cancels(name: str, shape: str) -> Entry:
 
     async def run(bench: Bench) -> Outcome:
         model = await bench.model(shape)
-        context = PROMPT_TOKENS + ANSWER_TOKENS
+        context = PREFILL_TOKENS + ANSWER_TOKENS
         engine, watch = watched_engine(model, plain_options(GROUP, context))
         async with serving(engine) as target:
             trial = _Trial(engine, watch.backend, target)
@@ -82,7 +83,8 @@ class _Trial:
         """
         chosen = random.Random(number)  # noqa: S311 - when to cancel, no secret
         in_prefill = number % 2 == 0
-        streams = [self._stream(number, index) for index in range(GROUP)]
+        tokens = PREFILL_TOKENS if in_prefill else DECODE_TOKENS
+        streams = [self._stream(number, index, tokens) for index in range(GROUP)]
         for stream in streams:
             stream.start(self._engine)
         try:
@@ -102,8 +104,8 @@ class _Trial:
         self.late_steps += [stream.late_steps(steps) for stream in streams]
         self._backend.steps.clear()
 
-    def _stream(self, number: int, index: int) -> _Stream:
-        request = self._target.request(PROMPT_TOKENS, ANSWER_TOKENS, number, index)
+    def _stream(self, number: int, index: int, prompt_tokens: int) -> _Stream:
+        request = self._target.request(prompt_tokens, ANSWER_TOKENS, number, index)
         # Without a template around it the prompt's tokens are known here: they tell its slot.
         raw = replace(request, raw=True)
         bos_id = self._backend.vocabulary.bos_id
@@ -118,13 +120,16 @@ class _Trial:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _cancel(self, stream: _Stream, left: int) -> None:
-        """One cancel, while ``left`` other streams go on."""
+        """One cancel, while ``left`` other streams go on.
+
+        It looks from time to time: a loop that never slept would take a core from what it measures.
+        """
         stream.check_goes_on()
         await stream.leave()
         while self._taken() > left:
             if time.perf_counter() - stream.left_s > FREED_WITHIN_S:
                 raise EngineError(f"A slot was still taken {FREED_WITHIN_S:g} s after a cancel.")
-            await asyncio.sleep(0)
+            await asyncio.sleep(LOOK_EVERY_S)
         self.freed_ms.append(1e3 * (time.perf_counter() - stream.left_s))
 
     def _taken(self) -> int:
