@@ -268,11 +268,11 @@ def test_long_contexts_on_x86_compute_attention_in_separate_operations(
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "width", "longest"),
     [
-        (6, 6, 48, 256),
-        (6, 2, 48, 256),
-        (6, 6, 64, 256),
+        (6, 6, 48, 192),
+        (6, 2, 48, 192),
+        (6, 6, 64, 192),
         (6, 2, 64, 0),
-        (6, 2, 96, 256),
+        (6, 2, 96, 192),
         (6, 2, 128, 2048),
     ],
 )

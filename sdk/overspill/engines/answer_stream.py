@@ -30,18 +30,21 @@ class AnswerStream:
         self.has_begun = False
         """Whether something that shows was put into the outbox: its thread alone looks at this."""
         self._pending: list[Item] = []
-        self._arrived = asyncio.Event()
+        self._waits: asyncio.Future[None] | None = None
+        """Of its one reader: a bare future, which costs a token half of what an event does."""
 
     def deliver(self, item: Item) -> None:
         """Add an item; on the event loop only."""
         self._pending.append(item)
-        self._arrived.set()
+        if self._waits is not None and not self._waits.done():
+            self._waits.set_result(None)
 
     async def chunks(self) -> AsyncGenerator[Chunk]:
         """The answer up to its end; raises the error that ended it, after all text before it."""
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
+            if not self._pending:
+                self._waits = self.loop.create_future()
+                await self._waits
             items, self._pending = self._pending, []
             chunks = [item for item in items if isinstance(item, Chunk)]
             if chunks:

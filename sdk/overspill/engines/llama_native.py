@@ -58,6 +58,8 @@ class NativeBatch:
 
     def fill(self, rows: Sequence[BatchRow]) -> int:
         """Write the rows; returns how many rows of logits they want."""
+        if all(len(row.tokens) == 1 for row in rows):
+            return self._fill_single(rows)
         at = wanted = 0
         for row in rows:
             end = at + len(row.tokens)
@@ -71,6 +73,17 @@ class NativeBatch:
             at = end
         self.native.n_tokens = at
         return wanted
+
+    def _fill_single(self, rows: Sequence[BatchRow]) -> int:
+        """As most steps are: a token a row."""
+        count = len(rows)
+        outputs = [row.wants_logits for row in rows]
+        self._tokens[:count] = [row.tokens[0] for row in rows]
+        self._positions[:count] = [row.position for row in rows]
+        self._sequences[:count] = [row.sequence for row in rows]
+        self._outputs[:count] = outputs
+        self.native.n_tokens = count
+        return sum(outputs)
 
     def free(self) -> None:
         """Give llama.cpp its own pointers back before it frees them."""
