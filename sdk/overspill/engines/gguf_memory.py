@@ -139,8 +139,8 @@ def _fused_until(shape: _Shape, features: frozenset[str]) -> int:
     took 380 ms fused and 165 separate with the heads of a 0.5 B model (14 of 64 numbers, two of
     keys), and 49 and 21 with six of 80; they broke even at 100 to 150 tokens, at 30 with heads of
     64 that share keys, and at 960 with heads of 128. Prompts go 5 to 10% slower for it. Sixteen
-    answers that went on from 64 tokens to 192 took 0.93 to 0.97 of the time. Built for AVX2 alone
-    the library broke even behind 450 tokens, its prompts 15 to 20% slower.
+    answers that went on from 64 tokens to 192 took 0.92 to 0.97 of the time. Built for AVX2 alone
+    the library broke even behind 450 tokens, and such prompts took 15 to 24% longer.
     """
     head = shape.query_width // max(1, shape.heads)
     if "AVX512" not in features or head >= WIDE_HEAD:
