@@ -289,9 +289,16 @@ async def test_who_would_not_wait_for_a_model_is_told_when_to_come_back(start_da
         )
         inside = ErrorBoundary(routes(service))
 
+        told = anyio.Event()
+
         async def app(scope, receive, send):
+            async def note(message):
+                if b": loading 40%" in message.get("body", b""):
+                    told.set()
+                await send(message)
+
             scope[CALLER_KEY] = Caller("notes", frozenset(Scope))
-            await inside(scope, receive, send)
+            await inside(scope, receive, note)
 
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
@@ -312,7 +319,8 @@ async def test_who_would_not_wait_for_a_model_is_told_when_to_come_back(start_da
                     found.append(await http.post(path, json={**body, "stream": True}))
 
                 group.start_soon(ask)
-                await anyio.sleep(0.05)
+                with anyio.move_on_after(30):
+                    await told.wait()
                 running.backend.release()
             assert ": loading 40%" in found[0].text
 
