@@ -162,8 +162,8 @@ async def test_a_frozen_worker_is_noticed_killed_and_replaced():
 
 
 async def test_a_slow_step_is_bridged_by_heartbeats():
-    options = WorkerOptions(local=LocalOptions(silence_s=0.6, heartbeat_s=0.1))
-    slow = EngineOptions(token_delay_s=1.0)
+    options = WorkerOptions(local=LocalOptions(silence_s=1.5, heartbeat_s=0.1))
+    slow = EngineOptions(token_delay_s=2.0)
     async with WorkerEngine("echo", options=slow, worker=options) as engine:
         assert _text(await _collect(engine, _ask("x", max_tokens=1))) == "e"
 
