@@ -63,11 +63,15 @@ async def _world(cloud, tmp_path, **limits):
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5])
 async def test_a_cut_stream_goes_on_where_it_was(cloud, tmp_path, after):
-    async with await _world(cloud, tmp_path) as here:
+    # By this engine a word is a frame always: tokens that a scheduler's thread has ready together
+    # come as one, and there may be too few to be cut thrice.
+    said = "word " * 40
+    each = StreamLimits(gather_s=0.0)
+    async with cloud.world(tmp_path, FakeEngine(said, delay_s=0.001), streams=each) as here:
         road = Cutting(here.node, after, times=3)
         engine = await here.enrolled(road)
         chunks = await cloud.collect(engine, cloud.ask(TEXT))
-        assert cloud.text_of(chunks) == f"echo: {TEXT}"
+        assert cloud.text_of(chunks).split() == said.split()
         assert chunks[-1].finish.receipt
         assert road.times == 0
         await here.node.drain(5.0)
