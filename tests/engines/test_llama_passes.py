@@ -47,6 +47,16 @@ def test_a_chunk_behind_a_long_past_goes_by_itself() -> None:
     assert sequences(rows) == [[*range(8)], [8]]
 
 
+def test_a_chunk_goes_apart_where_that_fills_groups_of_rows() -> None:
+    """Eight and sixteen, or four and sixteen, are computed together; nine, fifteen and three are
+    not."""
+    eight, three = ([row(n, 60) for n in range(count)] for count in (8, 3))
+    assert sequences([*eight, row(8, 60, tokens=16)]) == [[*range(8)], [8]]
+    assert sequences([*eight, row(8, 60, tokens=17)]) == [[*range(9)]]
+    assert sequences([*three, row(3, 60, tokens=17)]) == [[*range(4)]]
+    assert sequences([*three, row(3, 60, tokens=19)]) == [[*range(4)]]
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 40)), min_size=0, max_size=12),
     st.permutations(range(12)),

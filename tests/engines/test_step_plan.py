@@ -14,7 +14,19 @@ from overspill.engines.step_plan import (
     MOST_YIELDED_STEPS,
     SHORT_TOKENS_A_ROW,
     StepPlanner,
+    _in_groups,
 )
+
+GROUPING_TOKENS = 3
+"""So many more, at most, fill a group of four or of sixteen rows."""
+
+
+@given(st.integers(0, 600))
+def test_a_chunk_fills_groups_of_rows_that_are_computed_together(tokens):
+    found = _in_groups(tokens)
+    assert found % 4 == 0
+    assert tokens - 1 <= found <= tokens + GROUPING_TOKENS
+    assert found % 16 == 0 or tokens % 16 < 13
 
 
 @given(decoding=st.integers(1, 15), waiting=st.integers(1, 15))
@@ -32,9 +44,10 @@ def test_a_step_with_prompts_stays_near_what_it_takes_once_all_decode(decoding, 
     took_s = fixed_s + row_s * (decoding + prompt_tokens)
     joined_s = fixed_s + row_s * (decoding + waiting)
     assert [row.tokens for _, row in batch[:decoding]] == [[1]] * decoding
-    # A chunk of each, or as much as the stretch allows.
-    assert took_s <= 2.5 * joined_s + 1e-9 or prompt_tokens == MIN_CHUNK_TOKENS
-    assert prompt_tokens == 48 * waiting or took_s >= 2.5 * joined_s - 2 * row_s - fixed_s
+    # A chunk of each, or as much as the stretch allows, to the nearest whole group of rows.
+    stretched_s = 2.5 * joined_s + GROUPING_TOKENS * row_s + 1e-9
+    assert took_s <= stretched_s or prompt_tokens == MIN_CHUNK_TOKENS
+    assert prompt_tokens == 48 * waiting or took_s >= 2.5 * joined_s - 3 * row_s - fixed_s
 
 
 @given(
@@ -59,7 +72,8 @@ def test_a_long_prompt_keeps_steps_near_that_where_short_chunks_are_dear(
         took_s = 0.01 + 0.002 * decoding + again_s + token_s * chunk
         costs.note(decoding, chunk, took_s)
     joined_s = 0.01 + 0.002 * (decoding + 1)
-    assert took_s <= 1.1 * options.prefill_stretch * joined_s or chunk == MIN_CHUNK_TOKENS
+    stretched_s = 1.1 * options.prefill_stretch * joined_s + GROUPING_TOKENS * token_s
+    assert took_s <= stretched_s or chunk == MIN_CHUNK_TOKENS
 
 
 def _costs(row_s, fixed_s):
@@ -127,11 +141,13 @@ def test_a_step_is_stretched_for_short_prompts_that_are_done_by_it_and_within_bo
     idle_s, joined_s = (fixed_s + row_s * n for n in (decoding, decoding + len(waiting)))
     took_s = idle_s + row_s * sum(taken)
     stretched_s = options.short_prompt_stretch * idle_s
-    assert took_s <= max(stretched_s, options.prefill_stretch * joined_s) + 1e-9
+    # What a long one may add goes to the nearest whole group of rows.
+    joined_s = options.prefill_stretch * joined_s + GROUPING_TOKENS * row_s
+    assert took_s <= max(stretched_s, joined_s) + 1e-9
     done = [len(g.prompt) <= tokens for g, tokens in zip(waiting, taken, strict=True)]
     if not any(done):
         least_s = idle_s + row_s * SHORT_TOKENS_A_ROW * decoding
-        assert took_s <= max(options.prefill_stretch * joined_s, least_s) + 1e-9
+        assert took_s <= max(joined_s, least_s) + 1e-9
 
 
 def test_a_long_prompt_yields_to_short_ones_for_a_few_steps_and_no_longer(stepped):

@@ -158,7 +158,8 @@ class StepPlanner:
         """
         joined_s = self._costs.decode_s(len(batch) + waiting)
         within_s = None if joined_s is None else self._options.prefill_stretch * joined_s
-        return self._room_within(batch, within_s, MIN_CHUNK_TOKENS)
+        room = self._room_within(batch, within_s, MIN_CHUNK_TOKENS)
+        return min(_in_groups(room), self._batch_tokens - _rows(batch))
 
     def _room_to_be_done(self, batch: Sequence[tuple[Generation, BatchRow]], room: int) -> int:
         """The same, at least ``room``, for a step in which a short prompt is done."""
@@ -182,6 +183,13 @@ class StepPlanner:
 
 def _rows(batch: Sequence[tuple[Generation, BatchRow]]) -> int:
     return sum(len(row.tokens) for _, row in batch)
+
+
+def _in_groups(tokens: int) -> int:
+    """The nearest number that fills groups of four, and of sixteen, which CPUs compute together
+    (see ``llama_passes``): thirteen tokens take longer than sixteen, and six as long as seven."""
+    sixteens, rest = divmod(tokens, 16)
+    return 16 * (sixteens + 1) if rest > 12 else 16 * sixteens + (rest + 2) // 4 * 4
 
 
 def _by_slot(batch: list[tuple[Generation, BatchRow]]) -> list[tuple[Generation, BatchRow]]:
