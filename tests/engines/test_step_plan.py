@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from overspill.engines.options import SchedulerOptions
 from overspill.engines.step_costs import StepCosts
 from overspill.engines.step_plan import (
+    GROUPED_PAST_TOKENS,
     MIN_CHUNK_TOKENS,
     MOST_YIELDED_STEPS,
     SHORT_TOKENS_A_ROW,
@@ -27,6 +28,17 @@ def test_a_chunk_fills_groups_of_rows_that_are_computed_together(tokens):
     assert found % 4 == 0
     assert tokens - 1 <= found <= tokens + GROUPING_TOKENS
     assert found % 16 == 0 or tokens % 16 < 13
+
+
+def test_behind_a_long_past_a_chunk_is_no_longer_than_its_time_allows(stepped):
+    """Beside five rows there is time for seven tokens and a half."""
+    taken = []
+    for past in (GROUPED_PAST_TOKENS, GROUPED_PAST_TOKENS + 1):
+        writers = [stepped.generation(n, [1] * 8, computed=8) for n in range(5)]
+        long = stepped.generation(5, [1] * 4000, computed=past)
+        planner = StepPlanner(SchedulerOptions(), _costs(0.004, 0.002), batch_tokens=512)
+        taken += _taken(planner.plan([*writers, long], deque([long])), long)
+    assert taken == [8, 7]
 
 
 @given(decoding=st.integers(1, 15), waiting=st.integers(1, 15))

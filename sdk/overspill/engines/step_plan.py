@@ -33,6 +33,10 @@ SHORT_TOKENS_A_ROW = 4
 a long one have been: a step takes at most about three times as long by that (2.7 times, measured
 with a 0.5 B model, eight rows and 32 tokens), and a line of text one or two of them."""
 
+GROUPED_PAST_TOKENS = 1000
+"""Behind so many tokens attention takes as long as the weights: a token more costs more there than
+it saves by filling a group of rows."""
+
 MOST_YIELDED_STEPS = 3
 """So many steps in a row, at most, do long prompts leave to short ones."""
 
@@ -86,7 +90,7 @@ class StepPlanner:
     ) -> None:
         waiting = [g for g in prefilling if self._may_go_on(g, running)]
         ready = [g for g in waiting if not g.waits_for_picture]
-        room = self._room(batch, len(waiting))
+        room = self._room(batch, waiting)
         short = [g for g in ready if self._is_short(g)]
         long = [g for g in ready if not self._is_short(g)]
         if self._yielded < MOST_YIELDED_STEPS:
@@ -149,16 +153,20 @@ class StepPlanner:
     def _may_go_on(self, generation: Generation, running: Sequence[Generation]) -> bool:
         return generation.leader is None and (self._turns is None or generation in running)
 
-    def _room(self, batch: Sequence[tuple[Generation, BatchRow]], waiting: int) -> int:
+    def _room(
+        self, batch: Sequence[tuple[Generation, BatchRow]], waiting: Sequence[Generation]
+    ) -> int:
         """Prompt tokens that this step has room for.
 
         The rows of those who decode, and of their drafts, take of that room. Measured by the step
         that comes of it: with few decoding and many waiting, small chunks would hold up those who
         wait, and spare nobody what begins once they decode too.
         """
-        joined_s = self._costs.decode_s(len(batch) + waiting)
+        joined_s = self._costs.decode_s(len(batch) + len(waiting))
         within_s = None if joined_s is None else self._options.prefill_stretch * joined_s
         room = self._room_within(batch, within_s, MIN_CHUNK_TOKENS)
+        if any(generation.computed > GROUPED_PAST_TOKENS for generation in waiting):
+            return room
         return min(_in_groups(room), self._batch_tokens - _rows(batch))
 
     def _room_to_be_done(self, batch: Sequence[tuple[Generation, BatchRow]], room: int) -> int:
