@@ -25,8 +25,8 @@ PASS_CELLS: Final = 2048
 ROW_CELLS: Final = 1000
 FOUR_CELLS, SIXTEEN_CELLS = 3000, 10300
 """What rows add to a pass, in the same cells: one by itself, four together, sixteen together. On
-x86 chunks of 1, 4, 5, 7, 8, 15 and 16 tokens took 26, 33, 40, 55, 52, 95 and 74 ms. Other weights
-take as long for the rows together as apart, and gain or lose nothing."""
+x86 chunks of 1, 4, 5, 7, 8, 15 and 16 tokens took 26, 33, 40, 55, 52, 95 and 74 ms. Q8_0 has no
+such layout there, and took as long together as apart."""
 
 
 def calls(rows: Sequence[BatchRow]) -> list[Sequence[int]]:

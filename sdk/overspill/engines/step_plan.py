@@ -195,7 +195,7 @@ def _rows(batch: Sequence[tuple[Generation, BatchRow]]) -> int:
 
 def _in_groups(tokens: int) -> int:
     """The nearest number that fills groups of four, and of sixteen, which CPUs compute together
-    (see ``llama_passes``): thirteen tokens take longer than sixteen, and six as long as seven."""
+    (see ``llama_passes``): thirteen tokens take longer than sixteen, and seven than eight."""
     sixteens, rest = divmod(tokens, 16)
     return 16 * (sixteens + 1) if rest > 12 else 16 * sixteens + (rest + 2) // 4 * 4
 
