@@ -119,6 +119,12 @@ def test_where_rows_are_free_it_drafts_and_longer_with_better_drafts():
     assert lengths[0] < lengths[1] == 15
 
 
+@pytest.mark.parametrize(("most", "drafted"), [(1, 1), (2, 2), (3, 3), (6, 3), (16, 15)])
+def test_drafts_fill_groups_of_rows_unless_fewer_tokens_are_allowed(most, drafted):
+    speculator, copying = _speculator(_costs(MEMORY_BOUND), max_draft_tokens=most), _copying(20, 0)
+    assert len(speculator.propose([copying], 100)[copying]) == drafted
+
+
 def test_where_rows_are_dear_only_long_and_right_drafts_pay():
     speculator = _speculator(_costs(CPU))
     for sequence in (_copying(), _copying(10, 10), _copying(0, 20)):

@@ -127,9 +127,7 @@ class Speculator:
         if without_s is None:
             return 0
         best, best_speed = 0, LEAST_GAIN * tokens / without_s
-        for length in LENGTHS:
-            if length > most:
-                break
+        for length in _lengths(most):
             step_s = self._costs.decode_s(rows + each * length) or without_s
             gained = each * (expected_tokens(rate, length) - 1)
             speed = (tokens + gained) / (step_s + length * token_s)
@@ -212,6 +210,12 @@ def check_draft(
         if generation.ended or row.tokens[n + 1 : n + 2] != [choice.token]:
             break
     return chunks
+
+
+def _lengths(most: int) -> Sequence[int]:
+    """Those of at most so many tokens; who allows fewer than the first still may draft them."""
+    allowed = [length for length in LENGTHS if length <= most]
+    return allowed if allowed or most < 1 else [most]
 
 
 def _left(generation: Generation) -> int:
